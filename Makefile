@@ -1,0 +1,81 @@
+# Each target sets up what it needs; on a fresh machine all it takes is make and Python 3.11.
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
+
+# Nothing is fetched but what the lock names, and no interpreter but the one asked for.
+export UV_PYTHON_DOWNLOADS := never
+export UV_NO_PROGRESS := 1
+# The system's certificates, where it has any: a network may have a CA of its own.
+export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),true,false)
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: run
+run: $(STAMP) ## Start the relay; ARGS="--https-port 9443" are passed on
+	$(BIN)/relay up $(ARGS)
+
+.PHONY: test
+test: lint ## Check the code, then run the tests
+	$(PYTEST) -m "not slow"
+
+.PHONY: test-all
+test-all: lint ## As `test`, with the slow tests and the demonstration
+	$(PYTEST)
+	$(MAKE) demo
+
+.PHONY: lint
+lint: $(STAMP) ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: $(STAMP) ## Put the code into the project's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: demo
+demo: $(STAMP) ## Real notebooks through the relay while its agents are killed
+	$(BIN)/python -m tests.system.demo $(ARGS)
+
+.PHONY: lock
+lock: $(STAMP) ## Choose the newest dependencies and write requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra test --output-file requirements.lock --upgrade \
+	  --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
+	@! grep -n '://' requirements.lock || { echo "requirements.lock names a host"; exit 1; }
+
+.PHONY: clean
+clean: ## Remove the environment, caches and whatever was built
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. pip installs uv, by its hashes in the lock; uv installs the rest.
+$(BIN)/uv:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no $(PYTHON). On Debian: apt-get install -y python3 python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "The relay needs Python 3.11; this is $$($(PYTHON) --version)." \
+	    "Another: make PYTHON=python3.12 …" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments." \
+	    "On Debian: apt-get install -y python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

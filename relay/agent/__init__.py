@@ -1,0 +1,1 @@
+"""The agent: a cluster's side of the relay. Holds nothing that it cannot read again."""

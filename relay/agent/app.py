@@ -1,0 +1,110 @@
+"""The agent's one entry: a ticket, a route, and then REST or channels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+from aiohttp import web
+
+from relay.agent.channels import Channels
+from relay.agent.holders import Holders
+from relay.agent.rest import Rest
+from relay.auth.tickets import Ticket, TicketVerifier
+from relay.config import AgentConfig
+from relay.errors import BadRequest, RelayError, Unauthorized
+from relay.http import TakenOver, error_response, transport_of
+from relay.routing.paths import parse_target
+from relay.routing.routes import Kind, Route, match
+from relay.streams import adopt
+
+log = structlog.get_logger(__name__)
+
+UPGRADE = "relay-records"
+_READ_AHEAD = 512 * 1024
+_SCHEME = "Bearer "
+
+
+class App:
+    """Judges each request by its ticket alone; nothing else in it says who is asking."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        verifier: TicketVerifier,
+        holders: Holders,
+        rest: Rest,
+        max_record: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._verifier = verifier
+        self._holders = holders
+        self._rest = rest
+        self._max_record = max_record
+        self._clock = clock
+        self._links: set[Channels] = set()
+
+    def end_links(self) -> None:
+        """Hang up on all edges; their clients notice nothing."""
+        for channels in list(self._links):
+            channels.close()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        ticket: Ticket | None = None
+        try:
+            ticket = self._verify(request)
+            with structlog.contextvars.bound_contextvars(request_id=ticket.request_id):
+                return await self._serve(request, ticket)
+        except RelayError as error:
+            request_id = ticket.request_id if ticket else ""
+            level = log.error if error.http_status >= 500 else log.info  # noqa: PLR2004
+            level("refused", status=error.http_status, problem=error.message, request=request_id)
+            return error_response(error, request_id)
+
+    def _verify(self, request: web.BaseRequest) -> Ticket:
+        values = request.headers.getall("Authorization", [])
+        if len(values) != 1 or not values[0].startswith(_SCHEME):
+            msg = "A ticket is required."
+            raise Unauthorized(msg)
+        return self._verifier.verify(values[0].removeprefix(_SCHEME), self._clock())
+
+    async def _serve(self, request: web.BaseRequest, ticket: Ticket) -> web.StreamResponse:
+        target = parse_target(request.raw_path)
+        route = match(request.method, target.segments)
+        # A start names no kernel in its path: there the ticket brings the id of the new one.
+        ticket.require(route.action, ticket.kernel if route.kind is Kind.START else route.kernel_id)
+        log.debug("request", method=request.method, kind=route.kind)
+        if route.kind is Kind.CHANNELS:
+            return await self._channels(request, route, ticket)
+        return await self._rest.handle(request, target, route, ticket)
+
+    async def _channels(
+        self, request: web.BaseRequest, route: Route, ticket: Ticket
+    ) -> web.StreamResponse:
+        if request.headers.get("Upgrade") != UPGRADE:
+            msg = "Only an edge opens a kernel's channels here."
+            raise BadRequest(msg)
+        line = await self._holders.get(route.kernel_id or "")
+        transport = transport_of(request)
+        connection = request.protocol
+        streams = adopt(transport, _READ_AHEAD)
+        transport.write(
+            b"HTTP/1.1 101 Switching Protocols\r\n"
+            b"Connection: Upgrade\r\nUpgrade: " + UPGRADE.encode() + b"\r\n\r\n"
+        )
+        channels = Channels(
+            streams,
+            message_bytes=self._config.kernels.message_bytes,
+            max_record=self._max_record,
+        )
+        self._links.add(channels)
+        try:
+            await channels.run(line.socket, ticket.principal)
+        finally:
+            self._links.discard(channels)
+            connection.connection_lost(None)
+        return TakenOver()

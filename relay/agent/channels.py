@@ -1,0 +1,193 @@
+"""One client's channels at the agent: records of frames one way, of messages the other.
+
+Between the edge, which knows bytes, and the holder, which knows messages: here a message becomes
+WebSocket frames of the client's subprotocol and back. Frames are a fixed function of message and
+subprotocol, so that any agent goes on where another one ended, in the middle of a message too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from relay.bridge import ws_codec
+from relay.bridge.messages import Message
+from relay.bridge.records import (
+    Attach,
+    Attached,
+    Close,
+    Kind,
+    RecordError,
+    frames_record,
+    read_entries,
+    read_message,
+    read_struct,
+    record,
+    struct_record,
+    submit_record,
+)
+from relay.errors import ClientError, RelayError, TooLarge
+from relay.model import Principal
+from relay.streams import read_record
+
+log = structlog.get_logger(__name__)
+
+_BATCH: Final = 128 * 1024
+"""Bytes of frames at which a record is sent off."""
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Channels:
+    """Carries one link between an edge and a holder.
+
+    ``message_bytes`` bounds one message to the client, ``max_record`` one record of either side.
+    """
+
+    def __init__(self, edge: Streams, *, message_bytes: int, max_record: int) -> None:
+        self._edge_reader, self._edge = edge
+        self._holder_reader: asyncio.StreamReader
+        self._holder: asyncio.StreamWriter
+        self._message_bytes = message_bytes
+        self._max_record = max_record
+        self._subprotocol = ws_codec.Subprotocol.LEGACY
+        self._after = 0
+        """The last message that the client has whole."""
+        self._skip = 0
+        """Frames of the message after that which it has already."""
+
+    async def run(self, socket: Path, principal: Principal) -> None:
+        """Serve until one of the sides hangs up."""
+        try:
+            await self._attach(socket, principal)
+            async with asyncio.TaskGroup() as tasks:
+                both = [
+                    tasks.create_task(self._towards_client(), name="towards client"),
+                    tasks.create_task(self._towards_kernel(), name="towards kernel"),
+                ]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                for task in both:
+                    task.cancel()
+        except* (OSError, EOFError):
+            # One side is gone; the edge attaches again, the holder's session waits for it.
+            pass
+        except* RecordError as group:
+            log.warning("bad_record", problem=str(group.exceptions[0]))
+        finally:
+            self._edge.close()
+            if hasattr(self, "_holder"):
+                self._holder.close()
+
+    def close(self) -> None:
+        """Hang up on the edge; the rest follows."""
+        self._edge.close()
+
+    async def _attach(self, socket: Path, principal: Principal) -> None:
+        kind, payload = await read_record(self._edge_reader, self._max_record)
+        if kind is not Kind.ATTACH:
+            msg = f"a link begins with ATTACH, not {kind.name}"
+            raise RecordError(msg)
+        # Who it is, the ticket says.
+        attach = msgspec.structs.replace(read_struct(payload, Attach), principal=str(principal))
+        try:
+            self._subprotocol = ws_codec.Subprotocol(attach.subprotocol)
+        except ValueError as error:
+            msg = "no such subprotocol"
+            raise RecordError(msg) from error
+        streams = await asyncio.open_unix_connection(socket, limit=2 * _BATCH)
+        self._holder_reader, self._holder = streams
+        self._holder.write(struct_record(Kind.ATTACH, attach))
+
+    async def _towards_client(self) -> None:
+        while True:
+            kind, payload = await read_record(self._holder_reader, self._max_record)
+            match kind:
+                case Kind.ENTRIES:
+                    if not await self._send_entries(payload):
+                        return
+                case Kind.ATTACHED:
+                    attached = read_struct(payload, Attached)
+                    self._after, self._skip = attached.position.seq, attached.position.fragment
+                    self._edge.write(record(kind, payload))
+                case Kind.ACK:
+                    self._edge.write(record(kind, payload))
+                case Kind.CLOSE:
+                    self._edge.write(record(kind, payload))
+                    await self._edge.drain()
+                    return
+                case _:
+                    msg = f"{kind.name} is not for this connection"
+                    raise RecordError(msg)
+
+    async def _send_entries(self, entries: bytes) -> bool:
+        """Send messages on as frames; false when one of them ends the link."""
+        ready: list[bytes] = []
+        size = 0
+        for entry in read_entries(entries):
+            header, parent, metadata, content, *buffers = entry.parts
+            message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
+            payload = ws_codec.encode(self._subprotocol, message)
+            if payload.size > self._message_bytes:
+                self._refuse(_too_large(payload.size, self._message_bytes))
+                return False
+            last = ws_codec.fragments(payload)
+            for number, frame in enumerate(ws_codec.frames(payload, self._skip), self._skip + 1):
+                ready.append(frame)
+                size += len(frame)
+                if number == last:
+                    self._after, number = entry.seq, 0  # noqa: PLW2901 - the message is whole
+                self._skip = number
+                if size >= _BATCH:
+                    await self._send_frames(ready)
+                    ready, size = [], 0
+        if ready:
+            await self._send_frames(ready)
+        return True
+
+    async def _send_frames(self, frames: list[bytes]) -> None:
+        self._edge.write(frames_record(self._after, self._skip, frames))
+        await self._edge.drain()
+
+    async def _towards_kernel(self) -> None:
+        while True:
+            kind, payload = await read_record(self._edge_reader, self._max_record)
+            match kind:
+                case Kind.MESSAGE:
+                    if not self._submit(payload):
+                        await self._edge.drain()
+                        return
+                case Kind.PROVED:
+                    self._holder.write(record(kind, payload))
+                case Kind.DETACH:
+                    self._holder.write(record(kind, payload))
+                    await self._holder.drain()
+                    return
+                case Kind.PING:
+                    self._edge.write(record(Kind.PONG))
+                case _:
+                    msg = f"{kind.name} is not for this connection"
+                    raise RecordError(msg)
+            await self._holder.drain()
+
+    def _submit(self, payload: bytes) -> bool:
+        number, text, message = read_message(payload)
+        try:
+            decoded = ws_codec.decode(self._subprotocol, text, message)
+        except ClientError as error:
+            log.warning("bad_message", problem=error.message)
+            self._refuse(error)
+            return False
+        self._holder.write(submit_record(number, decoded))
+        return True
+
+    def _refuse(self, error: RelayError) -> None:
+        self._edge.write(struct_record(Kind.CLOSE, Close(error.close_code, error.message)))
+
+
+def _too_large(size: int, limit: int) -> TooLarge:
+    log.warning("message_too_large", size=size, limit=limit, setting="kernels.message_bytes")
+    return TooLarge(f"a message of {size} bytes is over {limit} (kernels.message_bytes)")

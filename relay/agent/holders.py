@@ -1,0 +1,357 @@
+"""The holders of this node: found in their folders, started, spoken to.
+
+The folders are the registry; what is kept here is read from them and from the holders' sockets,
+and can be read again by the next agent. Agents that share a state folder serve the same kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from relay.agent.line import Line
+from relay.bridge.records import Phase
+from relay.config import AgentConfig
+from relay.config.holder import HolderConfig
+from relay.errors import AgentUnavailable, Conflict, NotFound, RelayError, StartFailed
+from relay.model import Principal
+from relay.registry import (
+    Place,
+    kernels_folder,
+    places,
+    private_folder,
+    process_started,
+    runtime_folder,
+    socket_name,
+    write_atomic,
+)
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT: Final = 15.0
+"""Seconds a holder has from its start until it serves its socket."""
+_ANSWER: Final = 5.0
+"""Seconds a list waits for a holder that was never heard."""
+_RETRY: Final = 0.02
+_TRIES: Final = 3
+_MARGIN: Final = 20.0
+"""Seconds beyond twice the launch timeout (ipc, then TCP) after which a start has failed."""
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A kernel somebody wants; ``environment`` is the kernel's whole environment."""
+
+    kernel_id: str
+    name: str
+    owner: Principal
+    environment: dict[str, str]
+    launch_timeout: float
+
+
+class Holders:
+    """The kernels of one cluster on this node.
+
+    ``tasks`` owns the lines to the holders.
+    """
+
+    def __init__(self, config: AgentConfig, max_record: int, tasks: asyncio.TaskGroup) -> None:
+        self._config = config
+        self._max_record = max_record
+        self._tasks = tasks
+        self._state_dir = Path(config.state_dir)
+        self._runtime = runtime_folder(self._state_dir, config.runtime_dir)
+        self._lines: dict[str, Line] = {}
+        self._gone: set[str] = set()
+        """Ended, though their folders may be there for another moment."""
+        self._opening: dict[str, asyncio.Task[Line | None]] = {}
+        private_folder(kernels_folder(self._state_dir, config.cluster))
+
+    async def all(self) -> list[Line]:
+        """Every kernel that runs. Raises `AgentUnavailable` rather than leave one out."""
+        found = places(self._state_dir, self._config.cluster)
+        self._gone &= {place.kernel_id for place in found}
+        unknown = [place for place in found if not self._is_known(place)]
+        await self._within_answer(asyncio.gather(*(self._open(place) for place in unknown)))
+        return [line for line in self._lines.values() if line.status.phase is Phase.READY]
+
+    async def get(self, kernel_id: str) -> Line:
+        """One kernel. Raises `NotFound`."""
+        line = self._lines.get(kernel_id)
+        place = self._place(kernel_id)
+        if line is None and kernel_id not in self._gone and place.exists():
+            line = await self._within_answer(self._open(place))
+        if line is None or line.status.phase is not Phase.READY:
+            raise _no_such_kernel()
+        return line
+
+    async def start(self, request: StartRequest) -> Line:
+        """Start a kernel, or find the one that an earlier try with the same id started.
+
+        Raises `StartFailed`.
+        """
+        line = self._lines.get(request.kernel_id)
+        if line is None:
+            line = await self._open(self._place(request.kernel_id), request)
+        if line is None:
+            msg = "The kernel ended while it started."
+            raise StartFailed(msg)
+        if line.status.owner != str(request.owner):
+            # Somebody else's kernel: say no more than that the id is taken.
+            msg = "This kernel id is taken."
+            raise Conflict(msg)
+        try:
+            await line.settled(2 * request.launch_timeout + _MARGIN)
+        except TimeoutError:
+            msg = "The kernel's holder does not answer."
+            raise StartFailed(msg) from None
+        if line.status.phase is Phase.FAILED and line.status.failure is not None:
+            raise StartFailed(line.status.failure.message)
+        if line.status.phase is not Phase.READY:
+            msg = "The kernel ended while it started."
+            raise StartFailed(msg)
+        return line
+
+    async def stop(self, kernel_id: str, request_id: str) -> None:
+        """End a kernel. Raises `NotFound`."""
+        line = await self.get(kernel_id)
+        await line.call("shutdown", request_id, self._config.kernels.shutdown_timeout + _MARGIN)
+        self._forget(line)
+
+    def close(self) -> None:
+        """Hang up on all holders; they and their kernels live on."""
+        for task in list(self._opening.values()):
+            task.cancel()
+        for line in self._lines.values():
+            line.close()
+
+    def _place(self, kernel_id: str) -> Place:
+        return Place(kernels_folder(self._state_dir, self._config.cluster) / kernel_id)
+
+    def _is_known(self, place: Place) -> bool:
+        return place.kernel_id in self._lines or place.kernel_id in self._gone
+
+    async def _within_answer(self, waited: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(waited, _ANSWER)
+        except TimeoutError:
+            msg = "A kernel's holder does not answer."
+            raise AgentUnavailable(msg, retry_after=1) from None
+
+    async def _open(self, place: Place, request: StartRequest | None = None) -> Line | None:
+        """The line to a kernel's holder; all who ask at the same time get the same one."""
+        task = self._opening.get(place.kernel_id)
+        if task is None:
+            coroutine = self._open_once(place, request)
+            task = self._tasks.create_task(coroutine, name=f"open {place.kernel_id}")
+            self._opening[place.kernel_id] = task
+            task.add_done_callback(lambda _: self._opening.pop(place.kernel_id, None))
+        # Whoever stops waiting must not stop the others' start.
+        return await asyncio.shield(task)
+
+    async def _open_once(self, place: Place, request: StartRequest | None) -> Line | None:
+        if request is None:
+            self._clean_up(place)
+            return await self._connect(place)
+        self._gone.discard(place.kernel_id)
+        for _ in range(_TRIES):
+            # Another agent may take a folder without a holder for a left-over in between.
+            with contextlib.suppress(FileNotFoundError):
+                private_folder(place.folder)
+                self._spawn_unless_taken(place, request)
+            line = await self._connect(place)
+            if line is not None:
+                return line
+        return None
+
+    def _clean_up(self, place: Place) -> None:
+        """Remove a folder that no holder holds, and what its holder left running."""
+        with contextlib.suppress(FileNotFoundError):
+            lock = place.try_lock()
+            if lock is not None:
+                _bury(place)
+                os.close(lock)
+
+    def _spawn_unless_taken(self, place: Place, request: StartRequest) -> None:
+        lock = place.try_lock()
+        if lock is None:
+            return
+        try:
+            if place.read_record() is None:
+                # The holder inherits the lock: there is no moment in which nobody has it.
+                self._spawn(place, request, lock)
+            else:
+                _bury(place)
+        finally:
+            os.close(lock)
+
+    async def _connect(self, place: Place) -> Line | None:
+        deadline = time.monotonic() + _CONNECT
+        while time.monotonic() < deadline:
+            try:
+                config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
+                line = await Line.open(place, Path(config.socket), self._max_record)
+            except (OSError, EOFError):
+                if not place.exists() or _is_free(place):
+                    return None
+                await asyncio.sleep(_RETRY)
+                continue
+            self._lines[place.kernel_id] = line
+            self._tasks.create_task(self._follow(line), name=f"line {place.kernel_id}")
+            return line
+        msg = "A kernel's holder does not answer."
+        raise AgentUnavailable(msg, retry_after=1)
+
+    async def _follow(self, line: Line) -> None:
+        await line.run()
+        self._forget(line)
+        if line.status.phase in {Phase.READY, Phase.STARTING} and not line.closed:
+            # Hung up without a word: looking again buries what the holder left, if it died.
+            log.warning("holder_lost", kernel_id=line.place.kernel_id)
+            self._gone.discard(line.place.kernel_id)
+            await self._open(line.place)
+
+    def _forget(self, line: Line) -> None:
+        self._gone.add(line.place.kernel_id)
+        if self._lines.get(line.place.kernel_id) is line:
+            del self._lines[line.place.kernel_id]
+        line.close()
+
+    def _spawn(self, place: Place, request: StartRequest, lock: int) -> None:
+        config = HolderConfig(
+            name=request.name,
+            owner=str(request.owner),
+            created=time.time(),
+            socket=str(self._runtime / f"{socket_name()}.sock"),
+            environment=request.environment,
+            max_record=self._max_record,
+            kernels=msgspec.structs.replace(
+                self._config.kernels, launch_timeout=request.launch_timeout
+            ),
+            journal=self._config.journal,
+            sessions=self._config.sessions,
+            log=self._config.log,
+        )
+        write_atomic(place.request, msgspec.json.encode(config))
+        # -P: the folder we happen to be in is no place to import from.
+        command = [sys.executable, "-P", "-m", "relay.holder", "--folder", str(place.folder)]
+        descriptor = os.open(place.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [*command, "--lock", str(lock)],
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                pass_fds=(lock,),
+                start_new_session=True,
+                env={k: v for k, v in os.environ.items() if not k.startswith("RELAY_")},
+            )
+        finally:
+            os.close(descriptor)
+        log.info("holder_started", kernel_id=place.kernel_id, holder_pid=process.pid)
+        _reap(process)
+
+
+def _no_such_kernel() -> NotFound:
+    return NotFound("There is no such kernel.")
+
+
+def _is_free(place: Place) -> bool:
+    """Whether nobody holds a kernel's folder: its holder ended before it served."""
+    try:
+        lock = place.try_lock()
+    except FileNotFoundError:
+        return True
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
+def _bury(place: Place) -> None:
+    """End what a holder that died left running. Call it with the folder's lock taken."""
+    record = place.read_record()
+    if record is not None and record.kernel_pid is not None:
+        alive = process_started(record.kernel_pid) == record.kernel_started
+        log.warning("holder_died", kernel_id=place.kernel_id, kernel_alive=alive)
+        if alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(record.kernel_pid, signal.SIGKILL)
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
+        endpoint = Path(config.socket)
+        for socket in endpoint.parent.glob(f"{endpoint.stem}*"):
+            socket.unlink(missing_ok=True)
+    shutil.rmtree(place.folder, ignore_errors=True)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Collect the holder's exit status when it ends, so that it leaves no zombie."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(process.pid)
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        process.wait()
+
+    loop.add_reader(descriptor, ended)
+
+
+async def end_kernels(state_dir: Path, timeout: float) -> int:
+    """End every kernel of every cluster in a state folder, agents or not; returns how many.
+
+    ``timeout`` in seconds is what one kernel may take; one that takes longer is killed.
+    """
+    found = [
+        place
+        for folder in state_dir.glob("*/kernels")
+        for place in places(state_dir, folder.parent.name)
+    ]
+    ended = await asyncio.gather(*(_end(place, timeout) for place in found))
+    return sum(ended)
+
+
+async def _end(place: Place, timeout: float) -> bool:
+    if not _is_free(place):
+        try:
+            async with asyncio.timeout(timeout):
+                config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
+                line = await Line.open(place, Path(config.socket), config.max_record)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(line.run(), name="line")
+                    await line.call("shutdown", "", timeout)
+        except* (OSError, EOFError, RelayError, TimeoutError) as group:
+            log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=str(group))
+            _kill_holder(place)
+        else:
+            return True
+    await asyncio.sleep(_RETRY)
+    with contextlib.suppress(FileNotFoundError):
+        lock = place.try_lock()
+        if lock is not None:
+            ran = place.exists()
+            _bury(place)
+            os.close(lock)
+            return ran
+    return False
+
+
+def _kill_holder(place: Place) -> None:
+    record = place.read_record()
+    if record is not None and process_started(record.holder_pid) == record.holder_started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(record.holder_pid, signal.SIGKILL)

@@ -1,0 +1,74 @@
+"""The kernelspecs of this machine, as Jupyter's REST API shows them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+from relay.errors import NotFound
+
+_USUAL_DEFAULT: Final = "python3"
+
+
+class KernelSpecs:
+    """Finds kernelspecs; ``prefix`` is the path under which clients fetch their resources."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._manager = KernelSpecManager()
+
+    async def all(self) -> dict[str, Any]:
+        """``{"default": name, "kernelspecs": {name: model}}``."""
+        found = await asyncio.to_thread(self._manager.get_all_specs)
+        models = {name: self._model(name, item) for name, item in found.items()}
+        return {"default": _default(list(models)), "kernelspecs": models}
+
+    async def get(self, name: str) -> dict[str, Any]:
+        """One kernelspec's model. Raises `NotFound`."""
+        found = await asyncio.to_thread(self._manager.get_all_specs)
+        if name not in found:
+            msg = f"There is no kernelspec named {name!r}."
+            raise NotFound(msg)
+        return self._model(name, found[name])
+
+    async def default(self) -> str:
+        """The kernelspec of those who name none. Raises `NotFound` where there is not any."""
+        names = list(await asyncio.to_thread(self._manager.find_kernel_specs))
+        if not names:
+            msg = "This cluster has no kernelspecs."
+            raise NotFound(msg)
+        return _default(names)
+
+    async def resource(self, name: str, file: tuple[str, ...]) -> Path:
+        """The file of a kernelspec, such as its logo. Raises `NotFound`."""
+        msg = "There is no such kernelspec resource."
+        try:
+            spec = await asyncio.to_thread(self._manager.get_kernel_spec, name)
+        except (NoSuchKernel, ValueError) as error:
+            raise NotFound(msg) from error
+        root = Path(spec.resource_dir).resolve()
+        path = root.joinpath(*file).resolve()
+        # What a link inside the folder points to may lie outside of it.
+        if not path.is_relative_to(root) or not path.is_file():
+            raise NotFound(msg)
+        return path
+
+    def _model(self, name: str, item: dict[str, Any]) -> dict[str, Any]:
+        folder = Path(item["resource_dir"])
+        resources = {}
+        for file in ("kernel.js", "kernel.css"):
+            if (folder / file).is_file():
+                resources[file] = self._url(name, file)
+        for logo in sorted(folder.glob("logo-*")):
+            resources[logo.stem] = self._url(name, logo.name)
+        return {"name": name, "spec": item["spec"], "resources": resources}
+
+    def _url(self, name: str, file: str) -> str:
+        return f"{self._prefix}/kernelspecs/{name}/{file}"
+
+
+def _default(names: list[str]) -> str:
+    return _USUAL_DEFAULT if _USUAL_DEFAULT in names else min(names, default=_USUAL_DEFAULT)

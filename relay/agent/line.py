@@ -1,0 +1,143 @@
+"""A line to one holder: its status as it changes, and calls with their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import structlog
+
+from relay.bridge.records import (
+    Call,
+    Failure,
+    Kind,
+    Phase,
+    RecordError,
+    Result,
+    Status,
+    read_struct,
+    struct_record,
+)
+from relay.errors import AgentTimeout, AgentUnavailable, KernelError
+from relay.model import KernelModel, jupyter_time
+from relay.registry import Place
+from relay.streams import read_record
+
+log = structlog.get_logger(__name__)
+
+
+class Line:
+    """One holder, for as long as both it and this agent live."""
+
+    def __init__(
+        self,
+        place: Place,
+        socket: Path,
+        status: Status,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        max_record: int,
+    ) -> None:
+        self.place = place
+        self.socket = socket
+        self.status = status
+        self.closed = False
+        """Whether this side hung up."""
+        self._reader, self._writer = streams
+        self._max_record = max_record
+        self._calls: dict[int, asyncio.Future[Failure | None]] = {}
+        self._ids = itertools.count(1)
+        self._changed = asyncio.Event()
+
+    @classmethod
+    async def open(cls, place: Place, socket: Path, max_record: int) -> Line:
+        """Connect and hear the first status. Raises ``OSError`` and ``EOFError``."""
+        reader, writer = await asyncio.open_unix_connection(socket)
+        writer.write(struct_record(Kind.CALL, Call(id=0, op="status")))
+        try:
+            while True:
+                kind, payload = await read_record(reader, max_record)
+                if kind is Kind.STATUS:
+                    status = read_struct(payload, Status)
+                    return cls(place, socket, status, (reader, writer), max_record)
+        except BaseException:
+            writer.close()
+            raise
+
+    @property
+    def model(self) -> KernelModel:
+        """The kernel as REST shows it."""
+        return KernelModel(
+            id=self.place.kernel_id,
+            name=self.status.name,
+            last_activity=jupyter_time(self.status.last_activity),
+            execution_state=self.status.execution_state,
+            connections=self.status.connections,
+        )
+
+    async def run(self) -> None:
+        """Follow the holder until either side hangs up."""
+        try:
+            while self.status.phase not in {Phase.GONE, Phase.FAILED}:
+                self._take(*await read_record(self._reader, self._max_record))
+        except (OSError, EOFError):
+            # How it ended is for the owner to find out.
+            pass
+        except RecordError as error:
+            log.warning("bad_record", problem=error.message)
+        finally:
+            self._changed.set()
+            self._writer.close()
+            self._finish_calls()
+
+    def _finish_calls(self) -> None:
+        for waiting in self._calls.values():
+            if waiting.done():
+                continue
+            if self.status.phase is Phase.GONE:
+                waiting.set_result(None)
+            else:
+                msg = "The kernel's holder went away."
+                waiting.set_exception(AgentUnavailable(msg, retry_after=1))
+
+    def _take(self, kind: Kind, payload: bytes) -> None:
+        match kind:
+            case Kind.STATUS:
+                self.status = read_struct(payload, Status)
+                self._changed.set()
+            case Kind.RESULT:
+                result = read_struct(payload, Result)
+                waiting = self._calls.get(result.id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(result.failure)
+            case _:
+                msg = f"{kind.name} is not for this connection"
+                raise RecordError(msg)
+
+    async def settled(self, timeout: float) -> None:
+        """Wait until the kernel has started or failed to. Raises ``TimeoutError``."""
+        async with asyncio.timeout(timeout):
+            while self.status.phase is Phase.STARTING and not self._writer.is_closing():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def call(self, op: str, request_id: str, timeout: float) -> None:
+        """Have the holder do something. Raises `KernelError` and `AgentTimeout`."""
+        call = Call(id=next(self._ids), op=op, request_id=request_id)
+        waiting = asyncio.get_running_loop().create_future()
+        self._calls[call.id] = waiting
+        try:
+            self._writer.write(struct_record(Kind.CALL, call))
+            failure = await asyncio.wait_for(waiting, timeout)
+        except TimeoutError:
+            msg = f"The kernel did not {op} within {timeout:g} s."
+            raise AgentTimeout(msg) from None
+        finally:
+            del self._calls[call.id]
+        if failure is not None:
+            raise KernelError(failure.message)
+
+    def close(self) -> None:
+        """Hang up; the holder and its kernel live on."""
+        self.closed = True
+        self._writer.close()

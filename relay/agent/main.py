@@ -1,0 +1,82 @@
+"""The agent's process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+
+from relay import log as logging
+from relay import processes
+from relay.agent.app import App
+from relay.agent.holders import Holders
+from relay.agent.kernelspecs import KernelSpecs
+from relay.agent.rest import Rest
+from relay.auth.tickets import TicketVerifier
+from relay.config import AgentConfig, AgentTls
+from relay.http import Server, server
+
+log = structlog.get_logger(__name__)
+
+_RECORD_MARGIN: Final = 1024 * 1024
+"""Bytes that framing adds to the largest message at the most."""
+
+
+def run(config: AgentConfig) -> None:
+    """Serve one cluster's kernels of this node until SIGTERM; the kernels live on."""
+    logging.configure(config.log.level, config.log.format, component="agent")
+    structlog.contextvars.bind_contextvars(cluster=config.cluster)
+    uvloop.run(_run(config))
+
+
+async def _run(config: AgentConfig) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    max_record = config.kernels.message_bytes + _RECORD_MARGIN
+    async with asyncio.TaskGroup() as tasks:
+        holders = Holders(config, max_record, tasks)
+        rest = Rest(config, holders, KernelSpecs(f"/{config.cluster}"))
+        keys = [Path(path).read_bytes() for path in config.ticket_keys]
+        verifier = TicketVerifier(keys, config.cluster)
+        app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
+        http = server(app.handle)
+        listener = await loop.create_server(
+            http, sock=_listen(config), ssl=_tls(config.tls), backlog=1024
+        )
+        processes.notify("READY=1")
+        log.info("ready", port=config.listen.port)
+        await stopped.wait()
+        log.info("stopping")
+        listener.close()
+        await _drain(app, http, config.drain)
+        holders.close()
+
+
+async def _drain(app: App, http: Server, seconds: float) -> None:
+    """End links at once, edges attach again elsewhere or later; let requests finish."""
+    app.end_links()
+    http.pre_shutdown()
+    await http.shutdown(seconds)
+
+
+def _listen(config: AgentConfig) -> socket.socket:
+    return processes.listen_patiently(config.listen.host, config.listen.port)
+
+
+def _tls(settings: AgentTls | None) -> ssl.SSLContext | None:
+    if settings is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(settings.certificate, settings.key)
+    context.load_verify_locations(settings.client_ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context

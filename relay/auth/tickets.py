@@ -1,0 +1,225 @@
+"""Tickets: what the edge shows an agent in place of the user's own token.
+
+A ticket is a JWT (RFC 7519) of one fixed form: EdDSA over Ed25519, one signer, one cluster, seconds
+to live. Since both ends are ours, everything that is not exactly that form is refused, known attack
+or not (RFC 8725). PyJWT checks the signature; the claims are checked here, against the ``now`` that
+is passed in.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal
+
+import jwt
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from relay.auth.policy import Action
+from relay.errors import Forbidden, Unauthorized
+from relay.model import Principal
+
+ISSUER = "relay-edge"
+ALGORITHM: Literal["EdDSA"] = "EdDSA"
+TYPE: Literal["relay-ticket+jwt"] = "relay-ticket+jwt"
+"""Explicit typing (RFC 8725 §3.11): no other JWT passes for a ticket."""
+MAX_LIFETIME = 120.0
+"""Longest time between ``iat`` and ``exp`` that is signed or believed, in seconds."""
+LEEWAY = 5.0
+"""How far edge's and agent's clocks may be apart, in seconds."""
+MAX_TICKET = 4096
+"""Longest ticket that is looked at, in characters."""
+
+# An Ed25519 signature is 64 bytes, hence 86 characters.
+_COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86})")
+_JWS = jwt.PyJWS(algorithms=[ALGORITHM])
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wants what: all that an agent learns about the user."""
+
+    principal: Principal
+    cluster: str
+    kernel: str | None
+    """The one kernel that may be touched; ``None`` for requests that name none."""
+    actions: tuple[Action, ...]
+    request_id: str
+
+    def require(self, action: str, kernel: str | None) -> None:
+        """Return when the ticket is for ``action`` on exactly this ``kernel``.
+
+        Raises ``Forbidden`` otherwise. ``None`` is no wildcard: a ticket without a kernel opens
+        none, and one for a kernel is no use elsewhere.
+        """
+        if action not in self.actions or kernel != self.kernel:
+            raise Forbidden("the ticket is not for this request")
+
+
+# Unknown fields are refused in both parts of a ticket: among them are crit, b64, jwk, jku, x5u and
+# nbf, and a claim that a newer edge adds may be a restriction.
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    alg: Literal["EdDSA"]
+    typ: Literal["relay-ticket+jwt"]
+    kid: str
+
+
+class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    iss: str
+    aud: str
+    sub: str
+    iat: float
+    exp: float
+    kernel: str | None
+    actions: tuple[Action, ...]
+    request_id: str
+
+
+class TicketSigner:
+    """Signs tickets with the edge's private key."""
+
+    def __init__(self, private_pem: bytes, issuer: str = ISSUER) -> None:
+        """Raise ``ValueError`` unless ``private_pem`` is an unencrypted Ed25519 key."""
+        self._key = _private_key(private_pem)
+        self._issuer = issuer
+        self.kid = _fingerprint(self._key.public_key())
+        """First 16 hex digits of the SHA-256 of the public key's SubjectPublicKeyInfo in DER."""
+
+    def sign(self, ticket: Ticket, now: float, lifetime: float) -> str:
+        """Return ``ticket`` signed, valid from ``now`` (Unix seconds) for ``lifetime`` seconds.
+
+        Raises ``ValueError`` for a lifetime outside 0 to ``MAX_LIFETIME``, and for a principal that
+        would be read back as another one.
+        """
+        if not 0 < lifetime <= MAX_LIFETIME:
+            raise ValueError(f"a ticket lives between 0 and {MAX_LIFETIME:g} seconds")
+        subject = str(ticket.principal)
+        # Principal("a:b", "c") and Principal("a", "b:c") are written alike.
+        if Principal.parse(subject) != ticket.principal:
+            raise ValueError("an authenticator's name contains no colon")
+        claims = _Claims(
+            iss=self._issuer,
+            aud=ticket.cluster,
+            sub=subject,
+            iat=now,
+            exp=now + lifetime,
+            kernel=ticket.kernel,
+            actions=ticket.actions,
+            request_id=ticket.request_id,
+        )
+        payload = msgspec.json.encode(claims)
+        headers = {"kid": self.kid, "typ": TYPE}
+        return _JWS.encode(payload, self._key, algorithm=ALGORITHM, headers=headers)
+
+
+class TicketVerifier:
+    """Believes tickets for one cluster, signed by one of the configured keys."""
+
+    def __init__(self, public_pems: Sequence[bytes], cluster: str, issuer: str = ISSUER) -> None:
+        """Raise ``ValueError`` without a key, and for one that is not a public Ed25519 key."""
+        keys = [_public_key(pem) for pem in public_pems]
+        if not keys:
+            raise ValueError("an agent needs at least one ticket key")
+        self._keys = {_fingerprint(key): key for key in keys}
+        self._cluster = cluster
+        self._issuer = issuer
+
+    def verify(self, text: str, now: float) -> Ticket:
+        """Return the ticket in ``text`` if it holds at ``now`` (Unix seconds).
+
+        Raises ``Unauthorized`` for everything else, whatever ``text`` contains.
+        """
+        claims = self._signed_claims(text)
+        if claims.iss != self._issuer or claims.aud != self._cluster:
+            raise _refused("it is for another cluster, or from another issuer")
+        _check_times(claims.iat, claims.exp, now)
+        try:
+            principal = Principal.parse(claims.sub)
+        except ValueError:
+            raise _refused("its subject is malformed") from None
+        return Ticket(
+            principal=principal,
+            cluster=claims.aud,
+            kernel=claims.kernel,
+            actions=claims.actions,
+            request_id=claims.request_id,
+        )
+
+    def _signed_claims(self, text: str) -> _Claims:
+        """Return the claims of a ticket whose form and signature are right."""
+        header = _header(text)
+        key = self._keys.get(header.kid)
+        if key is None:
+            raise _refused("its key is unknown")
+        try:
+            payload = _JWS.decode_complete(text, key, algorithms=[ALGORITHM])["payload"]
+            return msgspec.json.decode(payload, type=_Claims)
+        except (jwt.PyJWTError, ValueError):  # msgspec's errors are ValueErrors
+            raise _refused("its signature or its claims are wrong") from None
+
+
+def _header(text: str) -> _Header:
+    """Return the header, not yet to be believed, of a ticket in the one canonical encoding."""
+    found = _COMPACT.fullmatch(text) if len(text) <= MAX_TICKET else None
+    if found is None or not all(map(_is_canonical, found.groups())):
+        raise _refused("it is malformed")
+    try:
+        return msgspec.json.decode(_decode(found[1]), type=_Header)
+    except ValueError:
+        raise _refused("its header is not a ticket's") from None
+
+
+def _is_canonical(segment: str) -> bool:
+    """Tell whether ``segment`` is the one spelling of its bytes (RFC 7515 §2, RFC 4648 §3.5).
+
+    Versions of PyJWT differ in the padding and the unused last bits that they tolerate.
+    """
+    if len(segment) % 4 == 1:
+        return False
+    return base64.urlsafe_b64encode(_decode(segment)).rstrip(b"=") == segment.encode()
+
+
+def _decode(segment: str) -> bytes:
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+def _check_times(issued: float, expires: float, now: float) -> None:
+    # Written as what must hold: a NaN makes every comparison false.
+    if not 0 < expires - issued <= MAX_LIFETIME:
+        raise _refused("its lifetime is too long")
+    if not issued - LEEWAY <= now < expires + LEEWAY:
+        raise _refused("it has expired, or the clocks of edge and agent disagree")
+
+
+def _refused(why: str) -> Unauthorized:
+    return Unauthorized(f"the ticket was refused: {why}")
+
+
+def _fingerprint(key: Ed25519PublicKey) -> str:
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()[:16]
+
+
+def _private_key(pem: bytes) -> Ed25519PrivateKey:
+    key: object = None
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        key = serialization.load_pem_private_key(pem, password=None)
+    if isinstance(key, Ed25519PrivateKey):
+        return key
+    raise ValueError("the ticket key is not an unencrypted Ed25519 private key in PEM")
+
+
+def _public_key(pem: bytes) -> Ed25519PublicKey:
+    key: object = None
+    with suppress(ValueError, UnsupportedAlgorithm):
+        key = serialization.load_pem_public_key(pem)
+    if isinstance(key, Ed25519PublicKey):
+        return key
+    raise ValueError("a ticket key is not an Ed25519 public key in PEM")

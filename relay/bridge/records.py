@@ -1,0 +1,343 @@
+"""Records: what travels between edge and agent, and between agent and holder.
+
+A record is ``u32le payload length, u8 kind, payload``. Both links use the same framing; each kind
+says below who sends it and what its payload holds. Small control payloads are JSON of the structs
+in this module; what carries messages is a fixed binary header and then bytes that nobody decodes
+on the way.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from relay.bridge.messages import Buffer, Channel
+from relay.errors import RelayError
+from relay.model import ExecutionState
+
+if TYPE_CHECKING:
+    from relay.bridge.messages import Message
+
+HEADER: Final = struct.Struct("<IB")
+_FRAMES: Final = struct.Struct("<QI")
+_CLIENT: Final = struct.Struct("<QB")
+_NUMBER: Final = struct.Struct("<Q")
+_ENTRY: Final = struct.Struct("<QBI")
+_LENGTH: Final = struct.Struct("<Q")
+
+
+class Kind(enum.IntEnum):
+    """What a record is; the comment names sender and payload."""
+
+    ATTACH = 1  # edge → agent → holder: Attach
+    ATTACHED = 2  # holder → agent → edge: Attached
+    FRAMES = 3  # agent → edge: u64 seq, u32 fragment, complete WebSocket frames
+    MESSAGE = 4  # edge → agent: u64 number, u8 1 for text, one reassembled WebSocket message
+    ACK = 5  # holder → agent → edge: u64 number of the last client message the holder has
+    PROVED = 6  # edge → agent → holder: u64 seq the client has received for certain
+    CLOSE = 7  # holder → agent → edge: Close
+    DETACH = 8  # edge → agent → holder: Detach
+    ENTRIES = 9  # holder → agent: packed journal entries
+    SUBMIT = 10  # agent → holder: u64 number, u8 channel, packed parts
+    CALL = 11  # agent → holder: Call
+    RESULT = 12  # holder → agent: Result
+    STATUS = 13  # holder → agent, unasked: Status
+    PING = 14  # either side of the edge-agent link: empty; answered by PONG
+    PONG = 15
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far one reader has come in a kernel's journal.
+
+    Everything up to ``seq`` is behind it, and ``fragment`` WebSocket frames of the message after.
+    """
+
+    epoch: str
+    seq: int
+    fragment: int = 0
+
+
+class Attach(msgspec.Struct, frozen=True, kw_only=True):
+    """A client wants a kernel's channels.
+
+    ``link`` is the edge's own name (32 hex digits) for the client's WebSocket: it stays the same
+    while the edge attaches again through another agent, so that repeats are recognised.
+    """
+
+    link: str
+    principal: str
+    session_id: str = ""
+    subprotocol: str = ""
+    position: Position | None = None
+    request_id: str = ""
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """The holder's answer: where reading starts and which client message it has last."""
+
+    position: Position
+    acknowledged: int
+
+
+class Close(msgspec.Struct, frozen=True):
+    """End of the client's WebSocket, with a code and a reason it may see."""
+
+    code: int
+    reason: str
+
+
+class Detach(msgspec.Struct, frozen=True):
+    """The client's WebSocket ended; ``clean`` when it said goodbye."""
+
+    clean: bool
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to a holder: ``interrupt``, ``restart`` or ``shutdown``."""
+
+    id: int
+    op: str
+    request_id: str = ""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why something did not work, in words a client may see."""
+
+    message: str
+    reason: str = "Kernel error"
+    http_status: int = 500
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to the `Call` of the same id."""
+
+    id: int
+    failure: Failure | None = None
+
+
+class Phase(enum.StrEnum):
+    """Where a kernel stands between its launch and its end."""
+
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What a holder tells every agent about its kernel, at once and whenever it changes.
+
+    ``last_activity`` is in seconds since the epoch.
+    """
+
+    phase: Phase
+    name: str
+    owner: str
+    execution_state: ExecutionState
+    last_activity: float
+    connections: int
+    failure: Failure | None = None
+
+
+class RecordError(RelayError):
+    """The other side of a link does not speak records; the link is of no more use."""
+
+
+class Entry(NamedTuple):
+    """One kernel→client message as a reader gets it."""
+
+    seq: int
+    channel: Channel
+    parts: tuple[Buffer, ...]
+    """header, parent_header, metadata, content, *buffers"""
+
+
+Payload = TypeVar("Payload", bound=msgspec.Struct)
+
+
+def record(kind: Kind, payload: Buffer = b"") -> bytes:
+    """One record in one piece."""
+    return HEADER.pack(len(payload), kind) + payload
+
+
+def struct_record(kind: Kind, payload: msgspec.Struct) -> bytes:
+    """One record whose payload is a struct, as JSON."""
+    return record(kind, msgspec.json.encode(payload))
+
+
+def read_struct(payload: Buffer, struct_type: type[Payload]) -> Payload:
+    """The struct in a payload. Raises `RecordError`."""
+    try:
+        return msgspec.json.decode(payload, type=struct_type)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        msg = f"not a {struct_type.__name__} record"
+        raise RecordError(msg) from error
+
+
+def number_record(kind: Kind, number: int) -> bytes:
+    """An ACK or PROVED record."""
+    return HEADER.pack(_NUMBER.size, kind) + _NUMBER.pack(number)
+
+
+def read_number(payload: Buffer) -> int:
+    """The number in an ACK or PROVED payload. Raises `RecordError`."""
+    if len(payload) != _NUMBER.size:
+        msg = "a number is 8 bytes"
+        raise RecordError(msg)
+    number: int = _NUMBER.unpack(payload)[0]
+    return number
+
+
+def frames_record(seq: int, fragment: int, frames: Iterable[Buffer]) -> bytes:
+    """A FRAMES record: after these frames the client stands at (``seq``, ``fragment``)."""
+    body = b"".join(frames)
+    return b"".join(
+        (HEADER.pack(_FRAMES.size + len(body), Kind.FRAMES), _FRAMES.pack(seq, fragment), body)
+    )
+
+
+def read_frames(payload: Buffer) -> tuple[int, int, memoryview]:
+    """(seq, fragment, frames) of a FRAMES payload. Raises `RecordError`."""
+    if len(payload) < _FRAMES.size:
+        msg = "a FRAMES record is cut short"
+        raise RecordError(msg)
+    seq, fragment = _FRAMES.unpack_from(payload)
+    return seq, fragment, memoryview(payload)[_FRAMES.size :]
+
+
+def message_record(number: int, *, text: bool, payload: Buffer) -> bytes:
+    """A MESSAGE record: the client's message ``number`` on this link."""
+    head = HEADER.pack(_CLIENT.size + len(payload), Kind.MESSAGE)
+    return b"".join((head, _CLIENT.pack(number, text), payload))
+
+
+def read_message(payload: Buffer) -> tuple[int, bool, memoryview]:
+    """(number, text, message) of a MESSAGE payload. Raises `RecordError`."""
+    if len(payload) < _CLIENT.size:
+        msg = "a MESSAGE record is cut short"
+        raise RecordError(msg)
+    number, text = _CLIENT.unpack_from(payload)
+    return number, bool(text), memoryview(payload)[_CLIENT.size :]
+
+
+def submit_record(number: int, message: Message) -> bytes:
+    """A SUBMIT record: the client's message ``number``, taken apart."""
+    parts = message.header, message.parent_header, message.metadata, message.content
+    body = _pack_parts((*parts, *message.buffers))
+    head = HEADER.pack(_CLIENT.size + sum(map(len, body)), Kind.SUBMIT)
+    return b"".join((head, _CLIENT.pack(number, message.channel), *body))
+
+
+def read_submit(payload: Buffer) -> tuple[int, Channel, tuple[memoryview, ...]]:
+    """(number, channel, parts) of a SUBMIT payload. Raises `RecordError`."""
+    try:
+        number, channel = _CLIENT.unpack_from(payload)
+        parts, end = _unpack_parts(memoryview(payload), _CLIENT.size)
+        if end != len(payload) or len(parts) < 4:  # noqa: PLR2004 - header to content
+            msg = "a SUBMIT record does not add up"
+            raise RecordError(msg)
+        return number, Channel(channel), parts
+    except (struct.error, ValueError) as error:
+        msg = "a SUBMIT record is malformed"
+        raise RecordError(msg) from error
+
+
+def entries_record(entries: Iterable[Entry]) -> bytes:
+    """An ENTRIES record."""
+    body: list[Buffer] = []
+    for entry in entries:
+        parts = _pack_parts(entry.parts)
+        body.append(_ENTRY.pack(entry.seq, entry.channel, sum(map(len, parts))))
+        body += parts
+    return b"".join((HEADER.pack(sum(map(len, body)), Kind.ENTRIES), *body))
+
+
+def read_entries(payload: Buffer) -> Iterator[Entry]:
+    """The entries of an ENTRIES payload, as views into it. Raises `RecordError`."""
+    view = memoryview(payload)
+    offset = 0
+    while offset < len(view):
+        try:
+            seq, channel, length = _ENTRY.unpack_from(view, offset)
+            offset += _ENTRY.size
+            parts, end = _unpack_parts(view, offset)
+            if end != offset + length:
+                msg = "an entry does not add up"
+                raise RecordError(msg)
+            yield Entry(seq, Channel(channel), parts)
+        except (struct.error, ValueError) as error:
+            msg = "an ENTRIES record is malformed"
+            raise RecordError(msg) from error
+        offset = end
+
+
+def _pack_parts(parts: tuple[Buffer, ...]) -> list[Buffer]:
+    lengths = struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts))
+    return [lengths, *parts]
+
+
+def _unpack_parts(view: memoryview, offset: int) -> tuple[tuple[memoryview, ...], int]:
+    (count,) = struct.unpack_from("<I", view, offset)
+    offset += 4
+    if count * _LENGTH.size > len(view) - offset:
+        msg = "more parts than bytes"
+        raise RecordError(msg)
+    lengths = struct.unpack_from(f"<{count}Q", view, offset)
+    offset += count * _LENGTH.size
+    if sum(lengths) > len(view) - offset:
+        msg = "parts are longer than their record"
+        raise RecordError(msg)
+    parts = []
+    for length in lengths:
+        parts.append(view[offset : offset + length])
+        offset += length
+    return tuple(parts), offset
+
+
+class RecordReader:
+    """Cuts a byte stream into records, sans I/O.
+
+    ``max_payload`` in bytes bounds what one record may make this side hold.
+    """
+
+    def __init__(self, max_payload: int) -> None:
+        self._max_payload = max_payload
+        self._buffer = bytearray()
+
+    def feed(self, data: Buffer) -> list[tuple[Kind, bytes]]:
+        """The records that are complete with ``data``. Raises `RecordError`."""
+        self._buffer += data
+        found: list[tuple[Kind, bytes]] = []
+        offset = 0
+        while (header := self._header(offset)) is not None:
+            length, kind = header
+            start = offset + HEADER.size
+            if len(self._buffer) - start < length:
+                break
+            offset = start + length
+            found.append((kind, bytes(memoryview(self._buffer)[start:offset])))
+        if offset:
+            del self._buffer[:offset]
+        return found
+
+    def _header(self, offset: int) -> tuple[int, Kind] | None:
+        if len(self._buffer) - offset < HEADER.size:
+            return None
+        length, kind = HEADER.unpack_from(self._buffer, offset)
+        return check_header(length, kind, self._max_payload)
+
+
+def check_header(length: int, kind: int, max_payload: int) -> tuple[int, Kind]:
+    """A record header that is allowed to be. Raises `RecordError`."""
+    if length > max_payload:
+        msg = f"a record of {length} bytes is over the limit of {max_payload}"
+        raise RecordError(msg)
+    try:
+        return length, Kind(kind)
+    except ValueError as error:
+        msg = f"no record is of kind {kind}"
+        raise RecordError(msg) from error

@@ -1,0 +1,56 @@
+"""The `relay` command: parses, calls, prints. One file per subcommand."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from relay import __version__
+from relay.cli import agent, down, edge, up
+
+app = typer.Typer(
+    name="relay",
+    help="One authenticated entry to Jupyter kernels in many clusters.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command(context_settings={"allow_extra_args": True})(up.up)
+for command in (down.down, edge.edge, agent.agent):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"relay {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit: 0, 1 for what failed, 2 for what cannot be done as asked."""
+    try:
+        code = app(prog_name="relay", standalone_mode=False)
+    except typer.TyperException as error:
+        # Typer would draw a box around it; whoever reads a log wants one line. Without a message
+        # it was help that was shown.
+        if message := error.format_message():
+            typer.echo(f"relay: {message}", err=True)
+        code = getattr(error, "exit_code", 2)
+    except typer.Abort:
+        code = 130
+    sys.exit(code or 0)

@@ -1,0 +1,84 @@
+"""`relay down`: stops a running `relay up`, and its kernels where asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from relay.supervisor import StateFolder
+
+STOP_TIMEOUT: Final = 30.0
+"""Seconds that a relay has to stop before it is killed."""
+KERNELS_TIMEOUT: Final = 20.0
+"""Seconds for the kernels to end."""
+HOLDERS_TIMEOUT: Final = 5.0
+"""Seconds for their holders, once told, to be gone too."""
+_INTERVAL: Final = 0.05
+
+
+def down(
+    *,
+    state_dir: Annotated[Path | None, typer.Option(help="As given to `relay up`.")] = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="End the kernels too.")] = False,
+) -> None:
+    """Stop a running `relay up`. Kernels live on, unless --kernels is given."""
+    from relay import supervisor
+    from relay.cli import words
+
+    path = (state_dir or supervisor.default_state_dir(os.environ)).expanduser().absolute()
+    typer.echo(_stop(supervisor.StateFolder(path)))
+    if kernels:
+        from relay.agent.holders import end_kernels
+
+        ended = asyncio.run(end_kernels(path, KERNELS_TIMEOUT)) if path.is_dir() else 0
+        typer.echo(f"Ended {words.count(ended, 'kernel')}.")
+        if left := _remaining(path):
+            typer.echo(f"relay: {words.count(left, 'kernel')} did not end", err=True)
+            raise typer.Exit(1)
+    else:
+        option = words.state_option(path, os.environ)
+        words.show(words.left_behind(supervisor.living_kernels(path), option))
+
+
+def _stop(folder: StateFolder) -> str:
+    """Stop the relay of this folder; what to say about it."""
+    from relay.supervisor import lock_owner
+
+    owner = lock_owner(folder)
+    if owner is None:
+        return f"No relay is running on {folder.path}."
+    os.kill(owner, signal.SIGTERM)
+    if _gone(folder, owner, STOP_TIMEOUT):
+        return f"Stopped the relay, process {owner}."
+    # Its edge and agents go with it.
+    os.kill(owner, signal.SIGKILL)
+    _gone(folder, owner, STOP_TIMEOUT)
+    return f"Killed the relay, process {owner}: it did not stop within {STOP_TIMEOUT:.0f} s."
+
+
+def _gone(folder: StateFolder, owner: int, timeout: float) -> bool:
+    from relay.supervisor import lock_owner
+
+    deadline = time.monotonic() + timeout
+    while lock_owner(folder) == owner:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_INTERVAL)
+    return True
+
+
+def _remaining(path: Path) -> int:
+    """How many kernels are still there when their holders have had time to go."""
+    from relay.supervisor import living_kernels
+
+    deadline = time.monotonic() + HOLDERS_TIMEOUT
+    while (left := living_kernels(path).total()) and time.monotonic() < deadline:
+        time.sleep(_INTERVAL)
+    return left

@@ -1,0 +1,102 @@
+"""`relay up`: everything on one machine, nothing to configure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relay.cli.refusals import refusals, require_strict_parser
+
+if TYPE_CHECKING:
+    from relay.config import UpConfig
+
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one.")
+]
+
+
+def up(
+    context: typer.Context,
+    *,
+    config: Annotated[Path | None, typer.Option(help="YAML file; see config/up.yaml.")] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="What outlives a run (default: the XDG folder)."),
+    ] = None,
+    https_port: Port = None,
+    wss_port: Port = None,
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME ...", help="Local clusters (default: alpha beta)."),
+    ] = None,
+    edge_workers: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+) -> None:
+    """Run an edge and local clusters, supervised, until Ctrl-C. Kernels live on after that."""
+    # `--cluster a b` as well as `--cluster a --cluster b`.
+    if context.args and not cluster:
+        raise typer.BadParameter(f"unexpected argument {context.args[0]!r}")
+    clusters = [*(cluster or ()), *context.args]
+    with refusals():
+        require_strict_parser(os.environ)
+        settings = _settings(config, https_port, wss_port, clusters, edge_workers)
+        chosen = state_dir or (Path(settings.state_dir) if settings.state_dir else None)
+        _run(settings, chosen)
+
+
+def _settings(
+    path: Path | None,
+    https_port: int | None,
+    wss_port: int | None,
+    clusters: list[str],
+    edge_workers: int | None,
+) -> UpConfig:
+    """The configuration with the options over it. Raises `StartError` where they make no sense."""
+    from msgspec.structs import replace
+
+    from relay.config import UpConfig, load
+    from relay.processes import StartError
+    from relay.routing.clusters import check_name
+
+    settings = load(UpConfig, path, os.environ)
+    options = {
+        "https": None if https_port is None else replace(settings.https, port=https_port),
+        "wss": None if wss_port is None else replace(settings.wss, port=wss_port),
+        "clusters": clusters or None,
+        "edge_workers": edge_workers,
+    }
+    for name in clusters:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise StartError(f"--cluster {name}: {error}") from None
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return replace(settings, **given)
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+def _run(settings: UpConfig, state_dir: Path | None) -> None:
+    from relay import log, supervisor
+    from relay.cli import words
+
+    log.configure(settings.log.level, settings.log.format, component="supervisor")
+    path = (state_dir or supervisor.default_state_dir(os.environ)).expanduser().absolute()
+    folder = supervisor.StateFolder(path)
+    failure: supervisor.Failed | None = None
+    try:
+        supervisor.run(
+            settings,
+            folder,
+            os.environ,
+            lambda ready: words.show(words.ready(ready, path, os.getuid())),
+        )
+    except supervisor.Failed as error:
+        failure = error
+        typer.echo(f"relay: {error}", err=True)
+    option = words.state_option(path, os.environ)
+    words.show(words.left_behind(supervisor.living_kernels(path), option))
+    raise typer.Exit(1 if failure else 0)

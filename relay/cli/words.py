@@ -1,0 +1,111 @@
+"""What `relay up` and `relay down` tell people: text only, so that it can be tested as text."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from relay.supervisor import Ready
+
+Style = Literal["", "bold", "bold green", "cyan", "dim", "yellow"]
+
+
+class Line(NamedTuple):
+    """A line and, for terminals, its look."""
+
+    text: str
+    style: Style = ""
+
+
+def ready(ready: Ready, state_dir: Path, uid: int) -> list[Line]:
+    """Everything that is needed to use the relay, in lines ready to paste."""
+    cluster = ready.clusters[0]
+    rest, channels = f"{ready.https_url}/{cluster}", f"{ready.wss_url}/{cluster}"
+    ca = shlex.quote(ready.ca)
+    others = ", ".join(ready.clusters)
+    return [
+        Line("The relay is ready.", "bold green"),
+        Line(""),
+        Line(f"  REST      {ready.https_url}/<cluster>"),
+        Line(f"  Channels  {ready.wss_url}/<cluster>"),
+        Line(f"  Clusters  {others}"),
+        Line(f"  Token     {ready.token}"),
+        Line(f"  CA        {ready.ca}"),
+        Line(""),
+        Line(f"JupyterLab on {cluster}:", "bold"),
+        # SSL_CERT_FILE, since the gateway client's own JUPYTER_GATEWAY_CA_CERTS does nothing
+        # without a client certificate.
+        Line(f"  SSL_CERT_FILE={ca} \\", "cyan"),
+        Line(f"  JUPYTER_GATEWAY_WS_URL={channels} \\", "cyan"),
+        Line(f"  JUPYTER_GATEWAY_AUTH_TOKEN={ready.token} \\", "cyan"),
+        Line(f"  jupyter lab --gateway-url {rest}", "cyan"),
+        Line(""),
+        Line("curl:", "bold"),
+        Line(
+            f"  curl --cacert {ca} -H 'Authorization: token {ready.token}' {rest}/api/kernelspecs",
+            "cyan",
+        ),
+        Line(""),
+        Line('VS Code, "Select Kernel" > "Existing Jupyter Server":', "bold"),
+        Line(f"  {rest}/?token={ready.token}", "cyan"),
+        Line("  It must trust the CA: close it, then start it with", "dim"),
+        Line(f"  NODE_EXTRA_CA_CERTS={ca} code", "cyan"),
+        Line(""),
+        Line(
+            f"Whoever has a token shares uid {uid}, kernels included: no isolation between users.",
+            "yellow",
+        ),
+        Line("Logs: this terminal (stderr); kernels and their holders log to", "dim"),
+        Line(f"  {state_dir}/<cluster>/kernels/<id>/*.log", "dim"),
+        Line("Ctrl-C stops the relay. Kernels live on.", "dim"),
+    ]
+
+
+def left_behind(kernels: Counter[str], option: str) -> list[Line]:
+    """What lives on after the relay, and what to do about it; ``option`` is `state_option`."""
+    if not kernels:
+        return [Line("No kernel is running.")]
+    number = kernels.total()
+    verb, them = ("lives", "it") if number == 1 else ("live", "them")
+    where = ", ".join(f"{cluster}: {n}" for cluster, n in sorted(kernels.items()))
+    return [
+        Line(f"{count(number, 'kernel')} {verb} on ({where}).", "bold"),
+        Line(f"`relay up{option}` finds {them} again; `relay down --kernels{option}` ends {them}."),
+    ]
+
+
+def count(number: int, noun: str) -> str:
+    """``1 kernel``, ``2 kernels``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def state_option(path: Path, environ: Mapping[str, str]) -> str:
+    """The option that names this state folder, with a space before it; "" for the default one."""
+    from relay.supervisor import default_state_dir
+
+    return "" if path == default_state_dir(environ) else f" --state-dir {shlex.quote(str(path))}"
+
+
+def show(lines: Iterable[Line]) -> None:
+    """Print to standard output, in colour on a terminal; a closed pipe is nobody's problem."""
+    with contextlib.suppress(OSError):
+        if sys.stdout.isatty():
+            _paint(lines)
+        else:
+            print(*(line.text for line in lines), sep="\n", flush=True)  # noqa: T201 - its purpose
+
+
+def _paint(lines: Iterable[Line]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for line in lines:
+        # soft_wrap: a line to paste must not be broken at the terminal's edge.
+        console.print(Text(line.text, style=line.style), soft_wrap=True)

@@ -1,0 +1,30 @@
+"""What an agent tells the holder it starts; kept beside the kernel as ``request.json``."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from relay.config.settings import JournalSettings, KernelSettings, LogSettings, SessionSettings
+
+
+class HolderConfig(Struct, frozen=True, kw_only=True):
+    """One kernel to launch and everything that its holder is bound by."""
+
+    name: str
+    """The kernelspec's name."""
+    owner: str
+    """The principal who asked for the kernel, as ``authenticator:subject``."""
+    created: float
+    """When it was asked for, in seconds since the epoch."""
+    socket: str
+    """Path of the unix socket to serve."""
+    environment: dict[str, str]
+    """The kernel's whole environment, before what its kernelspec adds."""
+    working_folder: str | None = None
+    """Where the kernel starts; the agent's own folder by default."""
+    max_record: int
+    """Bytes of one record from an agent."""
+    kernels: KernelSettings
+    journal: JournalSettings
+    sessions: SessionSettings
+    log: LogSettings

@@ -1,0 +1,362 @@
+"""Every setting of every program: one frozen struct per subject, the unit in the docstring.
+
+A struct made in code is not checked field by field; ``load`` checks everything it reads. What one
+value must be is in its type here; what several must be together is in ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Meta, Struct, field
+
+from relay.routing.clusters import check_name
+
+_KIB: Final = 1024
+_MIB: Final = 1024 * _KIB
+_UNITS: Final = {"": 1, "B": 1, "KiB": _KIB, "MiB": _MIB, "GiB": 1024 * _MIB}
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
+
+
+def read_size(value: object) -> object:
+    """Bytes for a text such as ``64 MiB``; anything but text passes unchanged.
+
+    Raises ``ValueError`` for a text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None or match[2] not in _UNITS:
+        raise ValueError("expected bytes: a number, or one with B, KiB, MiB or GiB behind it")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def check_agent_url(url: str) -> None:
+    """Raise ``ValueError`` unless ``url`` is exactly ``http(s)://host:port``."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
+        raise ValueError("expected http://host:port or https://host:port")
+    if url != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ValueError("expected nothing but scheme, host and port")
+
+
+# `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
+# for what the type alone cannot exclude, `path` takes a relative path from the right folder.
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=86_400)]
+Size = Annotated[int, Meta(ge=1, extra={"read": read_size})]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Meta(ge=0, le=1_000_000)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Host = Annotated[str, Meta(min_length=1, max_length=255)]
+FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
+ClusterName = Annotated[str, Meta(extra={"check": check_name})]
+AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
+EnvironmentName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", max_length=255)]
+EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z", max_length=255)]
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """One JSON object per line, or lines for people; ``auto``: for people on a terminal only."""
+
+
+class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An address to listen on."""
+
+    host: Host = "127.0.0.1"
+    """A name or an IP address; ``0.0.0.0`` or ``::`` is every interface."""
+    port: Port
+    """A TCP port; 0 takes a free one."""
+
+
+class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who the edge is towards its clients."""
+
+    certificate: FilePath
+    """PEM file: the certificate, then what else its chain needs."""
+    key: FilePath
+    """PEM file: the certificate's private key, without a passphrase."""
+
+
+class UpstreamTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the edge trusts a cluster's agents, and proves itself to them."""
+
+    ca: FilePath
+    """PEM file: the authorities, and no others, that an agent's certificate may come from."""
+    certificate: FilePath | None = None
+    """PEM file: the edge's certificate for agents that ask for one; none is shown by default."""
+    key: FilePath | None = None
+    """PEM file: the private key of ``certificate``."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for half a pair."""
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+
+
+class AgentTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who an agent is, and whom it lets in."""
+
+    certificate: FilePath
+    """PEM file: the agent's certificate and its chain."""
+    key: FilePath
+    """PEM file: the certificate's private key, without a passphrase."""
+    client_ca: FilePath
+    """PEM file: the authorities that an edge's certificate must come from."""
+
+
+class ClusterSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One cluster, as the edge sees it."""
+
+    agents: list[AgentUrl]
+    """Its agents, each as ``http://host:port`` or ``https://host:port``; any of them will do."""
+    title: Annotated[str, Meta(max_length=100)] = ""
+    """What people read; empty: the cluster's name."""
+    tls: UpstreamTls | None = None
+    """For ``https`` agents; without it the system's authorities are trusted."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where nobody could be reached, or not as it seems."""
+        if not self.agents:
+            raise ValueError("agents: a cluster needs at least one")
+        if self.tls is not None and any(url.startswith("http:") for url in self.agents):
+            raise ValueError("tls is set, but an agent's URL is http")
+
+
+class EdgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one client may send; whatever is beyond is refused and costs nothing more."""
+
+    request_line_bytes: Size = 8 * _KIB
+    """Bytes of method, target and version; beyond: 400."""
+    header_bytes: Size = 8 * _KIB
+    """Bytes of one header, name and value; beyond: 400."""
+    headers: Count = 100
+    """Headers of one request; beyond: 400."""
+    body_bytes: Size = _MIB
+    """Bytes of a request's body; beyond: 413."""
+    message_bytes: Size = 64 * _MIB
+    """Bytes of one WebSocket message from a client; beyond: close code 1009."""
+    unacknowledged_bytes: Size = 8 * _MIB
+    """Bytes of a client's messages kept until the kernel's holder has them, to be sent again if
+    the agent dies; at this many the edge stops reading from that client until some are through."""
+
+
+class WebSocketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a dead peer is told from a quiet one."""
+
+    ping_interval: Seconds = 25.0
+    """Seconds between WebSocket pings to a client; below most proxies' idle limits."""
+    pong_timeout: Seconds = 60.0
+    """Seconds that a ping may stay unanswered before the connection counts as dead."""
+    proof_interval: Seconds = 0.2
+    """Seconds between pings that ask a client how far it has come, while it is sent output."""
+
+
+class UpstreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the edge waits for agents."""
+
+    connect_timeout: Seconds = 2.0
+    """Seconds for a connection to an agent, TLS included."""
+    request_timeout: Seconds = 30.0
+    """Seconds for an agent's whole answer to a request that starts no kernel."""
+    start_timeout: Seconds = 150.0
+    """Seconds for an agent's answer to a request that starts or restarts a kernel."""
+    hold: SecondsOrZero = 2.0
+    """Seconds, from an agent's first failure, that a REST request waits for one to come back."""
+    websocket_hold: SecondsOrZero = 10.0
+    """Seconds, from an agent's first failure, that a WebSocket upgrade waits for one."""
+    reattach: SecondsOrZero = 60.0
+    """Seconds that a client's open WebSocket outlives its agent before it is closed (1012)."""
+
+
+class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``relay edge``."""
+
+    https: ListenSettings = field(default_factory=lambda: ListenSettings(port=8443))
+    """REST, and kernel channels for clients that know one URL."""
+    wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))
+    """Kernel channels only."""
+    tls: TlsSettings
+    """The certificate for both ports."""
+    workers: Count = 2
+    """Processes that share the two ports."""
+    clusters: dict[ClusterName, ClusterSettings]
+    """The clusters by name; the name is the first segment of their URLs."""
+    tokens_file: FilePath
+    """JSON file: the hashes of the tokens that may come in, and whose they are."""
+    ticket_key: FilePath
+    """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
+    ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0
+    """Seconds a ticket is good for; agents refuse more than 120."""
+    limits: EdgeLimits = field(default_factory=EdgeLimits)
+    """What one client may send."""
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
+    """Pings."""
+    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
+    """Patience with agents."""
+    drain: SecondsOrZero = 5.0
+    """Seconds between SIGTERM and the end of whatever is not finished by then."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """The log of the edge and its workers."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where the two ports are one."""
+        _check_two_ports(self.https, self.wss)
+
+
+class KernelEnvironment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which environment variables reach a kernel."""
+
+    allowed: list[EnvironmentName] = []
+    """Names that a client may set in ``env`` besides ``KERNEL_*``."""
+    inherit: list[EnvironmentPattern] = field(
+        default_factory=lambda: [
+            "PATH",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "LANG",
+            "LC_*",
+            "TZ",
+            "TMPDIR",
+            "VIRTUAL_ENV",
+            "CONDA_*",
+            "LD_LIBRARY_PATH",
+            "JUPYTER_PATH",
+            "JUPYTER_DATA_DIR",
+            "IPYTHONDIR",
+        ]
+    )
+    """Names that a kernel gets from the agent's own environment; a last ``*`` is any ending."""
+    value_bytes: Size = 4096
+    """Bytes of one value in ``env``, as UTF-8; beyond: 400."""
+
+
+class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of a kernel's output for whoever reads later; per kernel."""
+
+    bytes: Size = 256 * _MIB
+    """Bytes on disk; the oldest segments go first, and their readers are told."""
+    segment_bytes: Size = 16 * _MIB
+    """Bytes of one file of the journal."""
+    tail_bytes: Size = 4 * _MIB
+    """Bytes of the newest messages kept in memory too, for readers that keep up."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where dropping the oldest segment would drop everything."""
+        if self.bytes < 2 * self.segment_bytes:
+            raise ValueError("bytes must be at least twice segment_bytes")
+
+
+class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is remembered of a kernel's clients; per kernel."""
+
+    sessions: Count = 1000
+    """Clients remembered, connected or not; past that, the one that left first is forgotten."""
+    requests: Count = 10_000
+    """Unanswered requests remembered; past that, the reply to the oldest finds nobody."""
+
+
+class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How kernels are run; per kernel."""
+
+    launch_timeout: Seconds = 60.0
+    """Seconds from launch until the kernel must have been heard."""
+    shutdown_timeout: Seconds = 5.0
+    """Seconds that a kernel asked to shut down has before it is killed."""
+    restart_limit: CountOrZero = 5
+    """Automatic restarts in a row before a kernel that keeps dying is reported dead."""
+    restart_window: Seconds = 60.0
+    """Seconds a kernel must live for its next death to count as the first in a row."""
+    message_bytes: Size = 256 * _MIB
+    """Bytes of one message to clients; beyond: close code 1009."""
+    log_bytes: Size = 16 * _MIB
+    """Bytes kept of what the kernel's process itself writes to stdout and stderr."""
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``relay agent``."""
+
+    cluster: ClusterName
+    """The cluster's name, the same as in the edge's configuration: tickets are made out to it."""
+    listen: ListenSettings
+    """Where edges reach this agent."""
+    tls: AgentTls | None = None
+    """Mutual TLS; without it the agent speaks plain HTTP: trusted networks only."""
+    state_dir: FilePath
+    """Folder of the kernels' records and journals; shared by the agents of one node."""
+    runtime_dir: FilePath | None = None
+    """Folder of unix sockets, with a short path; by default in the user's runtime folder."""
+    ticket_keys: list[FilePath]
+    """PEM files: the public keys of the edges whose tickets count."""
+    environment: KernelEnvironment = field(default_factory=KernelEnvironment)
+    """Which environment variables reach a kernel."""
+    journal: JournalSettings = field(default_factory=JournalSettings)
+    """What is kept of a kernel's output."""
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    """What is remembered of a kernel's clients."""
+    kernels: KernelSettings = field(default_factory=KernelSettings)
+    """How kernels are run."""
+    drain: SecondsOrZero = 5.0
+    """Seconds between SIGTERM and the end of whatever is not finished by then; kernels go on."""
+    body_bytes: Size = _MIB
+    """Bytes of a request's body; beyond: 413."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """The log of the agent and of the holders it starts."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where nobody could get in."""
+        if not self.ticket_keys:
+            raise ValueError("ticket_keys: without a key nobody gets in")
+
+
+class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``relay up``: edge and agents on one machine."""
+
+    state_dir: FilePath | None = None
+    """Folder of everything that is kept; by default ``relay`` in the user's state folder."""
+    https: ListenSettings = field(default_factory=lambda: ListenSettings(port=8443))
+    """REST, and kernel channels for clients that know one URL."""
+    wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))
+    """Kernel channels only."""
+    clusters: list[ClusterName] = field(default_factory=lambda: ["alpha", "beta"])
+    """The local clusters, each an agent of its own."""
+    edge_workers: Count = 2
+    """Processes that share the two ports."""
+    kernels: KernelSettings = field(default_factory=KernelSettings)
+    """How kernels are run."""
+    journal: JournalSettings = field(default_factory=JournalSettings)
+    """What is kept of a kernel's output."""
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    """What is remembered of a kernel's clients."""
+    environment: KernelEnvironment = field(default_factory=KernelEnvironment)
+    """Which environment variables reach a kernel."""
+    limits: EdgeLimits = field(default_factory=EdgeLimits)
+    """What one client may send."""
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
+    """Pings."""
+    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
+    """The edge's patience with agents."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """The log of every process."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where clusters or ports coincide, or no cluster is left."""
+        _check_two_ports(self.https, self.wss)
+        if not self.clusters:
+            raise ValueError("clusters: at least one is needed")
+        if len(set(self.clusters)) < len(self.clusters):
+            raise ValueError("clusters: a name appears twice")
+
+
+def _check_two_ports(https: ListenSettings, wss: ListenSettings) -> None:
+    if https.port == wss.port != 0 and https.host == wss.host:
+        raise ValueError("https and wss need two different ports")

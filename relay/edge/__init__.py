@@ -1,0 +1,1 @@
+"""The edge: the public door. Authenticates, authorises, routes, forwards; knows no message."""

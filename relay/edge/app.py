@@ -1,0 +1,132 @@
+"""The edge's one entry: every request of both ports, judged in one order.
+
+Parse the target → health and probes → who is it → what is asked → may they → REST or channels.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from aiohttp import hdrs, web
+
+from relay.auth import credentials
+from relay.auth.chain import Chain
+from relay.auth.policy import Action, Policy
+from relay.edge.channels import Channels
+from relay.edge.rest import Rest
+from relay.edge.upstream import Upstream
+from relay.errors import MethodNotAllowed, NotFound, RelayError
+from relay.http import SERVER_NAME, error_response
+from relay.model import Principal
+from relay.routing.clusters import is_vscode_probe
+from relay.routing.paths import Target, parse_target
+from relay.routing.routes import Kind, allowed_methods, match
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID: Final = "X-Request-Id"
+_HEALTH: Final = frozenset({("healthz",), ("readyz",)})
+
+
+class App:
+    """Lets in, or not, and hands on. ``ready`` tells whether new clients are welcome."""
+
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        policy: Policy,
+        upstream: Upstream,
+        rest: Rest,
+        channels: Channels,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._chain = chain
+        self._policy = policy
+        self._upstream = upstream
+        self._rest = rest
+        self._channels = channels
+        self._clock = clock
+        self.ready = True
+
+    async def handle_https(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request on the HTTPS port: REST, and channels for who knows one URL."""
+        return await self._handle(request, channels_only=False)
+
+    async def handle_wss(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request on the WSS port: channels only."""
+        return await self._handle(request, channels_only=True)
+
+    async def _handle(self, request: web.BaseRequest, *, channels_only: bool) -> web.StreamResponse:
+        request_id = uuid.uuid4().hex
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                response = await self._serve(request, request_id, channels_only=channels_only)
+            except RelayError as error:
+                level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
+                level("refused", status=error.http_status, problem=error.message)
+                response = error_response(error, request_id)
+                if isinstance(error, MethodNotAllowed):
+                    segments = parse_target(request.raw_path).segments
+                    response.headers[hdrs.ALLOW] = ", ".join(allowed_methods(segments[1:]))
+        if not response.prepared:
+            response.headers[REQUEST_ID] = request_id
+            response.headers[hdrs.SERVER] = SERVER_NAME
+        return response
+
+    async def _serve(
+        self, request: web.BaseRequest, request_id: str, *, channels_only: bool
+    ) -> web.StreamResponse:
+        target = parse_target(request.raw_path)
+        if target.segments in _HEALTH:
+            ready = self.ready or target.segments == ("healthz",)
+            return web.Response(status=200 if ready else 503)
+        if is_vscode_probe(target):
+            return web.Response(status=404)
+        principal = self._who(request, target)
+        cluster, *rest = target.segments
+        self._upstream.require(cluster)
+        route = match(request.method, tuple(rest))
+        self._policy.authorise(principal, cluster, Action(route.action))
+        log.info(
+            "request",
+            method=request.method,
+            cluster=cluster,
+            kind=route.kind,
+            kernel_id=route.kernel_id,
+            principal=str(principal),
+        )
+        if route.kind is Kind.CHANNELS:
+            session_id = target.values("session_id")
+            return await self._channels.handle(
+                request,
+                cluster=cluster,
+                kernel_id=route.kernel_id or "",
+                principal=principal,
+                session_id=session_id[0] if session_id else "",
+                request_id=request_id,
+            )
+        if channels_only:
+            msg = "This port serves kernel channels only."
+            raise NotFound(msg)
+        return await self._rest.handle(
+            request,
+            cluster=cluster,
+            target=target,
+            route=route,
+            principal=principal,
+            request_id=request_id,
+        )
+
+    def _who(self, request: web.BaseRequest, target: Target) -> Principal:
+        upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+        credential = credentials.from_request(
+            request.headers.getall(hdrs.AUTHORIZATION, []),
+            target.values("token"),
+            websocket=upgrade,
+        )
+        return self._chain.authenticate(credential, self._clock())

@@ -1,0 +1,166 @@
+"""A kernel's channels at the edge: the handshake, and links for as long as the client stays."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+from aiohttp import web
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from relay.bridge.records import Attach
+from relay.bridge.ws_codec import choose
+from relay.config import EdgeConfig
+from relay.edge.pipe import Pipe
+from relay.edge.upstream import Upstream
+from relay.errors import BadRequest, NotFound, RelayError
+from relay.http import TakenOver, transport_of
+from relay.model import Principal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = structlog.get_logger(__name__)
+
+_SESSION_ID: Final = 512
+"""Characters of a session id that are looked at; clients send UUIDs."""
+_PAUSE: Final = 0.05
+"""Seconds between the loss of a link and the next: an agent that dies at once isn't hurried."""
+_SWITCHING: Final = 101
+_RESTARTING: Final = (1012, "the relay is restarting")
+
+
+class Channels:
+    """Opens kernels' channels for clients that have been let in."""
+
+    def __init__(self, config: EdgeConfig, upstream: Upstream) -> None:
+        self._config = config
+        self._upstream = upstream
+        self._pipes: set[Pipe] = set()
+
+    async def handle(
+        self,
+        request: web.BaseRequest,
+        *,
+        cluster: str,
+        kernel_id: str,
+        principal: Principal,
+        session_id: str,
+        request_id: str,
+    ) -> web.StreamResponse:
+        """Serve one WebSocket from its handshake to its end.
+
+        Raises `RelayError` before the upgrade only.
+        """
+        accepted, subprotocol = _handshake(request)
+        if len(session_id) > _SESSION_ID:
+            msg = f"The session_id is over {_SESSION_ID} characters."
+            raise BadRequest(msg)
+        attach = Attach(
+            link=secrets.token_hex(16),
+            principal=str(principal),
+            session_id=session_id,
+            subprotocol=subprotocol,
+            request_id=request_id,
+        )
+        # The client waits for its upgrade while an agent comes back: a refusal would make
+        # JupyterLab give up on the kernel.
+        link = await self._upstream.open_link(
+            cluster, kernel_id, attach, principal, hold=self._config.upstream.websocket_hold
+        )
+        try:
+            client = transport_of(request)
+        except ConnectionResetError:
+            link.close()
+            raise
+        pipe = Pipe(client, self._config.limits, self._config.websocket)
+        connection = request.protocol
+        early = _Early()
+        # aiohttp hands it what came after the request's head; it takes any such object.
+        connection.set_parser(early)  # type: ignore[arg-type]
+        client.write(accepted)
+        client.set_protocol(pipe)
+        self._pipes.add(pipe)
+        try:
+            pipe.bind(link)
+            if early.data:
+                pipe.data_received(bytes(early.data))
+            await self._stay(pipe, cluster, kernel_id, attach, principal)
+        finally:
+            self._pipes.discard(pipe)
+            pipe.abort()
+            connection.connection_lost(None)
+        return TakenOver()
+
+    async def _stay(
+        self, pipe: Pipe, cluster: str, kernel_id: str, attach: Attach, principal: Principal
+    ) -> None:
+        """Give the pipe a new link whenever it loses one, until the client is gone."""
+        while not pipe.finished.is_set():
+            await pipe.unlinked.wait()
+            if pipe.finished.is_set():
+                return
+            log.info("link_lost", cluster=cluster, kernel_id=kernel_id)
+            await asyncio.sleep(_PAUSE)
+            again = msgspec.structs.replace(attach, position=pipe.position)
+            try:
+                link = await self._upstream.open_link(
+                    cluster, kernel_id, again, principal, hold=self._config.upstream.reattach
+                )
+            except NotFound:
+                # JupyterLab then asks for the kernel, hears 404 and shows it as dead.
+                pipe.close(1011, "the kernel is gone")
+                await pipe.finished.wait()
+            except RelayError as error:
+                pipe.close(error.close_code, error.message)
+                await pipe.finished.wait()
+            else:
+                log.info("link_restored", cluster=cluster, kernel_id=kernel_id)
+                pipe.bind(link)
+
+    def drain(self) -> None:
+        """Send all clients away; they come back to another worker, or to the next."""
+        for pipe in list(self._pipes):
+            # Not 1001: JupyterLab never reconnects after it.
+            pipe.close(*_RESTARTING)
+
+
+class _Early:
+    """Collects what a client sent before its upgrade was answered."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Nothing to do: the connection's end is noticed elsewhere."""
+
+
+def _handshake(request: web.BaseRequest) -> tuple[bytes, str]:
+    """The bytes of the 101 and the chosen subprotocol. Raises `BadRequest`."""
+    chosen = ""
+
+    def select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+        nonlocal chosen
+        chosen = choose(offered).value
+        return Subprotocol(chosen) if chosen else None
+
+    # Extensions are not offered: the frames that agents make are not compressed.
+    protocol = ServerProtocol(extensions=None, select_subprotocol=select)
+    version = f"HTTP/{request.version.major}.{request.version.minor}"
+    response: Response = protocol.accept(
+        Request(request.raw_path, Headers(request.headers.items()), request.method, version)
+    )
+    if response.status_code != _SWITCHING:
+        msg = "This is a kernel's channels: open it as a WebSocket (RFC 6455)."
+        raise BadRequest(msg)
+    return response.serialize(), chosen

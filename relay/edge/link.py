@@ -1,0 +1,132 @@
+"""One link to an agent: the connection of an HTTP upgrade that carries records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import aiohttp
+import structlog
+
+from relay.bridge.records import (
+    Attach,
+    Attached,
+    Kind,
+    RecordError,
+    RecordReader,
+    read_struct,
+    struct_record,
+)
+
+log = structlog.get_logger(__name__)
+
+_MAX_RECORD: Final = 4 * 1024 * 1024
+"""Bytes of one record from an agent, which sends frames in batches of far less."""
+
+RecordHandler = Callable[[Kind, bytes], None]
+
+
+class Link(asyncio.Protocol):
+    """An attached link. `bind` says where its records go; until then they wait."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        connection = response.connection
+        if connection is None or connection.transport is None:
+            msg = "the agent hung up"
+            raise ConnectionResetError(msg)
+        # Kept: aiohttp closes the connection of a response that nobody holds.
+        self._response = response
+        self._transport = connection.transport
+        self._reader = RecordReader(_MAX_RECORD)
+        self._attached: asyncio.Future[Attached] = asyncio.get_running_loop().create_future()
+        self._waiting: list[tuple[Kind, bytes]] = []
+        self._on_record: RecordHandler | None = None
+        self._on_lost: Callable[[], None] = lambda: None
+        self._on_writable: Callable[[bool], None] = lambda _: None
+        self.lost = False
+        self._transport.set_protocol(self)
+
+    async def attach(self, attach: Attach) -> None:
+        """Ask for the kernel's channels and wait until they are ours."""
+        self._transport.write(struct_record(Kind.ATTACH, attach))
+        await self._attached
+
+    @property
+    def attached(self) -> Attached:
+        """The answer to `attach`."""
+        return self._attached.result()
+
+    def bind(
+        self,
+        on_record: RecordHandler,
+        on_lost: Callable[[], None],
+        on_writable: Callable[[bool], None],
+    ) -> None:
+        """Deliver records from now on, those that came already first."""
+        self._on_record, self._on_lost, self._on_writable = on_record, on_lost, on_writable
+        waiting, self._waiting = self._waiting, []
+        for kind, payload in waiting:
+            on_record(kind, payload)
+        if self.lost:
+            on_lost()
+        else:
+            self._transport.resume_reading()
+
+    def write(self, record: bytes) -> None:
+        """Send a record."""
+        self._transport.write(record)
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self.lost:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self.lost:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Hang up, once what was written is out."""
+        self._on_record, self._on_lost = None, lambda: None
+        self._transport.close()
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the agent."""
+        try:
+            records = self._reader.feed(data)
+        except RecordError as error:
+            log.warning("bad_record", problem=error.message)
+            self._transport.abort()
+            return
+        for kind, payload in records:
+            self._take(kind, payload)
+
+    def _take(self, kind: Kind, payload: bytes) -> None:
+        if self._on_record is not None:
+            self._on_record(kind, payload)
+        elif kind is Kind.ATTACHED and not self._attached.done():
+            self._attached.set_result(read_struct(payload, Attached))
+            # Until somebody takes the records, no more of them.
+            self._transport.pause_reading()
+        else:
+            self._waiting.append((kind, payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The agent is gone, or its process."""
+        self.lost = True
+        if not self._attached.done():
+            self._attached.set_exception(exc or ConnectionResetError("the agent hung up"))
+        self._response.close()
+        self._on_lost()
+
+    def pause_writing(self) -> None:
+        """The agent does not keep up with the client."""
+        self._on_writable(False)  # noqa: FBT003 - the state itself
+
+    def resume_writing(self) -> None:
+        """The agent has caught up."""
+        self._on_writable(True)  # noqa: FBT003 - the state itself

@@ -1,0 +1,149 @@
+"""The edge's parent process: keeps N workers running that share the two listening sockets.
+
+Keeps nothing about clients and touches no connection, so that it has little reason to die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from relay.config import EdgeConfig
+from relay.log import get_logger
+from relay.processes import (
+    Command,
+    Keeper,
+    StartError,
+    claim_notify_socket,
+    inherited_listeners,
+    listen_patiently,
+    notify,
+    stop_all,
+    until_ready,
+)
+
+LISTENERS: Final = ("https", "wss")
+"""The names under which a worker finds its two sockets."""
+_MARGIN: Final = 2.0
+"""Seconds beyond ``drain`` before a worker is killed; below the supervisor's own patience."""
+
+log = get_logger()
+
+
+def run(config: EdgeConfig, path: Path) -> int:
+    """Run the edge until SIGTERM or SIGINT; the exit code: 0, or 1 where no worker comes up.
+
+    ``path`` is the file that ``config`` was read from: workers read it themselves. Raises
+    `StartError` where a port is taken.
+    """
+    claim_notify_socket()
+    listeners = listening_sockets(config)
+    try:
+        return asyncio.run(Parent(config, worker_command(path, listeners), listeners).run())
+    finally:
+        for listener in listeners.values():
+            listener.close()
+
+
+def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
+    """The two sockets: inherited (``LISTEN_FDS``), else opened as the configuration says."""
+    inherited = inherited_listeners()
+    if not inherited:
+        with contextlib.ExitStack() as opened:
+            found = {
+                name: opened.enter_context(listen_patiently(settings.host, settings.port))
+                for name, settings in zip(LISTENERS, (config.https, config.wss), strict=True)
+            }
+            opened.pop_all()
+        return found
+    if set(inherited) != set(LISTENERS):
+        raise StartError(f"LISTEN_FDNAMES must be https and wss, not {', '.join(inherited)}")
+    return inherited
+
+
+def worker_command(path: Path, listeners: Mapping[str, socket.socket]) -> Command:
+    """How a worker is started; the names in the order of `LISTENERS`."""
+    return Command(
+        name="edge worker",
+        argv=(
+            *(sys.executable, "-P", "-m", "relay.edge.worker"),
+            *("--config", str(path), "--die-with-parent", str(os.getpid())),
+        ),
+        environment=dict(os.environ),
+        listeners={name: listeners[name].fileno() for name in LISTENERS},
+    )
+
+
+class Parent:
+    """One run of the parent, for as long as it keeps workers."""
+
+    def __init__(
+        self, config: EdgeConfig, command: Command, listeners: Mapping[str, socket.socket]
+    ) -> None:
+        self._grace = config.drain + _MARGIN
+        self._listeners = listeners
+        self._keepers = tuple(Keeper(command, self._changed) for _ in range(config.workers))
+        self._stop = asyncio.Event()
+        self._change = asyncio.Event()
+        self._reported: tuple[int, ...] = ()
+
+    async def run(self) -> int:
+        """Keep the workers until a signal; the exit code."""
+        self._handle_signals()
+        culprit: Keeper | None = None
+        async with asyncio.TaskGroup() as group:
+            for number, keeper in enumerate(self._keepers):
+                group.create_task(keeper.run(), name=f"keep edge worker {number}")
+            try:
+                culprit = await until_ready(self._keepers, self._change, self._stop)
+                if culprit is None and not self._stop.is_set():
+                    log.info("edge ready", **self._addresses())
+                    notify("READY=1")
+                    await self._stop.wait()
+            finally:
+                await self._end()
+        if culprit is None or culprit.last_exit is None:
+            return 0
+        log.error("edge workers do not start", exit_code=culprit.last_exit.code)
+        return culprit.last_exit.code if culprit.last_exit.code > 0 else 1
+
+    def _changed(self) -> None:
+        self._change.set()
+        workers = tuple(keeper.child.pid for keeper in self._keepers if keeper.child is not None)
+        if workers != self._reported and notify(f"X_WORKERS={','.join(map(str, workers))}"):
+            self._reported = workers
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        # To a daemon SIGHUP means "read the configuration again", never its end.
+        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            for keeper in self._keepers:
+                keeper.kill()
+        self._stop.set()
+        self._change.set()
+
+    async def _end(self) -> None:
+        notify("STOPPING=1")
+        # Workers close theirs; with the last one gone, new connections are refused at once.
+        for listener in self._listeners.values():
+            listener.close()
+        await stop_all(self._keepers, self._grace)
+
+    def _addresses(self) -> dict[str, str]:
+        found = {}
+        for name, listener in self._listeners.items():
+            host, port, *_ = listener.getsockname()
+            found[name] = f"{host}:{port}"
+        return found

@@ -1,0 +1,282 @@
+"""The hot path: bytes between one client's WebSocket and its link.
+
+Towards the client a record is written as it came: complete frames, at whose end the client's
+position is known. From the client frames are parsed, since they are masked and few. Neither side
+is read faster than the other side takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections import deque
+from typing import Final
+
+import structlog
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN, Protocol, Side
+
+from relay.bridge.records import (
+    Close,
+    Detach,
+    Kind,
+    Position,
+    message_record,
+    number_record,
+    read_frames,
+    read_number,
+    read_struct,
+    struct_record,
+)
+from relay.config import EdgeLimits, WebSocketSettings
+from relay.edge.link import Link
+
+log = structlog.get_logger(__name__)
+
+_CLOSE_TIMEOUT: Final = 5.0
+"""Seconds for a client to answer a close frame."""
+_REASON_BYTES: Final = 123
+"""What a close frame holds beside its code (RFC 6455 §5.5)."""
+_PROOF: Final = struct.Struct("<Q")
+
+
+class Pipe(asyncio.Protocol):
+    """One client's WebSocket, and the link that feeds it, one after the other.
+
+    ``finished`` is set when the client is gone; ``unlinked`` then too, and while a link is lost.
+    """
+
+    def __init__(
+        self, client: asyncio.Transport, limits: EdgeLimits, settings: WebSocketSettings
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._settings = settings
+        self._keep_bytes = limits.unacknowledged_bytes
+        self._frames = Protocol(Side.SERVER, state=OPEN, max_size=limits.message_bytes)
+        self._pieces: list[bytes] = []
+        self._text = False
+        self._link: Link | None = None
+        self._number = 0
+        self._kept: deque[tuple[int, bytes]] = deque()
+        """Client messages that no holder has acknowledged."""
+        self._kept_bytes = 0
+        self._link_full = False
+        self._client_full = False
+        self._client_paused = False
+        self._proved = 0
+        self._ping: tuple[bytes, float] | None = None
+        """The one ping in flight and when it was sent, in seconds of the loop."""
+        self._last_heard = self._loop.time()
+        self._timer = self._loop.call_later(settings.ping_interval, self._on_timer)
+        self._timer_is_for_proof = False
+        self.position: Position | None = None
+        """How far the client has been sent the journal; None before the first link."""
+        self.finished = asyncio.Event()
+        self.unlinked = asyncio.Event()
+
+    # The link.
+
+    def bind(self, link: Link) -> None:
+        """Go on with this link: what it has not seen of the client's messages is sent again."""
+        attached = link.attached
+        if self.position is not None and self.position.fragment:
+            if attached.position != self.position:
+                link.close()
+                self.close(1011, "the rest of a message is lost")
+                return
+        elif self.position is None:
+            self._proved = attached.position.seq
+        self.position = attached.position
+        self._link = link
+        self.unlinked.clear()
+        self._forget_kept(attached.acknowledged)
+        self._link_full = False
+        for _, record in self._kept:
+            link.write(record)
+        link.bind(self._on_record, self._on_link_lost, self._on_link_writable)
+        if self._client_full:
+            link.pause()
+        self._balance()
+
+    def _on_link_lost(self) -> None:
+        self._link = None
+        self.unlinked.set()
+
+    def _on_link_writable(self, writable: bool) -> None:
+        self._link_full = not writable
+        self._balance()
+
+    def _on_record(self, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.FRAMES:
+            seq, fragment, frames = read_frames(payload)
+            self._client.write(frames)
+            self.position = Position(self._epoch, seq, fragment)
+            self._want_proof()
+        elif kind is Kind.ACK:
+            self._forget_kept(read_number(payload))
+            self._balance()
+        elif kind is Kind.CLOSE:
+            close = read_struct(payload, Close)
+            self.close(close.code, close.reason)
+        elif kind is not Kind.PONG:
+            log.error("bad_record", kind=kind.name)
+
+    def _forget_kept(self, number: int) -> None:
+        while self._kept and self._kept[0][0] <= number:
+            self._kept_bytes -= len(self._kept.popleft()[1])
+
+    def _balance(self) -> None:
+        """Read from the client only while there is room for what it sends."""
+        pause = self._link_full or self._kept_bytes > self._keep_bytes
+        if pause == self._client_paused or self._client.is_closing():
+            return
+        self._client_paused = pause
+        if pause:
+            self._client.pause_reading()
+        else:
+            self._client.resume_reading()
+
+    @property
+    def _epoch(self) -> str:
+        return self.position.epoch if self.position else ""
+
+    @property
+    def _seq(self) -> int:
+        return self.position.seq if self.position else 0
+
+    # The client.
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the client's WebSocket, and the connection once it has answered."""
+        if self._client_paused and not self._client.is_closing():
+            # Its answer to the close frame is still to be read.
+            self._client.resume_reading()
+        if self._frames.state is OPEN:
+            short = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
+            self._frames.send_close(code, short)
+            self._flush()
+        self._drop_link(clean=False)
+        self._loop.call_later(_CLOSE_TIMEOUT, self._client.abort)
+
+    def abort(self) -> None:
+        """Cut the client's connection."""
+        self._client.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the client."""
+        self._last_heard = self._loop.time()
+        self._frames.receive_data(data)
+        for event in self._frames.events_received():
+            if isinstance(event, Frame):
+                self._on_frame(event)
+        self._flush()
+        if self._frames.parser_exc is not None:
+            self._log_bad_frame(self._frames.parser_exc)
+
+    def _log_bad_frame(self, problem: Exception) -> None:
+        if isinstance(problem, PayloadTooBig):
+            log.info("message_too_large", setting="limits.message_bytes", problem=str(problem))
+        else:
+            log.info("bad_frame", problem=str(problem))
+
+    def _flush(self) -> None:
+        for data in self._frames.data_to_send():
+            if data:
+                self._client.write(data)
+            else:
+                self._client.close()
+
+    def _on_frame(self, frame: Frame) -> None:
+        match frame.opcode:
+            case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
+                if frame.opcode is not Opcode.CONT:
+                    self._text = frame.opcode is Opcode.TEXT
+                self._pieces.append(bytes(frame.data))
+                if frame.fin:
+                    pieces, self._pieces = self._pieces, []
+                    self._on_message(b"".join(pieces))
+            case Opcode.PONG:
+                self._on_pong(bytes(frame.data))
+            case _:
+                # The library answers pings and close frames.
+                pass
+
+    def _on_message(self, payload: bytes) -> None:
+        self._number += 1
+        record = message_record(self._number, text=self._text, payload=payload)
+        self._kept.append((self._number, record))
+        self._kept_bytes += len(record)
+        if self._link is not None:
+            self._link.write(record)
+        self._balance()
+
+    def eof_received(self) -> bool:
+        """A client that closes its half is gone."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        del exc
+        self._timer.cancel()
+        self._drop_link(clean=self._frames.close_rcvd is not None)
+        self.finished.set()
+        self.unlinked.set()
+
+    def _drop_link(self, *, clean: bool) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.write(struct_record(Kind.DETACH, Detach(clean)))
+            link.close()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the kernel prints: the rest waits in the journal."""
+        self._client_full = True
+        if self._link is not None:
+            self._link.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._client_full = False
+        if self._link is not None:
+            self._link.resume()
+
+    # Pings: whether the client lives, and how far it has come for certain.
+
+    def _want_proof(self) -> None:
+        if not self._timer_is_for_proof:
+            self._schedule(self._settings.proof_interval, for_proof=True)
+
+    def _schedule(self, seconds: float, *, for_proof: bool) -> None:
+        self._timer.cancel()
+        self._timer_is_for_proof = for_proof
+        self._timer = self._loop.call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = self._loop.time()
+        if self._ping is None:
+            payload = _PROOF.pack(self._seq)
+            self._ping = payload, now
+            if self._frames.state is OPEN:
+                self._frames.send_ping(payload)
+                self._flush()
+        elif now - max(self._ping[1], self._last_heard) > self._settings.pong_timeout:
+            log.info("client_silent", setting="websocket.pong_timeout")
+            self._client.abort()
+            return
+        behind = self._seq > self._proved
+        interval = self._settings.proof_interval if behind else self._settings.ping_interval
+        self._schedule(interval, for_proof=behind)
+
+    def _on_pong(self, payload: bytes) -> None:
+        if self._ping is None or payload != self._ping[0]:
+            return
+        self._ping = None
+        (seq,) = _PROOF.unpack(payload)
+        if seq > self._proved:
+            self._proved = seq
+            if self._link is not None:
+                self._link.write(number_record(Kind.PROVED, seq))

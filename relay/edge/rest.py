@@ -1,0 +1,111 @@
+"""REST at the edge: what was authorised goes to an agent, its answer comes back."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+from urllib.parse import urlencode
+
+import aiohttp
+import structlog
+from aiohttp import hdrs, web
+
+from relay.auth.policy import Action
+from relay.config import EdgeConfig
+from relay.edge.upstream import Call, Upstream
+from relay.errors import AgentUnavailable
+from relay.http import read_body
+from relay.model import Principal
+from relay.routing.paths import Target
+from relay.routing.routes import Kind, Route
+
+log = structlog.get_logger(__name__)
+
+_REPEATABLE_POSTS: Final = frozenset({Kind.START, Kind.STOP})
+"""A start names its kernel's id, so that a second one finds the first; an end ends once."""
+_SLOW: Final = frozenset({Kind.START, Kind.RESTART, Kind.STOP})
+_PASSED: Final = (
+    hdrs.CONTENT_TYPE,
+    hdrs.ETAG,
+    hdrs.LAST_MODIFIED,
+    hdrs.CACHE_CONTROL,
+    hdrs.RETRY_AFTER,
+)
+"""Response headers that an agent may set. Everything else is rebuilt or left out."""
+_WHOLE: Final = 1024 * 1024
+"""Bytes of an answer up to which it is read whole before its first byte goes to the client."""
+
+
+class Rest:
+    """Forwards requests to agents."""
+
+    def __init__(self, config: EdgeConfig, upstream: Upstream) -> None:
+        self._config = config
+        self._upstream = upstream
+
+    async def handle(
+        self,
+        request: web.BaseRequest,
+        *,
+        cluster: str,
+        target: Target,
+        route: Route,
+        principal: Principal,
+        request_id: str,
+    ) -> web.StreamResponse:
+        """Answer one request. Raises `RelayError`."""
+        settings = self._config.upstream
+        body = await read_body(request, self._config.limits.body_bytes, "limits.body_bytes")
+        slow = route.kind in _SLOW
+        call = Call(
+            method=request.method,
+            path=target.path[len(cluster) + 1 :],
+            query=_query(target, route),
+            body=body,
+            principal=principal,
+            action=Action(route.action),
+            # The edge chooses the id, so that it can ask again when an agent dies meanwhile.
+            kernel_id=str(uuid.uuid4()) if route.kind is Kind.START else route.kernel_id,
+            request_id=request_id,
+            repeatable=request.method in {"GET", "HEAD"} or route.kind in _REPEATABLE_POSTS,
+            timeout=settings.start_timeout if slow else settings.request_timeout,
+            hold=settings.websocket_hold if route.kind is Kind.START else settings.hold,
+        )
+        answer = await self._upstream.call(cluster, call)
+        try:
+            return await self._pass_on(request, answer, cluster)
+        finally:
+            answer.release()
+
+    async def _pass_on(
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, cluster: str
+    ) -> web.StreamResponse:
+        headers = {name: answer.headers[name] for name in _PASSED if name in answer.headers}
+        location = answer.headers.get(hdrs.LOCATION)
+        if location is not None:
+            headers[hdrs.LOCATION] = f"/{cluster}{location}"
+        if request.method == "HEAD" or (answer.content_length or 0) <= _WHOLE:
+            body = await _read_whole(answer, cluster)
+            return web.Response(status=answer.status, headers=headers, body=body)
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        response.content_length = answer.content_length
+        await response.prepare(request)
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+
+
+async def _read_whole(answer: aiohttp.ClientResponse, cluster: str) -> bytes:
+    try:
+        return await answer.read()
+    except (aiohttp.ClientError, ConnectionError) as error:
+        msg = f"The cluster {cluster!r} broke off its answer."
+        raise AgentUnavailable(msg, retry_after=1) from error
+
+
+def _query(target: Target, route: Route) -> str:
+    """The parameters that an agent knows. Never the whole query, which may hold a token."""
+    if route.kind is Kind.KERNELSPECS:
+        return urlencode([("user", value) for value in target.values("user")])
+    return ""

@@ -1,0 +1,1 @@
+"""The holder: one small process beside each kernel that owns its sockets from start to end."""

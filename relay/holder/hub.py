@@ -1,0 +1,295 @@
+"""The hub: kernel messages in, journal, sessions out.
+
+Performs what `bridge.session` decides. Every message is in the journal before any reader is told
+of it; readers then read from the journal, each at its own pace, so that the slowest of them
+delays nobody and costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from relay.bridge.messages import (
+    Buffer,
+    Channel,
+    Message,
+    parse_header,
+    synthetic,
+)
+from relay.bridge.records import Attach
+from relay.bridge.session import (
+    Acknowledge,
+    Action,
+    Append,
+    Attached,
+    Detached,
+    End,
+    Event,
+    Forward,
+    KernelLost,
+    Proved,
+    Published,
+    Sessions,
+    Start,
+    Submitted,
+)
+from relay.bridge.zmq_codec import Signer
+from relay.errors import BadKernelMessage, MalformedMessage
+from relay.holder.sockets import KernelSockets
+from relay.holder.store import Entry, Journal
+from relay.model import ExecutionState
+
+log = structlog.get_logger(__name__)
+
+_NO_PARENT: Final = b"{}"
+
+
+class Reader(Protocol):
+    """A connection as the hub sees it."""
+
+    def start(self, action: Start) -> None:
+        """Begin to read."""
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the client's WebSocket."""
+
+    def acknowledge(self, number: int) -> None:
+        """Tell the edge that a client message arrived."""
+
+    def wake(self) -> None:
+        """There is more in the journal."""
+
+
+class _StatusContent(msgspec.Struct, frozen=True):
+    execution_state: str = "unknown"
+
+
+_STATUS_CONTENT: Final = msgspec.json.Decoder(_StatusContent)
+_STATES: Final[dict[str, ExecutionState]] = {
+    "starting": "starting",
+    "idle": "idle",
+    "busy": "busy",
+    "restarting": "restarting",
+}
+
+
+class Hub:
+    """Everything that one kernel's clients share.
+
+    ``on_change`` is called when something that `bridge.records.Status` shows has changed.
+    """
+
+    def __init__(self, sessions: Sessions, journal: Journal, on_change: Callable[[], None]) -> None:
+        self.journal = journal
+        self.heard = asyncio.Event()
+        """Set when iopub has been heard from the present kernel process."""
+        self.answered = asyncio.Event()
+        """Set when the present kernel process has answered the holder's own request."""
+        self.execution_state: ExecutionState = "starting"
+        self.last_activity = time.time()
+        self.running_cell: Buffer = _NO_PARENT
+        """The parent header of what the kernel is busy with."""
+        self._sessions = sessions
+        self._on_change = on_change
+        self._readers: dict[int, Reader] = {}
+        self._next_connection = 0
+        self._unwritten: list[Entry] = []
+        self._loop = asyncio.get_running_loop()
+        self._own_session = uuid.uuid4().hex
+        self._kernel_session = self._own_session
+        self._sockets: KernelSockets | None = None
+        self._signer = Signer(b"")
+
+    # Towards clients.
+
+    @property
+    def epoch(self) -> str:
+        """The journal's epoch: a seq means something together with it only."""
+        return self._sessions.epoch
+
+    @property
+    def connections(self) -> int:
+        """How many clients are attached."""
+        return self._sessions.connections
+
+    def attach(self, reader: Reader, attach: Attach) -> int:
+        """A client comes; returns the number its connection has from now on."""
+        self._next_connection += 1
+        connection = self._next_connection
+        self._readers[connection] = reader
+        self._perform(Attached(connection, attach))
+        self._on_change()
+        return connection
+
+    def detach(self, connection: int, *, clean: bool) -> None:
+        """A client's connection ended."""
+        self._readers.pop(connection, None)
+        self._perform(Detached(connection, clean))
+        self._on_change()
+
+    def prove(self, connection: int, seq: int) -> None:
+        """A client has received everything up to ``seq``."""
+        self._perform(Proved(connection, seq))
+
+    def submit(self, connection: int, number: int, message: Message) -> None:
+        """A client's message for the kernel. Raises `MalformedMessage`."""
+        header = parse_header(message.header)
+        event = Submitted(connection, number, message.channel, header.msg_id, header.session)
+        if any(isinstance(action, Forward) for action in self._perform(event)):
+            self.last_activity = time.time()
+            self._send(message)
+
+    def _send(self, message: Message) -> None:
+        if self._sockets is None:
+            # Between two kernel processes there is nobody to send to; the clients learn of
+            # the new one from its status.
+            log.info("dropped_request", reason="no kernel process")
+            return
+        self._sockets.send(message.channel, self._signer.serialize(message))
+
+    # Towards the kernel.
+
+    def open(self, sockets: KernelSockets, signer: Signer) -> None:
+        """A kernel process was launched; these are its sockets."""
+        self._sockets, self._signer = sockets, signer
+        self.heard.clear()
+        self.answered.clear()
+
+    def close(self) -> None:
+        """The kernel process has ended; what it had sent is taken first."""
+        if self._sockets is not None:
+            sockets, self._sockets = self._sockets, None
+            sockets.close()
+        self._perform(KernelLost())
+        self.running_cell = _NO_PARENT
+
+    def ask(self) -> None:
+        """Send the kernel a kernel_info_request of the holder's own."""
+        message = synthetic(
+            Channel.SHELL,
+            "kernel_info_request",
+            {},
+            session=self._own_session,
+            msg_id=uuid.uuid4().hex,
+            date=_now_text(),
+        )
+        self._send(message)
+
+    def announce(self, state: ExecutionState) -> None:
+        """Tell all clients a state that the kernel itself cannot tell any more."""
+        self.set_state(state)
+        self.publish("status", {"execution_state": state})
+
+    def publish(self, msg_type: str, content: dict[str, Any]) -> None:
+        """Put a synthetic iopub message in the journal, for everybody."""
+        message = self.notice(msg_type, content)
+        self._append(Published(Channel.IOPUB, "", ""), message)
+
+    def notice(self, msg_type: str, content: dict[str, Any]) -> Message:
+        """A synthetic iopub message that seems to come from the running cell."""
+        return synthetic(
+            Channel.IOPUB,
+            msg_type,
+            content,
+            # A foreign session makes JupyterLab cancel its iopub handlers.
+            session=self._kernel_session,
+            msg_id=uuid.uuid4().hex,
+            date=_now_text(),
+            parent_header=self.running_cell,
+        )
+
+    def on_multipart(self, channel: Channel, parts: list[bytes]) -> None:
+        """Take one multipart from the kernel."""
+        try:
+            message = self._signer.parse(channel, parts)
+            header = parse_header(message.header)
+            parent = parse_header(message.parent_header)
+        except (BadKernelMessage, MalformedMessage) as error:
+            log.warning("bad_kernel_message", channel=channel.wire, problem=str(error))
+            return
+        if channel is Channel.IOPUB:
+            self.heard.set()
+            if header.msg_type == "iopub_welcome":
+                # Meant for the subscriber, which the holder is.
+                return
+        if header.session:
+            self._kernel_session = header.session
+        if header.msg_type == "status":
+            self._note_status(message)
+        if parent.session == self._own_session:
+            if channel is Channel.SHELL:
+                self.answered.set()
+            return
+        self.last_activity = time.time()
+        self._append(Published(channel, parent.msg_id, parent.session), message)
+
+    def _note_status(self, message: Message) -> None:
+        try:
+            content = _STATUS_CONTENT.decode(message.content)
+        except msgspec.DecodeError:
+            return
+        state = _STATES.get(content.execution_state)
+        if state is not None:
+            self.running_cell = message.parent_header if state == "busy" else _NO_PARENT
+            self.set_state(state)
+
+    def set_state(self, state: ExecutionState) -> None:
+        """Note a state for the kernel's model, without telling clients on iopub."""
+        if state != self.execution_state:
+            self.execution_state = state
+            self._on_change()
+
+    # The journal.
+
+    def _append(self, event: Published, message: Message) -> None:
+        for action in self._sessions.handle(event):
+            if isinstance(action, Append):
+                self._unwritten.append(
+                    Entry(action.seq, message.channel, action.audience, _parts(message))
+                )
+                if len(self._unwritten) == 1:
+                    self._loop.call_soon(self._write)
+            else:
+                log.debug("unasked_reply", channel=message.channel.wire)
+
+    def _write(self) -> None:
+        entries, self._unwritten = self._unwritten, []
+        self.journal.append(entries)
+        for reader in self._readers.values():
+            reader.wake()
+
+    def _perform(self, event: Event) -> Sequence[Action]:
+        actions = self._sessions.handle(event)
+        for action in actions:
+            match action:
+                case Start():
+                    self._readers[action.connection].start(action)
+                case End():
+                    self._readers.pop(action.connection).end(action.code, action.reason)
+                case Acknowledge():
+                    self._readers[action.connection].acknowledge(action.number)
+        return actions
+
+    def end_all(self, code: int, reason: str) -> None:
+        """Close every client's WebSocket once it has read what is in the journal."""
+        if self._unwritten:
+            self._write()
+        for reader in list(self._readers.values()):
+            reader.end(code, reason)
+
+
+def _parts(message: Message) -> tuple[bytes, ...]:
+    parts = message.header, message.parent_header, message.metadata, message.content
+    return tuple(bytes(part) for part in (*parts, *message.buffers))
+
+
+def _now_text() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,218 @@
+"""A kernel's life: launched, heard, watched, restarted, ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from relay.bridge.records import Failure, Phase
+from relay.bridge.zmq_codec import Signer
+from relay.config import KernelSettings
+from relay.errors import KernelError, StartFailed
+from relay.holder.hub import Hub
+from relay.holder.kernel import KernelProcess
+from relay.holder.sockets import KernelSockets
+
+log = structlog.get_logger(__name__)
+
+_POLL: Final = 0.2
+"""Seconds between two looks at the kernel process."""
+_START_POLL: Final = 0.02
+"""Seconds between two looks at a kernel that has not answered yet."""
+_NUDGE: Final = 0.1
+"""Seconds between two requests to a kernel that answers but is not heard on iopub."""
+
+
+class Life:
+    """Brings one kernel up, keeps it up and ends it.
+
+    One change at a time: starting, restarting and stopping exclude each other; an interrupt
+    waits for nobody. ``on_change`` is called when the phase changes, ``on_process`` when there
+    is a new kernel process.
+    """
+
+    def __init__(
+        self,
+        process: KernelProcess,
+        hub: Hub,
+        settings: KernelSettings,
+        *,
+        identity: bytes,
+        on_change: Callable[[], None],
+        on_process: Callable[[], None],
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.failure: Failure | None = None
+        self._process = process
+        self._hub = hub
+        self._settings = settings
+        self._identity = identity
+        self._on_change = on_change
+        self._on_process = on_process
+        self._lock = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self._restarts = 0
+        self._up_since = 0.0
+
+    async def run(self) -> None:
+        """Start the kernel and stay until it has ended for good."""
+        try:
+            async with self._lock:
+                await self._start_first()
+        except StartFailed as error:
+            await self._give_up(error)
+            return
+        self._enter(Phase.READY)
+        while not self._ended.is_set():
+            await self._look()
+            await self._pause(_POLL)
+
+    async def interrupt(self) -> None:
+        """Interrupt what the kernel runs. Raises `KernelError`."""
+        if await self._process.exit_code() is not None:
+            msg = "The kernel is not running, so it cannot be interrupted."
+            raise KernelError(msg)
+        await self._process.interrupt()
+
+    async def restart(self) -> None:
+        """End the kernel process and launch a new one. Raises `KernelError`."""
+        async with self._lock:
+            self._refuse_when_ended()
+            self._restarts = 0
+            self._hub.set_state("restarting")
+            await self._process.stop(now=False, restart=True)
+            self._hub.close()
+            try:
+                await self._launch()
+            except StartFailed:
+                await self._end_failed_launch()
+                self._hub.announce("dead")
+                raise
+
+    async def stop(self) -> None:
+        """End the kernel for good. Nothing happens where it has ended already."""
+        async with self._lock:
+            if self._ended.is_set():
+                return
+            self._hub.set_state("terminating")
+            await self._process.stop(now=False)
+            self._hub.close()
+            self._hub.announce("dead")
+            self._ended.set()
+            self._enter(Phase.GONE)
+
+    def _refuse_when_ended(self) -> None:
+        if self._ended.is_set():
+            msg = "The kernel has ended."
+            raise KernelError(msg)
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._on_change()
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._ended.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # Starting.
+
+    async def _start_first(self) -> None:
+        try:
+            await self._launch()
+        except StartFailed:
+            if self._process.transport == "tcp":
+                raise
+            # Some kernels' ZMQ cannot do ipc; they end when they try to bind.
+            log.info("retry_over_tcp")
+            await self._process.stop(now=True)
+            self._hub.close()
+            self._process.use_tcp()
+            await self._launch()
+
+    async def _launch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._up_since = loop.time()
+        endpoints = await self._process.launch()
+        self._on_process()
+        sockets = KernelSockets(endpoints, self._identity, self._hub.on_multipart)
+        self._hub.open(sockets, Signer(self._process.key, self._process.signature_scheme))
+        await self._until_heard(sockets, loop.time() + self._settings.launch_timeout)
+        self._up_since = loop.time()
+
+    async def _until_heard(self, sockets: KernelSockets, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        # Waits in ZMQ until the kernel listens. Asked again only after an answer: requests that
+        # pile up before a slow kernel would all be answered later.
+        self._hub.ask()
+        while not (self._hub.heard.is_set() and self._hub.answered.is_set()):
+            code = await self._process.exit_code()
+            if code is not None:
+                raise StartFailed(self._ended_early(code))
+            if loop.time() > deadline:
+                raise StartFailed(self._not_heard(sockets))
+            sockets.beat()
+            if self._hub.answered.is_set():
+                self._hub.ask()
+            await asyncio.sleep(_NUDGE if self._hub.answered.is_set() else _START_POLL)
+
+    def _ended_early(self, code: int) -> str:
+        return f"The kernel ended with exit code {code} before it answered.{self._last_words()}"
+
+    def _not_heard(self, sockets: KernelSockets) -> str:
+        missing = "its kernel_info reply" if sockets.heard_beat else "its heartbeat"
+        if self._hub.answered.is_set():
+            missing = "anything on iopub"
+        return (
+            f"The kernel did not come up within {self._settings.launch_timeout:g} s "
+            f"(kernels.launch_timeout): waited for {missing}.{self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        tail = self._process.log_tail().strip()
+        return f" Its last output: {tail}" if tail else ""
+
+    async def _give_up(self, error: StartFailed) -> None:
+        log.warning("start_failed", problem=error.message)
+        self.failure = Failure(error.message, error.reason, error.http_status)
+        await self._process.stop(now=True)
+        self._hub.close()
+        self._hub.set_state("dead")
+        self._ended.set()
+        self._enter(Phase.FAILED)
+
+    # Watching.
+
+    async def _look(self) -> None:
+        async with self._lock:
+            if self._ended.is_set() or self._hub.execution_state == "dead":
+                return
+            code = await self._process.exit_code()
+            if code is not None:
+                log.warning("kernel_died", exit_code=code)
+                await self._autorestart()
+
+    async def _autorestart(self) -> None:
+        self._hub.close()
+        uptime = asyncio.get_running_loop().time() - self._up_since
+        self._restarts = 1 if uptime > self._settings.restart_window else self._restarts + 1
+        await self._process.collect()
+        if self._restarts > self._settings.restart_limit:
+            log.error("kernel_dead", restarts=self._restarts - 1)
+            self._hub.announce("dead")
+            return
+        self._hub.announce("restarting")
+        try:
+            await self._launch()
+        except StartFailed as error:
+            # The next look finds no process and counts one restart more.
+            log.warning("restart_failed", problem=error.message)
+            await self._end_failed_launch()
+
+    async def _end_failed_launch(self) -> None:
+        await self._process.stop(now=True, restart=True)
+        self._hub.close()

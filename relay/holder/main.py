@@ -1,0 +1,188 @@
+"""The holder's process: one kernel, from its launch to its end.
+
+Started by an agent, apart from it: nothing that happens to agents, edge or supervisor touches a
+holder. It ends with its kernel, or on SIGTERM, which ends the kernel too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import uuid
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+import uvloop
+
+from relay import log as logging
+from relay.bridge.records import Status
+from relay.bridge.session import Sessions
+from relay.config.holder import HolderConfig
+from relay.errors import KernelError
+from relay.holder.hub import Hub
+from relay.holder.kernel import KernelProcess, LaunchPlan
+from relay.holder.life import Life
+from relay.holder.serve import Server
+from relay.holder.store import Journal
+from relay.registry import KernelRecord, Place, process_started, write_atomic
+
+log = structlog.get_logger(__name__)
+
+_FAREWELL: Final = 2.0
+"""Seconds in which agents may hear that the kernel is gone."""
+
+
+def main() -> None:
+    """Run one holder in the folder given on the command line."""
+    parser = argparse.ArgumentParser(prog="relay.holder")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--lock", type=int, required=True, help="descriptor of the taken lock")
+    arguments = parser.parse_args()
+    place = Place(arguments.folder)
+    # The lock is held by this process alone, for as long as it lives: no child inherits it.
+    os.set_inheritable(arguments.lock, False)
+    config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
+    logging.configure(config.log.level, config.log.format, component="holder")
+    structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id)
+    uvloop.run(_run(place, config))
+
+
+async def _run(place: Place, config: HolderConfig) -> None:
+    holder = Holder(place, config)
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+
+        def stop() -> None:
+            tasks.create_task(holder.operate("shutdown"), name="shutdown")
+
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(ignored, lambda: None)
+        await holder.run()
+        loop.remove_signal_handler(signal.SIGTERM)
+    shutil.rmtree(place.folder, ignore_errors=True)
+
+
+class Holder:
+    """Puts journal, sessions, kernel and server together."""
+
+    def __init__(self, place: Place, config: HolderConfig) -> None:
+        self._place = place
+        self._config = config
+        journal = Journal.open(
+            place.journal,
+            max_bytes=config.journal.bytes,
+            segment_bytes=config.journal.segment_bytes,
+            tail_bytes=config.journal.tail_bytes,
+        )
+        limits = config.sessions
+        sessions = Sessions(
+            uuid.uuid4().hex[:12],
+            journal.last_seq,
+            limit=limits.sessions,
+            request_limit=limits.requests,
+        )
+        self._hub = Hub(sessions, journal, self._changed)
+        self._process = KernelProcess(_plan(place, config))
+        self._life = Life(
+            self._process,
+            self._hub,
+            config.kernels,
+            identity=secrets.token_hex(8).encode(),
+            on_change=self._changed,
+            on_process=self._note_process,
+        )
+        self._server = Server(
+            self._hub,
+            status=self._status,
+            operate=self.operate,
+            max_record=config.max_record,
+            journal_limit=config.journal.bytes,
+        )
+
+    async def run(self) -> None:
+        """Serve from the first moment, so that whoever asked for the kernel can wait for it."""
+        self._note_process()
+        await self._server.listen(Path(self._config.socket))
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(self._watch_log(), name="kernel log")
+            await self._life.run()
+            watch.cancel()
+        self._hub.end_all(1000, "the kernel was shut down")
+        await self._server.deserted(_FAREWELL)
+        self._server.close()
+        self._hub.journal.close()
+        Path(self._config.socket).unlink(missing_ok=True)
+        log.info("ended", phase=self._life.phase)
+
+    async def operate(self, operation: str) -> None:
+        """Do what an agent asks. Raises `KernelError`."""
+        match operation:
+            case "interrupt":
+                await self._life.interrupt()
+            case "restart":
+                await self._life.restart()
+            case "shutdown":
+                await self._life.stop()
+            case "status":
+                # Asked only to be told the status from now on.
+                pass
+            case _:
+                msg = "A holder knows no such operation."
+                raise KernelError(msg)
+
+    def _changed(self) -> None:
+        self._server.changed()
+
+    def _status(self) -> Status:
+        return Status(
+            phase=self._life.phase,
+            name=self._config.name,
+            owner=self._config.owner,
+            execution_state=self._hub.execution_state,
+            last_activity=self._hub.last_activity,
+            connections=self._hub.connections,
+            failure=self._life.failure,
+        )
+
+    def _note_process(self) -> None:
+        """Leave word of holder and kernel for whoever finds the folder."""
+        pid = self._process.pid
+        record = KernelRecord(
+            holder_pid=os.getpid(),
+            holder_started=process_started(os.getpid()) or 0,
+            epoch=self._hub.epoch,
+            kernel_pid=pid,
+            kernel_started=process_started(pid) if pid else None,
+        )
+        write_atomic(self._place.record, msgspec.json.encode(record))
+
+    async def _watch_log(self) -> None:
+        """Keep the kernel's own output from filling the disk."""
+        limit = self._config.kernels.log_bytes
+        while True:
+            await asyncio.sleep(5)
+            path = self._place.kernel_log
+            if path.exists() and path.stat().st_size > limit:
+                # The kernel appends: it goes on at the new end.
+                os.truncate(path, 0)
+                log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
+
+
+def _plan(place: Place, config: HolderConfig) -> LaunchPlan:
+    return LaunchPlan(
+        kernel_id=place.kernel_id,
+        name=config.name,
+        environment=config.environment,
+        working_folder=config.working_folder,
+        connection_file=place.connection_file,
+        log_file=place.kernel_log,
+        ipc_prefix=Path(config.socket).with_suffix(""),
+        shutdown_timeout=config.kernels.shutdown_timeout,
+    )

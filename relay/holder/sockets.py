@@ -1,0 +1,129 @@
+"""The kernel's ZMQ sockets: the only place in the relay where ZMQ exists.
+
+Read through their raw file descriptor, without blocking, until they would block, and looked at
+again after every send: a ZMQ descriptor signals changes only, and a signal missed is a kernel
+that looks dead. Nothing here ever waits for a reader: the receive queue has no high-water mark,
+so that the kernel's PUB socket drops nothing while this process runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import zmq
+
+from relay.bridge.messages import Buffer, Channel
+
+MultipartHandler = Callable[[Channel, list[bytes]], None]
+
+_DRAIN_MESSAGES: Final = 500
+"""Messages taken from one socket before the other sockets and the readers get their turn."""
+
+_KINDS: Final = {
+    Channel.SHELL: zmq.DEALER,
+    Channel.CONTROL: zmq.DEALER,
+    Channel.STDIN: zmq.DEALER,
+    Channel.IOPUB: zmq.SUB,
+}
+
+
+class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a kernel listens: a ZMQ address per channel, its heartbeat's, and its Curve keys."""
+
+    addresses: dict[Channel, str]
+    heartbeat: str
+    curve_public: bytes | None = None
+    curve_secret: bytes | None = None
+
+
+class KernelSockets:
+    """The five sockets of one kernel process, open from its start to its end.
+
+    ``on_multipart`` is called in the event loop for every multipart; ``heard_beat`` turns true
+    with the first heartbeat.
+    """
+
+    def __init__(
+        self, endpoints: Endpoints, identity: bytes, on_multipart: MultipartHandler
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_multipart = on_multipart
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self.heard_beat = False
+        self._heartbeat = self._connect(zmq.DEALER, endpoints.heartbeat, endpoints, identity)
+        for channel, kind in _KINDS.items():
+            socket = self._connect(kind, endpoints.addresses[channel], endpoints, identity)
+            self._sockets[channel] = socket
+            self._loop.add_reader(socket.FD, self._drain, channel)
+        self._loop.call_soon(self._drain_all)
+
+    def _connect(
+        self, kind: int, address: str, endpoints: Endpoints, identity: bytes
+    ) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        socket.rcvhwm = 0
+        socket.sndhwm = 0
+        socket.reconnect_ivl = 20
+        if kind == zmq.SUB:
+            socket.subscribe(b"")
+        else:
+            # One identity on shell and stdin: the kernel asks for input where the request came
+            # from.
+            socket.identity = identity
+        if endpoints.curve_public is not None:
+            # jupyter_client gives manager and kernel one key pair.
+            socket.curve_publickey = endpoints.curve_public
+            socket.curve_secretkey = endpoints.curve_secret
+            socket.curve_serverkey = endpoints.curve_public
+        socket.connect(address)
+        return socket
+
+    def send(self, channel: Channel, parts: Sequence[Buffer]) -> None:
+        """Hand a multipart to ZMQ; it waits there for a kernel that does not listen yet."""
+        self._sockets[channel].send_multipart(parts, flags=zmq.NOBLOCK, copy=True)
+        # Sending may swallow the signal that something came in.
+        self._loop.call_soon(self._drain, channel)
+
+    def beat(self) -> None:
+        """Send a heartbeat and notice the answer to an earlier one."""
+        # A DEALER plays REQ's part (empty delimiter) but may send again without an answer.
+        with contextlib.suppress(zmq.Again):
+            self._heartbeat.send_multipart([b"", b"beat"], flags=zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._heartbeat.recv_multipart(flags=zmq.NOBLOCK)
+                self.heard_beat = True
+
+    def _drain_all(self) -> None:
+        for channel in self._sockets:
+            self._drain(channel)
+
+    def _drain(self, channel: Channel) -> None:
+        socket = self._sockets.get(channel)
+        if socket is None:
+            return
+        for _ in range(_DRAIN_MESSAGES):
+            try:
+                parts = socket.recv_multipart(flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._on_multipart(channel, parts)
+        self._loop.call_soon(self._drain, channel)
+
+    def close(self) -> None:
+        """Take what has arrived, then close. Only for a kernel process that has ended."""
+        for channel, socket in list(self._sockets.items()):
+            self._loop.remove_reader(socket.FD)
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._on_multipart(channel, socket.recv_multipart(flags=zmq.NOBLOCK))
+            socket.close()
+        self._sockets.clear()
+        self._heartbeat.close()
+        self._context.term()

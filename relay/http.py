@@ -1,0 +1,126 @@
+"""What edge and agent share of HTTP: error bodies, a server that says little, taking over.
+
+aiohttp serves HTTP and the handshakes; once a connection carries something else, its transport
+gets another protocol and aiohttp only waits for the handler to return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web_protocol import RequestHandler
+
+from relay.errors import BadRequest, RelayError, TooLarge
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+SERVER_NAME = "relay"
+"""Sent as ``Server`` instead of the names and versions of our libraries."""
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    """A JSON response; ``body`` is anything msgspec encodes."""
+    data = msgspec.json.encode(body)
+    return web.Response(body=data, status=status, content_type="application/json")
+
+
+def error_response(error: RelayError, request_id: str) -> web.Response:
+    """What a client sees of an error: Jupyter shows ``message``, support asks for the id."""
+    body = {"message": error.message, "reason": error.reason, "request_id": request_id}
+    response = json_response(body, error.http_status)
+    if error.retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
+    return response
+
+
+async def read_body(request: web.BaseRequest, limit: int, setting: str) -> bytes:
+    """The request's body. Raises `TooLarge` past ``limit`` bytes, naming the setting."""
+    msg = f"The request body is over {limit} bytes ({setting})."
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        text = "Compressed request bodies are not accepted."
+        raise BadRequest(text)
+    if (request.content_length or 0) > limit:
+        raise TooLarge(msg)
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(msg)
+    return bytes(body)
+
+
+class TakenOver(web.StreamResponse):
+    """Returned by a handler that has used up its connection itself: nothing is sent for it."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send nothing."""
+        del request
+        self.force_close()
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send nothing."""
+        del data
+
+
+class _Connection(RequestHandler):
+    """A connection whose own error pages quote nothing of what came in."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that is not HTTP, or that ended in an error nobody foresaw."""
+        del request, exc, message
+        error: RelayError = BadRequest("The request is not valid HTTP.")
+        if status != BadRequest.http_status:
+            error = RelayError("Something went wrong here.")
+        response = error_response(error, "")
+        response.headers[hdrs.SERVER] = SERVER_NAME
+        response.force_close()
+        return response
+
+
+class Server(web.Server):
+    """aiohttp's low-level server, with our connections."""
+
+    def __call__(self) -> RequestHandler:
+        """One connection."""
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+def server(
+    handler: Handler,
+    *,
+    request_line_bytes: int = 8192,
+    header_bytes: int = 8192,
+    headers: int = 100,
+) -> Server:
+    """A server for ``handler``, with limits on what comes before a body."""
+    return Server(
+        handler,
+        access_log=None,
+        max_line_size=request_line_bytes,
+        max_field_size=header_bytes,
+        max_headers=headers,
+        keepalive_timeout=75.0,
+        auto_decompress=False,
+    )
+
+
+def transport_of(request: web.BaseRequest) -> asyncio.Transport:
+    """The request's connection. Raises `ConnectionResetError` where it is gone."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        msg = "the client went away"
+        raise ConnectionResetError(msg)
+    return transport

@@ -1,0 +1,53 @@
+"""The nouns every room shares: who asks, for what, and which kernel.
+
+Nothing here does I/O, reads a clock or imports another room.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal, Self
+
+import msgspec
+
+ExecutionState = Literal["starting", "idle", "busy", "restarting", "terminating", "dead", "unknown"]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is asking: an authenticator and its subject together.
+
+    Two authenticators that both know an "alice" speak of two people.
+    """
+
+    authenticator: str
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.authenticator}:{self.subject}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what ``str()`` wrote. Raises ``ValueError`` where a half is missing."""
+        authenticator, separator, subject = text.partition(":")
+        if not (authenticator and separator and subject):
+            msg = "a principal is written authenticator:subject"
+            raise ValueError(msg)
+        return cls(authenticator, subject)
+
+
+class KernelModel(msgspec.Struct, frozen=True):
+    """A kernel as Jupyter's REST API shows it (jupyter_server's ``Kernel`` schema).
+
+    ``last_activity`` is ``%Y-%m-%dT%H:%M:%S.%fZ`` in UTC; the gateway client parses exactly that.
+    """
+
+    id: str
+    name: str
+    last_activity: str
+    execution_state: ExecutionState
+    connections: int
+
+
+def jupyter_time(seconds: float) -> str:
+    """Seconds since the epoch as ``%Y-%m-%dT%H:%M:%S.%fZ``, fraction and Z always there."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,35 @@
+"""Processes of this machine: what one inherits, the ports it listens on, the children it keeps.
+
+Used by every program of the relay; knows none of them.
+"""
+
+from __future__ import annotations
+
+from relay.processes.children import Child, Command
+from relay.processes.errors import StartError
+from relay.processes.inherited import (
+    claim_notify_socket,
+    die_with_parent,
+    inherited_listeners,
+    notify,
+)
+from relay.processes.keeper import Backoff, Keeper, stop_all, until_ready
+from relay.processes.ports import PortInUse, listen, listen_patiently, reserve
+
+__all__ = [
+    "Backoff",
+    "Child",
+    "Command",
+    "Keeper",
+    "PortInUse",
+    "StartError",
+    "claim_notify_socket",
+    "die_with_parent",
+    "inherited_listeners",
+    "listen",
+    "listen_patiently",
+    "notify",
+    "reserve",
+    "stop_all",
+    "until_ready",
+]

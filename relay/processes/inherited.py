@@ -1,0 +1,98 @@
+"""What a process is given by its parent: its fate, a place to report to, listening sockets.
+
+The protocols are systemd's, so that the same programs run under systemd: sd_notify(3) for
+readiness, sd_listen_fds(3) for sockets. Each variable is removed from the environment once it
+is read: a grandchild that found it would report, or listen, in our name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+from relay.processes.errors import StartError
+
+_PR_SET_PDEATHSIG: Final = 1
+_FIRST_LISTENER: Final = 3
+
+
+def die_with_parent(expected: int) -> None:
+    """Have the kernel kill this process with SIGKILL when its parent ends (``prctl(2)``).
+
+    ``expected`` is the pid of that parent. Where it has ended already, so does this process:
+    the signal is only sent for a death that comes after the call.
+    The signal fires when the *thread* that forked ends, so parents fork from their main thread.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    if os.getppid() != expected:
+        sys.exit(f"relay: the parent, process {expected}, has ended")
+
+
+@functools.cache
+def claim_notify_socket() -> str:
+    """Take ``$NOTIFY_SOCKET`` out of the environment; "" where nobody listens.
+
+    Call it before the first child is spawned. Later calls answer from memory.
+    """
+    return os.environ.pop("NOTIFY_SOCKET", "")
+
+
+def notify(text: str) -> bool:
+    r"""Tell the supervisor: ``READY=1``, ``X_WORKERS=12,13``; several lines joined by ``\n``.
+
+    Returns whether somebody was told. Never raises: a process works without a supervisor too.
+    """
+    address = claim_notify_socket()
+    if not address:
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(0)
+        try:
+            channel.sendto(text.encode(), address)
+        except OSError:
+            return False
+    return True
+
+
+def inherited_listeners() -> dict[str, socket.socket]:
+    """Take over the listening sockets of ``$LISTEN_FDS``, by their ``$LISTEN_FDNAMES``.
+
+    Empty where there are none. ``$LISTEN_PID`` is honoured where it is set; our own parents
+    cannot know the pid before the exec and leave it out. The sockets do not block and are not
+    inherited any further. Raises `StartError` where the variables do not fit together.
+    """
+    count = os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    pid = os.environ.pop("LISTEN_PID", "")
+    if not count or (pid and pid != str(os.getpid())):
+        return {}
+    if count != str(len(names)) or len(set(names)) != len(names) or not all(names):
+        raise StartError(f"LISTEN_FDS={count} needs as many different names in LISTEN_FDNAMES")
+    return {name: _adopt(_FIRST_LISTENER + index, name) for index, name in enumerate(names)}
+
+
+def _adopt(descriptor: int, name: str) -> socket.socket:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        listener = socket.socket(fileno=descriptor)
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise StartError(
+            f"LISTEN_FDS: descriptor {descriptor} ({name}) is no socket: {error.strerror}"
+        ) from error
+    if not listening:
+        listener.close()
+        raise StartError(f"LISTEN_FDS: descriptor {descriptor} ({name}) does not listen")
+    listener.settimeout(0)
+    return listener

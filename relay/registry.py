@@ -1,0 +1,190 @@
+"""A folder is the registry: where a kernel's files are and who owns them.
+
+``STATE_DIR/<cluster>/kernels/<kernel_id>/`` holds everything about one kernel. Whoever has the
+kernel's sockets holds an exclusive ``flock`` on the folder's lock file; nobody else may act as
+its holder. Unix sockets live in the runtime folder, whose paths are short enough for them
+(``sun_path`` takes 107 bytes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_SOCKET_PATH_BYTES: Final = 107
+_SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
+
+
+class RegistryError(Exception):
+    """The state or runtime folder cannot be used; the message says why."""
+
+
+class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a holder notes of itself and its kernel, for agents and for its successor.
+
+    ``*_started`` is the process's start time in clock ticks since boot (``proc(5)``, field 22):
+    a pid together with it names one process for good.
+    """
+
+    holder_pid: int
+    holder_started: int
+    epoch: str
+    kernel_pid: int | None = None
+    kernel_started: int | None = None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """One kernel's folder."""
+
+    folder: Path
+
+    @property
+    def kernel_id(self) -> str:
+        """The folder's name is the kernel's id."""
+        return self.folder.name
+
+    @property
+    def request(self) -> Path:
+        """What the agent asked for (a ``HolderConfig``)."""
+        return self.folder / "request.json"
+
+    @property
+    def record(self) -> Path:
+        """What the holder notes (a `KernelRecord`)."""
+        return self.folder / "record.json"
+
+    @property
+    def journal(self) -> Path:
+        """The folder of the journal's segments."""
+        return self.folder / "journal"
+
+    @property
+    def kernel_log(self) -> Path:
+        """The kernel process's own stdout and stderr."""
+        return self.folder / "kernel.log"
+
+    @property
+    def holder_log(self) -> Path:
+        """The holder's log."""
+        return self.folder / "holder.log"
+
+    @property
+    def connection_file(self) -> Path:
+        """Jupyter's connection file."""
+        return self.folder / "connection.json"
+
+    def exists(self) -> bool:
+        """Whether anything is noted of this kernel."""
+        return self.request.exists()
+
+    def try_lock(self) -> int | None:
+        """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def read_record(self) -> KernelRecord | None:
+        """The holder's note, or None where there is none (yet) or it cannot be read."""
+        try:
+            return msgspec.json.decode(self.record.read_bytes(), type=KernelRecord)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+
+def kernels_folder(state_dir: Path, cluster: str) -> Path:
+    """Where a cluster's kernels are."""
+    return state_dir / cluster / "kernels"
+
+
+def places(state_dir: Path, cluster: str) -> list[Place]:
+    """Every kernel folder of a cluster."""
+    try:
+        with os.scandir(kernels_folder(state_dir, cluster)) as entries:
+            return [Place(Path(entry.path)) for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file in one step, readable by its owner only."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder for this user only. Raises `RegistryError` where somebody else could write."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        msg = f"{path} is not a folder of this user"
+        raise RegistryError(msg)
+    if status.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def runtime_folder(state_dir: Path, setting: str | None) -> Path:
+    """Where unix sockets go: the setting, the XDG runtime folder, or a short one of our own.
+
+    The last is noted in the state folder, so that all processes of that state agree on it.
+    """
+    if setting is not None:
+        return _short_enough(private_folder(Path(setting)))
+    noted = state_dir / "runtime"
+    with contextlib.suppress(OSError):
+        return _short_enough(private_folder(Path(noted.read_text().strip())))
+    private_folder(state_dir)
+    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
+    if xdg and os.access(xdg, os.W_OK):
+        folder = private_folder(Path(xdg) / "kernel-relay")
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="relay-"))
+    try:
+        # Whoever comes second takes the folder of whoever came first.
+        with noted.open("x") as file:
+            file.write(f"{folder}\n")
+    except FileExistsError:
+        return _short_enough(private_folder(Path(noted.read_text().strip())))
+    return _short_enough(folder)
+
+
+def _short_enough(folder: Path) -> Path:
+    if len(os.fsencode(folder)) + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
+        msg = f"runtime_dir {folder} is too long for unix sockets, choose a shorter one"
+        raise RegistryError(msg)
+    return folder
+
+
+def socket_name() -> str:
+    """A new name for a socket in the runtime folder: 12 hex digits."""
+    return secrets.token_hex(6)
+
+
+def process_started(pid: int) -> int | None:
+    """A process's start time in clock ticks since boot, or None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    # The command name stands in parentheses and may hold anything; fields count from behind it.
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] in {"Z", "X"} else int(fields[19])

@@ -1,0 +1,92 @@
+"""What `relay up` runs: the configurations of its edge and agents, and the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from relay import registry
+from relay.config import (
+    AgentConfig,
+    ClusterSettings,
+    EdgeConfig,
+    ListenSettings,
+    TlsSettings,
+    UpConfig,
+)
+from relay.processes import Command
+from relay.supervisor.state import StateFolder
+
+AGENT_HOST = "127.0.0.1"
+
+
+def edge_config(
+    folder: StateFolder, config: UpConfig, https: int, wss: int, agents: Mapping[str, int]
+) -> EdgeConfig:
+    """The edge's configuration: the ports it really has, and the agents' ports by cluster."""
+    certificate, key = folder.server
+    return EdgeConfig(
+        https=ListenSettings(host=config.https.host, port=https),
+        wss=ListenSettings(host=config.wss.host, port=wss),
+        tls=TlsSettings(certificate=str(certificate), key=str(key)),
+        workers=config.edge_workers,
+        clusters={
+            name: ClusterSettings(agents=[f"http://{AGENT_HOST}:{port}"])
+            for name, port in agents.items()
+        },
+        tokens_file=str(folder.tokens),
+        ticket_key=str(folder.ticket_keys[1]),
+        limits=config.limits,
+        websocket=config.websocket,
+        upstream=config.upstream,
+        log=config.log,
+    )
+
+
+def agent_config(folder: StateFolder, config: UpConfig, cluster: str, port: int) -> AgentConfig:
+    """One cluster's agent."""
+    return AgentConfig(
+        cluster=cluster,
+        listen=ListenSettings(host=AGENT_HOST, port=port),
+        state_dir=str(folder.path),
+        ticket_keys=[str(folder.ticket_keys[0])],
+        environment=config.environment,
+        journal=config.journal,
+        kernels=config.kernels,
+        log=config.log,
+    )
+
+
+def write(folder: StateFolder, name: str, settings: EdgeConfig | AgentConfig) -> Path:
+    """Write a configuration where its program reads it."""
+    path = folder.configurations / f"{name}.yaml"
+    head = b"# Written by `relay up` at each start: changes made here are lost.\n"
+    registry.write_atomic(path, head + msgspec.yaml.encode(settings))
+    return path
+
+
+def command(
+    program: str,
+    name: str,
+    config: Path,
+    parent: int,
+    environ: Mapping[str, str],
+    listeners: Mapping[str, int] | None = None,
+) -> Command:
+    """``relay edge`` or ``relay agent``, ending with its parent.
+
+    Our own settings are in its file, so no ``RELAY_*`` variable is handed on. ``-P`` keeps the
+    working directory, where anything may lie, off the path of imports.
+    """
+    return Command(
+        name=name,
+        argv=(
+            *(sys.executable, "-P", "-m", "relay", program),
+            *("--config", str(config), "--die-with-parent", str(parent)),
+        ),
+        environment={k: v for k, v in environ.items() if not k.startswith("RELAY_")},
+        listeners=listeners or {},
+    )

@@ -1,0 +1,223 @@
+"""Runs the plan: ports, processes, readiness, signals, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from relay.config import AgentConfig, EdgeConfig, UpConfig
+from relay.log import get_logger
+from relay.processes import (
+    Keeper,
+    claim_notify_socket,
+    listen_patiently,
+    notify,
+    reserve,
+    stop_all,
+    until_ready,
+)
+from relay.supervisor import plan, secrets
+from relay.supervisor.state import Lock, Pids, Ready, StateFolder
+
+START_TIMEOUT: Final = 60.0
+"""Seconds until every process must be ready."""
+_MARGIN: Final = 3.0
+"""Seconds beyond a process's own ``drain`` before it is killed."""
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+log = get_logger()
+
+
+class Failed(Exception):
+    """The relay did not come up; why is in the log. Exit code 1."""
+
+
+def run(
+    config: UpConfig,
+    folder: StateFolder,
+    environ: Mapping[str, str],
+    announce: Callable[[Ready], None],
+) -> None:
+    """Run the relay until SIGTERM, SIGINT or SIGHUP; a second signal ends it at once.
+
+    ``announce`` is called once, when everything is ready. Kernels are left as they are. Raises
+    `StartError` where something is in the way, `Failed` where a process does not come up.
+    """
+    claim_notify_socket()
+    folder.create()
+    with Lock(folder), contextlib.ExitStack() as ports:
+        folder.status.unlink(missing_ok=True)
+        token = secrets.provide(folder, config, time.time())
+        listeners = {
+            name: ports.enter_context(listen_patiently(settings.host, settings.port))
+            for name, settings in (("https", config.https), ("wss", config.wss))
+        }
+        agents = {name: ports.enter_context(reserve(plan.AGENT_HOST)) for name in config.clusters}
+        supervisor = _Supervisor(config, folder, environ, listeners, agents)
+        try:
+            asyncio.run(supervisor.run(token, announce))
+        finally:
+            folder.status.unlink(missing_ok=True)
+
+
+class _Supervisor:
+    """One run, from the first process to the last."""
+
+    def __init__(
+        self,
+        config: UpConfig,
+        folder: StateFolder,
+        environ: Mapping[str, str],
+        listeners: Mapping[str, socket.socket],
+        agents: Mapping[str, socket.socket],
+    ) -> None:
+        self._folder = folder
+        self._listeners = listeners
+        self._stop = asyncio.Event()
+        self._change = asyncio.Event()
+        self._ready: Ready | None = None
+        """What was announced; None before and after."""
+        ports = {name: _port(kept) for name, kept in agents.items()}
+        https, wss = (_port(listeners[name]) for name in ("https", "wss"))
+        self._urls = _url("https", config.https.host, https), _url("wss", config.wss.host, wss)
+        settings = plan.edge_config(folder, config, https, wss, ports)
+        self._edge_grace = settings.drain + _MARGIN
+        self._edge = self._keeper("edge", settings, environ, listeners)
+        self._agents: dict[str, Keeper] = {}
+        self._agent_grace = 0.0
+        for name, port in ports.items():
+            agent = plan.agent_config(folder, config, name, port)
+            self._agent_grace = agent.drain + _MARGIN
+            self._agents[name] = self._keeper(f"agent-{name}", agent, environ, {})
+
+    async def run(self, token: str, announce: Callable[[Ready], None]) -> None:
+        """Start everything, announce it, and stop it on a signal."""
+        self._handle_signals()
+        failure: str | None = None
+        async with asyncio.TaskGroup() as group:
+            for keeper in self._all:
+                group.create_task(keeper.run(), name=f"keep {keeper.command.name}")
+            try:
+                failure = await self._come_up()
+                if failure is None and not self._stop.is_set():
+                    self._announce(token, announce)
+                    await self._stop.wait()
+            finally:
+                await self._end()
+        if failure is not None:
+            raise Failed(failure)
+
+    @property
+    def _all(self) -> tuple[Keeper, ...]:
+        return (*self._agents.values(), self._edge)
+
+    def _keeper(
+        self,
+        name: str,
+        settings: EdgeConfig | AgentConfig,
+        environ: Mapping[str, str],
+        listeners: Mapping[str, socket.socket],
+    ) -> Keeper:
+        command = plan.command(
+            name.partition("-")[0],
+            name,
+            plan.write(self._folder, name, settings),
+            os.getpid(),
+            environ,
+            {key: listener.fileno() for key, listener in listeners.items()},
+        )
+        return Keeper(command, self._changed)
+
+    async def _come_up(self) -> str | None:
+        """Wait until all are ready, or told to stop: None. Else what did not come up, and how."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                culprit = await until_ready(self._all, self._change, self._stop)
+        except TimeoutError:
+            late = ", ".join(keeper.command.name for keeper in self._all if not keeper.ready)
+            return f"not ready after {START_TIMEOUT:.0f} s: {late}"
+        if culprit is None or culprit.last_exit is None:
+            return None
+        return f"{culprit.command.name} does not start: exit code {culprit.last_exit.code}"
+
+    def _announce(self, token: str, announce: Callable[[Ready], None]) -> None:
+        https_url, wss_url = self._urls
+        self._ready = Ready(
+            https_url=https_url,
+            wss_url=wss_url,
+            token=token,
+            ca=str(self._folder.authority[0]),
+            clusters=tuple(self._agents),
+            pids=self._pids(),
+        )
+        self._folder.write_status(self._ready)
+        notify("READY=1")
+        announce(self._ready)
+
+    def _changed(self) -> None:
+        self._change.set()
+        edge = self._edge.child
+        # An edge that has only just been spawned has no workers to speak of yet.
+        if self._ready is None or (edge is not None and not edge.workers):
+            return
+        pids = self._pids()
+        if pids != self._ready.pids:
+            self._ready = msgspec.structs.replace(self._ready, pids=pids)
+            try:
+                self._folder.write_status(self._ready)
+            except OSError as error:
+                log.warning("relay.json cannot be written", error=str(error))
+
+    def _pids(self) -> Pids:
+        edge = self._edge.child
+        return Pids(
+            supervisor=os.getpid(),
+            edge=edge.workers if edge else (),
+            agents={
+                name: (keeper.child.pid,) if keeper.child else ()
+                for name, keeper in self._agents.items()
+            },
+        )
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        log.info("stopping", signal=number.name, at_once=self._stop.is_set())
+        if self._stop.is_set():
+            for keeper in self._all:
+                keeper.kill()
+        self._stop.set()
+        self._change.set()
+
+    async def _end(self) -> None:
+        """Stop the edge, so that nobody asks any more, then the agents."""
+        self._ready = None
+        self._folder.status.unlink(missing_ok=True)
+        notify("STOPPING=1")
+        # As long as anybody has it open, connections pile up in the backlog instead of failing.
+        for listener in self._listeners.values():
+            listener.close()
+        await self._edge.stop(self._edge_grace)
+        await stop_all(tuple(self._agents.values()), self._agent_grace)
+
+
+def _port(kept: socket.socket) -> int:
+    port: int = kept.getsockname()[1]
+    return port
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    """A URL that works on this machine; one that listens everywhere is reached on loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not listened on
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,103 @@
+"""Fills the state folder with what nobody wants to configure: certificates, keys, a first token."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from relay import pki, registry
+from relay.auth.tokens import TokenRecord, TokenStore, generate, is_user_name
+from relay.config import UpConfig
+from relay.processes import StartError
+from relay.supervisor.state import StateFolder
+
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised, not listened on
+
+
+def provide(folder: StateFolder, config: UpConfig, now: float) -> str:
+    """Make what is missing, renew what runs out; the token to show.
+
+    ``now`` is Unix time in seconds. Raises `StartError` for a file that cannot be used and must
+    not be replaced behind anybody's back.
+    """
+    authority = _pair(
+        folder.authority,
+        serves=lambda pair: pki.authority_serves(pair, now),
+        make=lambda: pki.new_authority(now),
+    )
+    names = server_names(config)
+    _pair(
+        folder.server,
+        serves=lambda pair: pki.server_serves(pair, authority, names, now),
+        make=lambda: pki.new_server(authority, names, now),
+    )
+    _pair(folder.ticket_keys, serves=pki.ticket_keys_serve, make=pki.new_ticket_keys)
+    return _first_token(folder, now)
+
+
+def server_names(config: UpConfig) -> tuple[str, ...]:
+    """What clients may call this machine: loopback, its host name, the configured addresses."""
+    names = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
+    names += [each.host for each in (config.https, config.wss) if each.host not in _EVERYWHERE]
+    return tuple(dict.fromkeys(name for name in names if name and name.isascii()))
+
+
+def _pair(
+    paths: tuple[Path, Path],
+    *,
+    serves: Callable[[pki.PemPair], bool],
+    make: Callable[[], pki.PemPair],
+) -> pki.PemPair:
+    """The pair in the two files, made anew unless it serves."""
+    public, private = paths
+    try:
+        pair = pki.PemPair(public.read_bytes(), private.read_bytes())
+    except FileNotFoundError:
+        pass
+    else:
+        if serves(pair):
+            return pair
+    pair = make()
+    # Killed between the two, the halves do not match, and the next start makes both again.
+    registry.write_atomic(private, pair.private)
+    registry.write_atomic(public, pair.public)
+    return pair
+
+
+def _first_token(folder: StateFolder, now: float) -> str:
+    try:
+        store = TokenStore.parse(folder.tokens.read_bytes())
+    except FileNotFoundError:
+        store = TokenStore()
+    except ValueError as error:
+        raise StartError(f"{folder.tokens} is damaged: {error}") from error
+    token = _shown_before(folder)
+    if token and store.authenticate(token, now):
+        return token
+    token, record = generate(user_name(), now, note="made by relay up")
+    _add(folder, store, token, record)
+    return token
+
+
+def _add(folder: StateFolder, store: TokenStore, token: str, record: TokenRecord) -> None:
+    # The token first: killed in between, it is unknown and made anew, and no hash is left over.
+    registry.write_atomic(folder.first_token, f"{token}\n".encode())
+    registry.write_atomic(folder.tokens, TokenStore((*store.records, record)).dump())
+
+
+def _shown_before(folder: StateFolder) -> str:
+    try:
+        return folder.first_token.read_text(encoding="ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
+def user_name() -> str:
+    """The operating system's name for this user; "relay" where it has none."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without an entry in passwd
+        return "relay"
+    return name if is_user_name(name) else "relay"

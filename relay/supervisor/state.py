@@ -1,0 +1,183 @@
+"""The state folder of one `relay up`: where things are, whose it is, what is said about it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from relay import registry
+from relay.processes import StartError
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """``$RELAY_STATE_DIR``, else ``kernel-relay`` in the XDG state folder.
+
+    The XDG specification has relative paths ignored.
+    """
+    if chosen := environ.get("RELAY_STATE_DIR"):
+        return Path(chosen).expanduser().absolute()
+    xdg = Path(environ.get("XDG_STATE_HOME", ""))
+    return (xdg if xdg.is_absolute() else Path.home() / ".local" / "state") / "kernel-relay"
+
+
+class Pids(msgspec.Struct, frozen=True, kw_only=True):
+    """Who runs. ``edge`` lists the workers; a list is empty while its process is being replaced."""
+
+    supervisor: int
+    edge: tuple[int, ...]
+    agents: dict[str, tuple[int, ...]]
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client must know of a running relay, and ``relay.json`` (docs: `relay up`)."""
+
+    https_url: str
+    wss_url: str
+    token: str
+    ca: str
+    clusters: tuple[str, ...]
+    pids: Pids
+
+
+class StateFolder(msgspec.Struct, frozen=True):
+    """The paths in a state folder."""
+
+    path: Path
+
+    @property
+    def authority(self) -> tuple[Path, Path]:
+        """The CA's certificate and key."""
+        return self.path / "pki" / "ca.pem", self.path / "pki" / "ca.key"
+
+    @property
+    def server(self) -> tuple[Path, Path]:
+        """The edge's certificate and key."""
+        return self.path / "pki" / "server.pem", self.path / "pki" / "server.key"
+
+    @property
+    def ticket_keys(self) -> tuple[Path, Path]:
+        """The public and the private half."""
+        return self.path / "keys" / "ticket.pub", self.path / "keys" / "ticket.key"
+
+    @property
+    def tokens(self) -> Path:
+        """The hashes of the tokens that may come in."""
+        return self.path / "tokens.json"
+
+    @property
+    def first_token(self) -> Path:
+        """The token that `relay up` shows, in clear, so that it stays the same."""
+        return self.path / "first-token"
+
+    @property
+    def configurations(self) -> Path:
+        """What `relay up` writes for `relay edge` and `relay agent`."""
+        return self.path / "run"
+
+    @property
+    def status(self) -> Path:
+        """``relay.json``: there as long as the relay is ready."""
+        return self.path / "relay.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the running `relay up`, whose pid it holds."""
+        return self.path / "up.lock"
+
+    def create(self) -> None:
+        """Make the folder and its parts, for this user only.
+
+        Raises `StartError` where it cannot be had, or belongs to others too: narrowing the
+        permissions of a folder that was not made for us could break whatever uses it.
+        """
+        try:
+            if self.path.is_dir() and self._is_open() and not self._is_ours():
+                raise StartError(
+                    f"{self.path} is open to other users: chmod 700, or choose another --state-dir"
+                )
+            for part in ("", "pki", "keys", "run"):
+                registry.private_folder(self.path / part)
+        except (OSError, registry.RegistryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise StartError(f"cannot use the state folder {self.path}: {reason}") from error
+
+    def write_status(self, ready: Ready) -> None:
+        """Replace ``relay.json`` in one step."""
+        text = msgspec.json.format(msgspec.json.encode(ready), indent=2)
+        registry.write_atomic(self.status, text + b"\n")
+
+    def _is_open(self) -> bool:
+        return bool(self.path.stat().st_mode & 0o077)
+
+    def _is_ours(self) -> bool:
+        return self.lock.exists() or not any(self.path.iterdir())
+
+
+class Lock:
+    """The exclusive right to run a state folder, for as long as it is open."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        """Raise `StartError`, naming the owner, where somebody has it."""
+        self._file = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            owner = lock_owner(folder)
+            raise StartError(
+                f"a relay is running on {folder.path} already"
+                + (f": process {owner}" if owner else "")
+            ) from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+
+def lock_owner(folder: StateFolder) -> int | None:
+    """The pid of the `relay up` that runs the folder; None where there is none.
+
+    The pid in the file counts only where that process has the file open: after a SIGKILL the
+    number stays, and may be another's by now.
+    """
+    try:
+        pid = int(folder.lock.read_text(encoding="ascii"))
+        lock = folder.lock.stat()
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(entry.stat(), lock):
+                        return pid
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def living_kernels(path: Path) -> Counter[str]:
+    """How many kernels live in a state folder, by cluster: those whose holder runs."""
+    found: Counter[str] = Counter()
+    with contextlib.suppress(OSError), os.scandir(path) as clusters:
+        for cluster in clusters:
+            for place in registry.places(path, cluster.name) if cluster.is_dir() else ():
+                record = place.read_record()
+                if record and registry.process_started(record.holder_pid) == record.holder_started:
+                    found[cluster.name] += 1
+    return found

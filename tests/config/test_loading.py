@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay.config import AgentConfig, ConfigError, EdgeConfig, UpConfig, load
+
+AGENT = """\
+cluster: alpha
+listen: {port: 8451}
+state_dir: state
+ticket_keys: [a.pem]
+"""
+EDGE = """\
+tls: {certificate: a.crt, key: a.key}
+clusters: {alpha: {agents: ["http://127.0.0.1:1"]}}
+tokens_file: tokens.json
+ticket_key: ticket.key
+"""
+NAME = "a cluster's name is 1 to 31 of a-z, 0-9 and '-', and begins with a letter"
+NO_NODE = "is not YAML: expected the node content, but found '<stream end>'"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "relay.yaml"
+
+
+def agent(file: Path, text: str, env: dict[str, str] | None = None) -> AgentConfig:
+    file.write_text(text)
+    return load(AgentConfig, file, env or {})
+
+
+def edge(file: Path, text: str, env: dict[str, str] | None = None) -> EdgeConfig:
+    file.write_text(text)
+    return load(EdgeConfig, file, env or {})
+
+
+def problems(error: pytest.ExceptionInfo[ConfigError], file: Path) -> list[str]:
+    return str(error.value).replace(str(file), "FILE").splitlines()
+
+
+def test_nothing_needs_to_be_configured_for_relay_up() -> None:
+    settings = load(UpConfig, None, {})
+    assert settings == UpConfig()
+    assert (settings.https.port, settings.wss.port) == (8443, 8444)
+    assert settings.clusters == ["alpha", "beta"]
+
+
+def test_an_empty_file_is_like_none(file: Path) -> None:
+    file.write_text("# nothing\n")
+    assert load(UpConfig, file, {}) == UpConfig()
+
+
+def test_every_mistake_is_reported_at_once_with_its_place(file: Path) -> None:
+    text = """\
+https: {port: 99999}
+wss:
+  hots: 0.0.0.0
+tls:
+  certificate: a.pem
+clusters:
+  Alpha:
+    agents: ["http://x:1/"]
+  api: {agents: []}
+limits: 5
+websocket:
+  ping_interval: .nan
+workers: yes
+tokens_file: 3
+"""
+    env = {
+        "RELAY_LOG__LEVEL": "loud",
+        "RELAY_LOG__COLOUR": "x",
+        "RELAY_NONE": "1",
+        "RELAY_DRAIN": "[",
+    }
+    with pytest.raises(ConfigError) as error:
+        edge(file, text, env)
+    assert sorted(problems(error, file)) == sorted(
+        [
+            "https.port: Expected `int` <= 65535 (FILE:1)",
+            "wss.hots: no such setting; did you mean host? (FILE:3)",
+            "tls.key: is required (FILE:4)",
+            f"clusters.Alpha: {NAME} (FILE:7)",
+            "clusters.Alpha.agents.0: expected nothing but scheme, host and port (FILE:8)",
+            "clusters.api: the name 'api' is reserved (FILE:9)",
+            "clusters.api: agents: a cluster needs at least one (FILE:9)",
+            "limits: expected a mapping of settings (FILE:10)",
+            "websocket.ping_interval: Expected `float` > 0.0 (FILE:12)",
+            "workers: Expected `int`, got `bool` (FILE:13)",
+            "tokens_file: Expected `str`, got `int` (FILE:14)",
+            "ticket_key: is required (FILE)",
+            "log.level: Invalid enum value 'loud' ($RELAY_LOG__LEVEL)",
+            "log.colour: no such setting ($RELAY_LOG__COLOUR)",
+            "none: no such setting ($RELAY_NONE)",
+            f"drain: {NO_NODE} ($RELAY_DRAIN)",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [", f"{NO_NODE} (FILE:1)"),
+        ("a: *b", "is not YAML: found undefined alias 'b' (FILE:1)"),
+        ("a: \0", "is not YAML (FILE)"),
+        ("--- 1\n--- 2\n", "is not YAML: but found another document (FILE:2)"),
+        ("- a", "expected a mapping of settings (FILE:1)"),
+        ("text", "expected a mapping of settings (FILE:1)"),
+    ],
+)
+def test_a_file_of_another_shape_is_one_problem(file: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        agent(file, text)
+    assert problems(error, file) == [problem]
+
+
+def test_a_file_that_cannot_be_read_is_one_problem(file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(AgentConfig, file, {})
+    assert problems(error, file) == ["cannot be read: No such file or directory (FILE)"]
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError) as error:
+        load(AgentConfig, file, {})
+    assert problems(error, file) == ["is not UTF-8 text (FILE)"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("drain: 1\ndrain: 2", "drain: is there twice (FILE:6)"),
+        ("log: &a {level: *a}", "log.level: is a YAML alias; write the value out (FILE:5)"),
+        ("drain: 2026-99-99", "drain: is no value that YAML knows (FILE:5)"),
+        ("drain: !python/none x", "drain: is no value that YAML knows (FILE:5)"),
+        ("? [a]\n: 1", "?: no such setting (FILE:5)"),
+        ("drain: .inf", "drain: Expected `float` <= 86400.0 (FILE:5)"),
+        ("drain: null", "drain: Expected `float`, got `null` (FILE:5)"),
+        ("drain: -0.1", "drain: Expected `float` >= 0.0 (FILE:5)"),
+        (
+            "runtime_dir: ~nobody-of-this-name/x",
+            "runtime_dir: there is no such home folder (FILE:5)",
+        ),
+        (
+            "environment: {allowed: [A, B=C]}",
+            "environment.allowed.1: Expected `str` matching regex",
+        ),
+        ("environment: {allowed: A}", "environment.allowed: expected a list (FILE:5)"),
+        ("environment: {inherit: ['A*B']}", "environment.inherit.0: Expected `str` matching regex"),
+        ("tls: {certificate: a, key: b}", "tls.client_ca: is required (FILE:5)"),
+        (
+            "journal: {bytes: 31 MiB}",
+            "journal: bytes must be at least twice segment_bytes (FILE:5)",
+        ),
+    ],
+)
+def test_mistakes_in_an_agents_file(file: Path, line: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        agent(file, AGENT + line + "\n")
+    (only,) = problems(error, file)
+    assert only.startswith(problem)
+
+
+def test_an_agent_needs_a_ticket_key(file: Path) -> None:
+    with pytest.raises(ConfigError, match="without a key nobody gets in"):
+        agent(file, AGENT.replace("[a.pem]", "[]"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "problem"),
+    [
+        ("agents: ['http://h:1'], tls: {ca: a}", "tls is set, but an agent's URL is http"),
+        ("agents: ['https://h:1'], tls: {ca: a, key: b}", "certificate and key go together"),
+        ("agents: ['https://h']", "expected http://host:port or https://host:port"),
+        ("agents: ['ftp://h:1']", "expected http://host:port or https://host:port"),
+        ("agents: ['http://h:99999']", "Port out of range"),
+        ("agents: ['http://u:p@h:1']", "expected nothing but scheme, host and port"),
+        ("agents: ['http://h:1?x']", "expected nothing but scheme, host and port"),
+        ("agents: ['http://h:1'], title: null", "Expected `str`, got `null`"),
+    ],
+)
+def test_mistakes_in_a_cluster(file: Path, cluster: str, problem: str) -> None:
+    text = EDGE.replace("""agents: ["http://127.0.0.1:1"]""", cluster)
+    with pytest.raises(ConfigError) as error:
+        edge(file, text)
+    (only,) = problems(error, file)
+    assert problem in only
+    assert only.startswith("clusters.alpha")
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "https://[::1]:8451", "https://agent.example:443"])
+def test_an_agents_url(file: Path, url: str) -> None:
+    text = EDGE.replace("http://127.0.0.1:1", url)
+    assert edge(file, text).clusters["alpha"].agents == [url]
+
+
+def test_two_ports_are_two(file: Path) -> None:
+    with pytest.raises(ConfigError, match="two different ports"):
+        edge(file, EDGE + "https: {port: 8444}\n")
+    with pytest.raises(ConfigError, match="two different ports"):
+        load(UpConfig, None, {"RELAY_WSS__PORT": "8443"})
+    free = load(UpConfig, None, {"RELAY_WSS__PORT": "0", "RELAY_HTTPS__PORT": "0"})
+    assert free.https.port == free.wss.port == 0
+
+
+@pytest.mark.parametrize(("clusters", "problem"), [("[]", "at least one"), ("[a, a]", "twice")])
+def test_the_clusters_of_relay_up(clusters: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(UpConfig, None, {"RELAY_CLUSTERS": clusters})
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("5", 5), ("4 KiB", 4096), ("4KiB", 4096), ("3 MiB", 3 << 20), ("1 GiB", 1 << 30), ("7 B", 7)],
+)
+def test_sizes(file: Path, written: str, size: int) -> None:
+    assert agent(file, f"{AGENT}body_bytes: {written}").body_bytes == size
+    assert agent(file, AGENT, {"RELAY_BODY_BYTES": written}).body_bytes == size
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "1.5", "1 MB", "KiB", "1e3", "'1 ki'", "1  KiB"])
+def test_what_is_no_size(file: Path, written: str) -> None:
+    with pytest.raises(ConfigError, match="body_bytes"):
+        agent(file, f"{AGENT}body_bytes: {written}")
+
+
+def test_a_section_given_in_part_keeps_the_rest_of_its_default(file: Path) -> None:
+    settings = edge(file, EDGE + "https: {host: 0.0.0.0}\nlog:\n")
+    assert (settings.https.host, settings.https.port) == ("0.0.0.0", 8443)  # noqa: S104
+    assert settings.log.level == "info"
+
+
+def test_variables_beat_the_file(file: Path) -> None:
+    env = {
+        "RELAY_CLUSTER": "123",
+        "RELAY_LISTEN__PORT": "9",
+        "RELAY_TLS": "{certificate: /a, key: /b}",
+        "RELAY_TLS__CLIENT_CA": "/c",
+        "RELAY_TICKET_KEYS": "[/x, /y]",
+        "RELAY_LOG__FORMAT": "",
+        "OTHER": "ignored",
+        "relay_drain": "ignored",
+    }
+    with pytest.raises(ConfigError) as error:  # text stays text: it is a name, if a bad one
+        agent(file, AGENT, env)
+    assert "a cluster's name is" in str(error.value)
+    settings = agent(file, AGENT, env | {"RELAY_CLUSTER": "no"})  # YAML would read False
+    assert settings.cluster == "no"
+    assert settings.listen.port == 9
+    assert settings.tls is not None
+    assert (settings.tls.certificate, settings.tls.client_ca) == ("/a", "/c")
+    assert settings.ticket_keys == ["/x", "/y"]
+    assert settings.log.format == "auto"
+
+
+def test_variables_reach_a_cluster_whose_name_has_a_hyphen(file: Path) -> None:
+    text = EDGE.replace("alpha", "gpu-a")
+    settings = edge(
+        file,
+        text,
+        {
+            "RELAY_CLUSTERS__GPU_A__TITLE": "yes: it is",
+            "RELAY_CLUSTERS__B__AGENTS": "['http://h:1']",
+        },
+    )
+    assert settings.clusters["gpu-a"].title == "yes: it is"
+    assert settings.clusters["b"].agents == ["http://h:1"]
+
+
+def test_a_variable_does_not_hide_a_mistake_in_the_file(file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        agent(file, AGENT + "log: loud\n", {"RELAY_LOG__LEVEL": "debug"})
+    assert problems(error, file) == ["log: expected a mapping of settings (FILE:5)"]
+
+
+@pytest.mark.parametrize(
+    "name", ["RELAY_", "RELAY_LOG__", "RELAY_CLUSTER__X", "RELAY_TICKET_KEYS__0"]
+)
+def test_variables_that_name_nothing(file: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no such setting"):
+        agent(file, AGENT, {name: "x"})
+
+
+def test_a_variable_of_other_programs_is_passed_over(file: Path) -> None:
+    assert edge(file, EDGE, {"RELAY_STATE_DIR": "/x"}) == edge(file, EDGE)
+    assert load(UpConfig, None, {"RELAY_STATE_DIR": "/x"}).state_dir == "/x"
+
+
+def test_relative_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings = agent(
+        file,
+        AGENT + "runtime_dir: ~/run\n",
+        {"RELAY_TICKET_KEYS": "[a.pem, /b.pem]"},
+    )
+    assert settings.state_dir == str(tmp_path / "state")
+    assert settings.ticket_keys == [str(here / "a.pem"), "/b.pem"]
+    assert settings.runtime_dir == "/home/ada/run"
+
+
+def test_a_value_never_appears_in_the_report(file: Path) -> None:
+    """Somebody may have pasted a token where a path belongs."""
+    with pytest.raises(ConfigError) as error:
+        edge(file, EDGE + "drain: relay_secret\nhttps: relay_secret\nworkers: [relay_secret]\n")
+    assert len(problems(error, file)) == 3
+    assert "relay_secret" not in str(error.value)

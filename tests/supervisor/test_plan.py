@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.config import (
+    AgentConfig,
+    EdgeConfig,
+    EdgeLimits,
+    JournalSettings,
+    KernelEnvironment,
+    KernelSettings,
+    ListenSettings,
+    LogSettings,
+    UpConfig,
+    UpstreamSettings,
+    WebSocketSettings,
+    load,
+)
+from relay.supervisor import plan
+from relay.supervisor.state import StateFolder
+
+CONFIG = UpConfig(
+    https=ListenSettings(host="::1", port=0),
+    clusters=["alpha", "beta-2"],
+    edge_workers=3,
+    kernels=KernelSettings(launch_timeout=11.0),
+    journal=JournalSettings(tail_bytes=12345),
+    environment=KernelEnvironment(allowed=["FOO"]),
+    limits=EdgeLimits(headers=7),
+    websocket=WebSocketSettings(ping_interval=9.0),
+    upstream=UpstreamSettings(hold=1.5),
+    log=LogSettings(level="debug"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    found = StateFolder(tmp_path / "state")
+    found.create()
+    return found
+
+
+def test_the_edge_gets_every_setting_that_is_its_own(folder: StateFolder) -> None:
+    made = plan.edge_config(folder, CONFIG, 1, 2, {"alpha": 3, "beta-2": 4})
+    assert (made.https, made.wss) == (
+        ListenSettings(host="::1", port=1),
+        ListenSettings(host="127.0.0.1", port=2),
+    )
+    assert {name: each.agents for name, each in made.clusters.items()} == {
+        "alpha": ["http://127.0.0.1:3"],
+        "beta-2": ["http://127.0.0.1:4"],
+    }
+    for name in ("limits", "websocket", "upstream", "log"):
+        assert getattr(made, name) == getattr(CONFIG, name)
+    assert made.workers == 3
+
+
+def test_an_agent_gets_every_setting_that_is_its_own(folder: StateFolder) -> None:
+    made = plan.agent_config(folder, CONFIG, "alpha", 3)
+    assert made.listen == ListenSettings(host="127.0.0.1", port=3)
+    assert (made.cluster, made.state_dir) == ("alpha", str(folder.path))
+    for name in ("environment", "journal", "kernels", "log"):
+        assert getattr(made, name) == getattr(CONFIG, name)
+
+
+def test_what_is_written_is_read_back_the_same(folder: StateFolder) -> None:
+    edge = plan.edge_config(folder, CONFIG, 1, 2, {"alpha": 3})
+    agent = plan.agent_config(folder, CONFIG, "alpha", 3)
+    assert load(EdgeConfig, plan.write(folder, "edge", edge), {}) == edge
+    path = plan.write(folder, "agent-alpha", agent)
+    assert load(AgentConfig, path, {}) == agent
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_command_hands_on_no_setting_of_ours() -> None:
+    environ = {"PATH": "/bin", "RELAY_EDGE_WORKERS": "3", "RELAY_STATE_DIR": "/x"}
+    made = plan.command("edge", "edge", Path("/f.yaml"), 12, environ, {"https": 5})
+    assert made.environment == {"PATH": "/bin"}
+    assert made.listeners == {"https": 5}
+    assert made.argv == (
+        sys.executable,
+        "-P",
+        "-m",
+        "relay",
+        "edge",
+        "--config",
+        "/f.yaml",
+        "--die-with-parent",
+        "12",
+    )
