@@ -41,6 +41,12 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     kernel_started: int | None = None
 
 
+class HolderAddress(msgspec.Struct, frozen=True):
+    """The part of a ``HolderConfig`` that agents of every version read."""
+
+    socket: Path
+
+
 class Place(msgspec.Struct, frozen=True):
     """One kernel's folder."""
 
@@ -94,6 +100,15 @@ class Place(msgspec.Struct, frozen=True):
             os.close(descriptor)
             return None
         return descriptor
+
+    def read_address(self) -> HolderAddress | None:
+        """Where the holder serves, or None where that is not noted (yet)."""
+        try:
+            return msgspec.json.decode(
+                self.request.read_bytes(), type=HolderAddress, dec_hook=lambda _, text: Path(text)
+            )
+        except (OSError, msgspec.MsgspecError):
+            return None
 
     def read_record(self) -> KernelRecord | None:
         """The holder's note, or None where there is none (yet) or it cannot be read."""

@@ -54,16 +54,18 @@ class App:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        ticket: Ticket | None = None
         try:
             ticket = self._verify(request)
-            with structlog.contextvars.bound_contextvars(request_id=ticket.request_id):
-                return await self._serve(request, ticket)
         except RelayError as error:
-            request_id = ticket.request_id if ticket else ""
-            level = log.error if error.http_status >= 500 else log.info  # noqa: PLR2004
-            level("refused", status=error.http_status, problem=error.message, request=request_id)
-            return error_response(error, request_id)
+            log.warning("ticket_refused", problem=error.message)
+            return error_response(error, "")
+        with structlog.contextvars.bound_contextvars(request_id=ticket.request_id):
+            try:
+                return await self._serve(request, ticket)
+            except RelayError as error:
+                level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
+                level("refused", status=error.http_status, problem=error.message)
+                return error_response(error, ticket.request_id)
 
     def _verify(self, request: web.BaseRequest) -> Ticket:
         values = request.headers.getall("Authorization", [])
@@ -77,7 +79,7 @@ class App:
         route = match(request.method, target.segments)
         # A start names no kernel in its path: there the ticket brings the id of the new one.
         ticket.require(route.action, ticket.kernel if route.kind is Kind.START else route.kernel_id)
-        log.debug("request", method=request.method, kind=route.kind)
+        log.info("request", method=request.method, kind=route.kind, kernel_id=ticket.kernel)
         if route.kind is Kind.CHANNELS:
             return await self._channels(request, route, ticket)
         return await self._rest.handle(request, target, route, ticket)

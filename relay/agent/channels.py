@@ -22,6 +22,7 @@ from relay.bridge.records import (
     Close,
     Kind,
     RecordError,
+    RecordTooLarge,
     frames_record,
     read_entries,
     read_message,
@@ -104,7 +105,12 @@ class Channels:
 
     async def _towards_client(self) -> None:
         while True:
-            kind, payload = await read_record(self._holder_reader, self._max_record)
+            try:
+                kind, payload = await read_record(self._holder_reader, self._max_record)
+            except RecordTooLarge as error:
+                # Ending the link alone would make the edge ask for the same again, for ever.
+                self._refuse(_too_large(error.size, self._message_bytes))
+                return
             match kind:
                 case Kind.ENTRIES:
                     if not await self._send_entries(payload):
@@ -130,9 +136,12 @@ class Channels:
         for entry in read_entries(entries):
             header, parent, metadata, content, *buffers = entry.parts
             message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
-            payload = ws_codec.encode(self._subprotocol, message)
-            if payload.size > self._message_bytes:
-                self._refuse(_too_large(payload.size, self._message_bytes))
+            try:
+                payload = self._encode(message)
+            except ClientError as error:
+                # What comes before it is whole and goes out.
+                await self._send_frames(ready)
+                self._refuse(error)
                 return False
             last = ws_codec.fragments(payload)
             for number, frame in enumerate(ws_codec.frames(payload, self._skip), self._skip + 1):
@@ -148,13 +157,23 @@ class Channels:
             await self._send_frames(ready)
         return True
 
+    def _encode(self, message: Message) -> ws_codec.Payload:
+        payload = ws_codec.encode(self._subprotocol, message)
+        if payload.size > self._message_bytes:
+            raise _too_large(payload.size, self._message_bytes)
+        return payload
+
     async def _send_frames(self, frames: list[bytes]) -> None:
         self._edge.write(frames_record(self._after, self._skip, frames))
         await self._edge.drain()
 
     async def _towards_kernel(self) -> None:
         while True:
-            kind, payload = await read_record(self._edge_reader, self._max_record)
+            try:
+                kind, payload = await read_record(self._edge_reader, self._max_record)
+            except RecordTooLarge as error:
+                self._refuse(_too_large(error.size, self._message_bytes))
+                return
             match kind:
                 case Kind.MESSAGE:
                     if not self._submit(payload):

@@ -48,6 +48,8 @@ _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
+_TAIL: Final = 250
+"""Characters of a failed holder's log that go into the agent's."""
 _MARGIN: Final = 20.0
 """Seconds beyond twice the launch timeout (ipc, then TCP) after which a start has failed."""
 
@@ -60,6 +62,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: Principal
     environment: dict[str, str]
     launch_timeout: float
+    request_id: str
 
 
 class Holders:
@@ -202,10 +205,12 @@ class Holders:
         deadline = time.monotonic() + _CONNECT
         while time.monotonic() < deadline:
             try:
-                config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
-                line = await Line.open(place, Path(config.socket), self._max_record)
+                line = await Line.open(place)
             except (OSError, EOFError):
-                if not place.exists() or _is_free(place):
+                if not place.exists():
+                    return None
+                if _is_free(place):
+                    log.warning("holder_failed", kernel_id=place.kernel_id, said=_log_tail(place))
                     return None
                 await asyncio.sleep(_RETRY)
                 continue
@@ -234,6 +239,7 @@ class Holders:
         config = HolderConfig(
             name=request.name,
             owner=str(request.owner),
+            request_id=request.request_id,
             created=time.time(),
             socket=str(self._runtime / f"{socket_name()}.sock"),
             environment=request.environment,
@@ -290,10 +296,9 @@ def _bury(place: Place) -> None:
         if alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(record.kernel_pid, signal.SIGKILL)
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
-        endpoint = Path(config.socket)
-        for socket in endpoint.parent.glob(f"{endpoint.stem}*"):
+    address = place.read_address()
+    if address is not None:
+        for socket in address.socket.parent.glob(f"{address.socket.stem}*"):
             socket.unlink(missing_ok=True)
     shutil.rmtree(place.folder, ignore_errors=True)
 
@@ -329,8 +334,7 @@ async def _end(place: Place, timeout: float) -> bool:
     if not _is_free(place):
         try:
             async with asyncio.timeout(timeout):
-                config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
-                line = await Line.open(place, Path(config.socket), config.max_record)
+                line = await Line.open(place)
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(line.run(), name="line")
                     await line.call("shutdown", "", timeout)
@@ -348,6 +352,13 @@ async def _end(place: Place, timeout: float) -> bool:
             os.close(lock)
             return ran
     return False
+
+
+def _log_tail(place: Place) -> str:
+    """The end of what a holder wrote before it ended."""
+    with contextlib.suppress(OSError):
+        return place.holder_log.read_text(errors="replace")[-_TAIL:]
+    return ""
 
 
 def _kill_holder(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -26,6 +27,9 @@ from relay.streams import read_record
 
 log = structlog.get_logger(__name__)
 
+_MAX_RECORD: Final = 1024 * 1024
+"""Bytes of a record on a line: calls, results and statuses."""
+
 
 class Line:
     """One holder, for as long as both it and this agent live."""
@@ -36,7 +40,6 @@ class Line:
         socket: Path,
         status: Status,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        max_record: int,
     ) -> None:
         self.place = place
         self.socket = socket
@@ -44,22 +47,25 @@ class Line:
         self.closed = False
         """Whether this side hung up."""
         self._reader, self._writer = streams
-        self._max_record = max_record
         self._calls: dict[int, asyncio.Future[Failure | None]] = {}
         self._ids = itertools.count(1)
         self._changed = asyncio.Event()
 
     @classmethod
-    async def open(cls, place: Place, socket: Path, max_record: int) -> Line:
+    async def open(cls, place: Place) -> Line:
         """Connect and hear the first status. Raises ``OSError`` and ``EOFError``."""
-        reader, writer = await asyncio.open_unix_connection(socket)
+        address = place.read_address()
+        if address is None:
+            raise FileNotFoundError(place.request)
+        reader, writer = await asyncio.open_unix_connection(address.socket)
         writer.write(struct_record(Kind.CALL, Call(id=0, op="status")))
         try:
             while True:
-                kind, payload = await read_record(reader, max_record)
+                kind, payload = await read_record(reader, _MAX_RECORD)
                 if kind is Kind.STATUS:
                     status = read_struct(payload, Status)
-                    return cls(place, socket, status, (reader, writer), max_record)
+                    streams = reader, writer
+                    return cls(place, address.socket, status, streams)
         except BaseException:
             writer.close()
             raise
@@ -79,7 +85,7 @@ class Line:
         """Follow the holder until either side hangs up."""
         try:
             while self.status.phase not in {Phase.GONE, Phase.FAILED}:
-                self._take(*await read_record(self._reader, self._max_record))
+                self._take(*await read_record(self._reader, _MAX_RECORD))
         except (OSError, EOFError):
             # How it ended is for the owner to find out.
             pass

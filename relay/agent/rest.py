@@ -105,6 +105,7 @@ class Rest:
                 owner=ticket.principal,
                 environment=inherited_environment(settings) | client_env,
                 launch_timeout=self._launch_timeout(client_env),
+                request_id=ticket.request_id,
             )
         )
         response = json_response(line.model, status=201)

@@ -28,6 +28,8 @@ _CLIENT: Final = struct.Struct("<QB")
 _NUMBER: Final = struct.Struct("<Q")
 _ENTRY: Final = struct.Struct("<QBI")
 _LENGTH: Final = struct.Struct("<Q")
+_JSON_PARTS: Final = 4
+"""Parts that every message has: header, parent_header, metadata, content."""
 
 
 class Kind(enum.IntEnum):
@@ -147,6 +149,16 @@ class RecordError(RelayError):
     """The other side of a link does not speak records; the link is of no more use."""
 
 
+class RecordTooLarge(RecordError):
+    """A record over this side's limit; the next one cannot be found without reading it."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a record of {size} bytes is over the limit of {limit}")
+        self.size = size
+        self.limit = limit
+        """Both in bytes of payload."""
+
+
 class Entry(NamedTuple):
     """One kernel→client message as a reader gets it."""
 
@@ -173,7 +185,7 @@ def read_struct(payload: Buffer, struct_type: type[Payload]) -> Payload:
     """The struct in a payload. Raises `RecordError`."""
     try:
         return msgspec.json.decode(payload, type=struct_type)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"not a {struct_type.__name__} record"
         raise RecordError(msg) from error
 
@@ -237,7 +249,7 @@ def read_submit(payload: Buffer) -> tuple[int, Channel, tuple[memoryview, ...]]:
     try:
         number, channel = _CLIENT.unpack_from(payload)
         parts, end = _unpack_parts(memoryview(payload), _CLIENT.size)
-        if end != len(payload) or len(parts) < 4:  # noqa: PLR2004 - header to content
+        if end != len(payload) or len(parts) < _JSON_PARTS:
             msg = "a SUBMIT record does not add up"
             raise RecordError(msg)
         return number, Channel(channel), parts
@@ -265,7 +277,7 @@ def read_entries(payload: Buffer) -> Iterator[Entry]:
             seq, channel, length = _ENTRY.unpack_from(view, offset)
             offset += _ENTRY.size
             parts, end = _unpack_parts(view, offset)
-            if end != offset + length:
+            if end != offset + length or len(parts) < _JSON_PARTS:
                 msg = "an entry does not add up"
                 raise RecordError(msg)
             yield Entry(seq, Channel(channel), parts)
@@ -333,11 +345,11 @@ class RecordReader:
 
 def check_header(length: int, kind: int, max_payload: int) -> tuple[int, Kind]:
     """A record header that is allowed to be. Raises `RecordError`."""
-    if length > max_payload:
-        msg = f"a record of {length} bytes is over the limit of {max_payload}"
-        raise RecordError(msg)
     try:
-        return length, Kind(kind)
+        known = Kind(kind)
     except ValueError as error:
         msg = f"no record is of kind {kind}"
         raise RecordError(msg) from error
+    if length > max_payload:
+        raise RecordTooLarge(length, max_payload)
+    return length, known

@@ -20,6 +20,8 @@ from relay.bridge.records import Attach, Position
 
 EVERYBODY: Final = b""
 _KEY_BYTES: Final = 8
+_UNANSWERED: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
+"""Message types that no kernel replies to, and of which widgets send very many."""
 REPLACED: Final = (1000, "replaced by a newer connection of this session")
 
 
@@ -48,6 +50,7 @@ class Submitted(msgspec.Struct, frozen=True):
     channel: Channel
     msg_id: str
     session: str
+    msg_type: str = ""
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -197,10 +200,10 @@ class Sessions:
         # Taken out and put back, so that the dictionary's order is the order of last use.
         session = self._sessions.pop(key, None)
         if session is None:
+            if len(self._sessions) >= self._limit:
+                self._forget_oldest_detached()
             session = _Session(key, self.seq, anonymous=not attach.session_id)
         self._sessions[key] = session
-        if len(self._sessions) > self._limit:
-            self._forget_oldest_detached()
         return session
 
     def _forget_oldest_detached(self) -> None:
@@ -214,9 +217,11 @@ class Sessions:
         if session is None or session.connection != event.connection:
             return
         session.connection = None
-        if event.clean and session.anonymous:
-            # Nobody can name it again.
-            del self._sessions[session.key]
+        # Leaving is the last use: who left first is forgotten first.
+        del self._sessions[session.key]
+        if not (event.clean and session.anonymous):
+            # The others can be named again.
+            self._sessions[session.key] = session
 
     def _submitted(self, event: Submitted) -> list[Action]:
         session = self._connections.get(event.connection)
@@ -226,7 +231,10 @@ class Sessions:
         if event.number <= session.received:
             return [acknowledge]
         session.received = event.number
-        if event.channel is not Channel.STDIN:
+        if event.channel is Channel.IOPUB:
+            # A kernel's iopub takes nothing.
+            return [acknowledge]
+        if event.channel is not Channel.STDIN and event.msg_type not in _UNANSWERED:
             self._remember(event, session)
         return [Forward(), acknowledge]
 

@@ -24,9 +24,9 @@ def agent(
     with refusals():
         require_strict_parser(os.environ)
         from relay import log
-        from relay.agent import main
+        from relay.agent.main import run
         from relay.config import AgentConfig, load
 
         settings = load(AgentConfig, config, os.environ)
         log.configure(settings.log.level, settings.log.format, component="agent")
-        main.run(settings)
+        run(settings)

@@ -14,6 +14,8 @@ class HolderConfig(Struct, frozen=True, kw_only=True):
     """The kernelspec's name."""
     owner: str
     """The principal who asked for the kernel, as ``authenticator:subject``."""
+    request_id: str = ""
+    """The request that asked for it; every line that has no request of its own bears it."""
     created: float
     """When it was asked for, in seconds since the epoch."""
     socket: str

@@ -74,8 +74,9 @@ class Link(asyncio.Protocol):
             self._transport.resume_reading()
 
     def write(self, record: bytes) -> None:
-        """Send a record."""
-        self._transport.write(record)
+        """Send a record; one for a lost link is sent again on the next."""
+        if not self.lost:
+            self._transport.write(record)
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -97,13 +98,11 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes from the agent."""
         try:
-            records = self._reader.feed(data)
+            for kind, payload in self._reader.feed(data):
+                self._take(kind, payload)
         except RecordError as error:
             log.warning("bad_record", problem=error.message)
             self._transport.abort()
-            return
-        for kind, payload in records:
-            self._take(kind, payload)
 
     def _take(self, kind: Kind, payload: bytes) -> None:
         if self._on_record is not None:
@@ -119,7 +118,9 @@ class Link(asyncio.Protocol):
         """The agent is gone, or its process."""
         self.lost = True
         if not self._attached.done():
-            self._attached.set_exception(exc or ConnectionResetError("the agent hung up"))
+            problem = ConnectionResetError("the agent hung up")
+            problem.__cause__ = exc
+            self._attached.set_exception(problem)
         self._response.close()
         self._on_lost()
 

@@ -18,6 +18,7 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Protocol, Side
 
+from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     Close,
     Detach,
@@ -56,7 +57,8 @@ class Pipe(asyncio.Protocol):
         self._settings = settings
         self._keep_bytes = limits.unacknowledged_bytes
         self._frames = Protocol(Side.SERVER, state=OPEN, max_size=limits.message_bytes)
-        self._pieces: list[bytes] = []
+        self._pieces = bytearray()
+        """Frames so far of a message that comes in several; one buffer, however small they are."""
         self._text = False
         self._link: Link | None = None
         self._number = 0
@@ -81,17 +83,20 @@ class Pipe(asyncio.Protocol):
 
     def bind(self, link: Link) -> None:
         """Go on with this link: what it has not seen of the client's messages is sent again."""
+        self._link = link
+        self.unlinked.clear()
+        if self.finished.is_set() or self._frames.state is not OPEN:
+            # The client left, or was sent away, while the link was being opened.
+            self._drop_link(clean=self._frames.close_rcvd is not None)
+            return
         attached = link.attached
         if self.position is not None and self.position.fragment:
             if attached.position != self.position:
-                link.close()
                 self.close(1011, "the rest of a message is lost")
                 return
         elif self.position is None:
             self._proved = attached.position.seq
         self.position = attached.position
-        self._link = link
-        self.unlinked.clear()
         self._forget_kept(attached.acknowledged)
         self._link_full = False
         for _, record in self._kept:
@@ -137,6 +142,8 @@ class Pipe(asyncio.Protocol):
         if pause:
             self._client.pause_reading()
         else:
+            # It could not be heard until now.
+            self._last_heard = self._loop.time()
             self._client.resume_reading()
 
     @property
@@ -194,17 +201,20 @@ class Pipe(asyncio.Protocol):
             case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
                 if frame.opcode is not Opcode.CONT:
                     self._text = frame.opcode is Opcode.TEXT
-                self._pieces.append(bytes(frame.data))
+                if frame.fin and not self._pieces:
+                    self._on_message(bytes(frame.data))
+                    return
+                self._pieces += frame.data
                 if frame.fin:
-                    pieces, self._pieces = self._pieces, []
-                    self._on_message(b"".join(pieces))
+                    pieces, self._pieces = self._pieces, bytearray()
+                    self._on_message(memoryview(pieces))
             case Opcode.PONG:
                 self._on_pong(bytes(frame.data))
             case _:
                 # The library answers pings and close frames.
                 pass
 
-    def _on_message(self, payload: bytes) -> None:
+    def _on_message(self, payload: Buffer) -> None:
         self._number += 1
         record = message_record(self._number, text=self._text, payload=payload)
         self._kept.append((self._number, record))
@@ -263,13 +273,16 @@ class Pipe(asyncio.Protocol):
             if self._frames.state is OPEN:
                 self._frames.send_ping(payload)
                 self._flush()
-        elif now - max(self._ping[1], self._last_heard) > self._settings.pong_timeout:
+        elif not self._client_paused and self._silent_for(now) > self._settings.pong_timeout:
             log.info("client_silent", setting="websocket.pong_timeout")
             self._client.abort()
             return
         behind = self._seq > self._proved
         interval = self._settings.proof_interval if behind else self._settings.ping_interval
         self._schedule(interval, for_proof=behind)
+
+    def _silent_for(self, now: float) -> float:
+        return now - max(self._ping[1] if self._ping else now, self._last_heard)
 
     def _on_pong(self, payload: bytes) -> None:
         if self._ping is None or payload != self._ping[0]:

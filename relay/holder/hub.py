@@ -142,7 +142,9 @@ class Hub:
     def submit(self, connection: int, number: int, message: Message) -> None:
         """A client's message for the kernel. Raises `MalformedMessage`."""
         header = parse_header(message.header)
-        event = Submitted(connection, number, message.channel, header.msg_id, header.session)
+        event = Submitted(
+            connection, number, message.channel, header.msg_id, header.session, header.msg_type
+        )
         if any(isinstance(action, Forward) for action in self._perform(event)):
             self.last_activity = time.time()
             self._send(message)

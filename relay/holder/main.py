@@ -49,7 +49,7 @@ def main() -> None:
     os.set_inheritable(arguments.lock, False)
     config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
     logging.configure(config.log.level, config.log.format, component="holder")
-    structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id)
+    structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id, request_id=config.request_id)
     uvloop.run(_run(place, config))
 
 

@@ -111,7 +111,9 @@ class Server:
             if kind is Kind.ATTACH:
                 attach = read_struct(payload, Attach)
                 channels = _Channels(self._hub, writer, attach, self._journal_limit)
-                await channels.run(reader, self._max_record)
+                with structlog.contextvars.bound_contextvars(request_id=attach.request_id):
+                    log.info("attached", link=attach.link)
+                    await channels.run(reader, self._max_record)
             else:
                 await self._serve_line(reader, writer, kind, payload)
         except* (OSError, EOFError):
@@ -159,8 +161,8 @@ class Server:
         failure = None
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
-                await self._operate(call.op)
                 log.info("call", op=call.op)
+                await self._operate(call.op)
             except RelayError as error:
                 log.warning("call_failed", op=call.op, problem=error.message)
                 failure = Failure(error.message, error.reason, error.http_status)

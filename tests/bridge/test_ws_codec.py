@@ -394,7 +394,8 @@ def test_long_characters_anywhere_are_utf8() -> None:
     for padding in range(4):
         content = ('"' + "a" * padding + "😀" * 50_000 + '"').encode()
         message = Message(Channel.IOPUB, HEADER, b"{}", b"{}", content)
-        assert content in encode(LEGACY, message).parts
+        assert any(part is content for part in encode(LEGACY, message).parts)
+        assert not refused(LEGACY, b'{"header": {}, "content": %b}' % content, text=True)
         assert refused(LEGACY, b'{"header": {}, "content": %b}' % content[:-2], text=True)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings
@@ -29,12 +30,14 @@ CONFIG = EdgeConfig(
 )
 DRIVER = """
 import asyncio, sys
+import msgspec
+from relay.config import EdgeConfig
 from relay.edge import parent
 from relay.processes import Command
-from tests.edge.test_parent import CONFIG, python
-command = Command(name="worker", argv=python(sys.argv[1]), environment={})
-listeners = parent.listening_sockets(CONFIG)
-sys.exit(asyncio.run(parent.Parent(CONFIG, command, listeners).run()))
+config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
+command = Command(name="worker", argv=tuple(sys.argv[2:]), environment={})
+listeners = parent.listening_sockets(config)
+sys.exit(asyncio.run(parent.Parent(config, command, listeners).run()))
 """
 
 
@@ -52,13 +55,10 @@ class Edge:
         self._ears = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ears.bind(b"")
         self._ears.settimeout(WAIT)
-        root = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, worker],
-            cwd=root,
+            [sys.executable, "-c", DRIVER, msgspec.json.encode(CONFIG), *python(worker)],
             env={
                 **os.environ,
-                "PYTHONPATH": root,
                 "NOTIFY_SOCKET": "@" + self._ears.getsockname()[1:].decode(),
             },
         )

@@ -81,7 +81,7 @@ def test_a_body_of_anything_is_an_entry_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize("count", [2**32 - 1, 2**31, 100])
 def test_a_count_beyond_the_body_is_refused_before_anything_is_allocated(count: int) -> None:
     body = struct.pack("<QBBI", 1, 0, 0, count) + b"\0" * 40
-    with pytest.raises(ValueError, match=r"parts|record"):
+    with pytest.raises(ValueError, match="record"):
         unpack(memoryview(body))
 
 

@@ -84,7 +84,7 @@ async def test_a_process_that_keeps_dying_but_works_is_not_given_up() -> None:
     watch = Watch()
     keeper = watch.keeper(MORTAL)
     async with running(keeper):
-        while watch.changes < 30:
+        while watch.changes < 18:
             watch.change.clear()
             await watch.change.wait()
             assert not keeper.hopeless

@@ -23,7 +23,7 @@ def command(*arguments: Any) -> Command:
     options = made.argv[made.argv.index("--config") :]
     return Command(
         name=made.name,
-        argv=(python, standin, "relay", program, *options),
+        argv=(python, "-I", "-S", standin, "relay", program, *options),
         environment=made.environment,
         listeners=made.listeners,
     )

@@ -4,17 +4,31 @@
 
 Environment: ``STANDIN_LOG`` is a file to append ``<name> <what>`` lines to; ``STANDIN_EXIT`` is
 ``<name>=<code>`` for who exits at once; ``STANDIN_STUBBORN`` makes everybody deaf to SIGTERM.
+
+Imports nothing of ours, so that it is there at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import FrameType
 
-from relay.processes import die_with_parent, inherited_listeners, notify
+
+def die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def notify(text: str) -> None:
+    address = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(text.encode(), address)
 
 
 def note(what: str) -> None:
@@ -46,7 +60,10 @@ if name == NAME:
 signal.signal(signal.SIGTERM, signal.SIG_IGN if os.environ.get("STANDIN_STUBBORN") else end)
 note("started")
 if sys.argv[1:3] == ["relay", "edge"]:
-    assert set(inherited_listeners()) == {"https", "wss"}
+    assert os.environ["LISTEN_FDNAMES"] == "https:wss"
+    for descriptor in (3, 4):
+        with socket.socket(fileno=os.dup(descriptor)) as listener:
+            assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     notify("X_WORKERS=" + ",".join(str(worker(os.getpid())) for _ in range(2)))
 notify("READY=1")
 while True:
