@@ -12,7 +12,7 @@ RelayError
 │   └── MalformedMessage   400, close code 1007
 ├── AgentError         the cluster's side is wrong
 │   ├── AgentUnavailable   503, close code 1012; may come back
-│   └── AgentTimeout       504, close code 1012
+│   └── AgentTimeout       503, close code 1012
 └── KernelError        the kernel is wrong
     ├── StartFailed        500
     └── BadKernelMessage   never leaves the holder's log
@@ -117,9 +117,11 @@ class AgentUnavailable(AgentError):
 
 
 class AgentTimeout(AgentError):
-    """An agent took longer than the deadline."""
+    """An agent took longer than the deadline.
 
-    http_status = 504
+    Still a 503: JupyterLab takes any other error on a kernel for that kernel's death.
+    """
+
     reason = "Cluster timeout"
 
 

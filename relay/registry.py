@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Final
 
 import msgspec
 
+_HIDDEN: Final = "."
+"""Begins the names of folders that are being deleted: no kernel id begins like that."""
 _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
 
@@ -127,9 +130,27 @@ def places(state_dir: Path, cluster: str) -> list[Place]:
     """Every kernel folder of a cluster."""
     try:
         with os.scandir(kernels_folder(state_dir, cluster)) as entries:
-            return [Place(Path(entry.path)) for entry in entries if entry.is_dir()]
+            return [
+                Place(Path(entry.path))
+                for entry in entries
+                if entry.is_dir() and not entry.name.startswith(_HIDDEN)
+            ]
     except FileNotFoundError:
         return []
+
+
+def remove(place: Place) -> None:
+    """Delete a kernel's folder; its id is free from the first moment on."""
+    doomed = place.folder.with_name(f"{_HIDDEN}{place.kernel_id}.{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):
+        place.folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(state_dir: Path, cluster: str) -> None:
+    """Delete what processes that died in `remove` left behind."""
+    for folder in kernels_folder(state_dir, cluster).glob(f"{_HIDDEN}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

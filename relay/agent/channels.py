@@ -140,7 +140,8 @@ class Channels:
                 payload = self._encode(message)
             except ClientError as error:
                 # What comes before it is whole and goes out.
-                await self._send_frames(ready)
+                if ready:
+                    await self._send_frames(ready)
                 self._refuse(error)
                 return False
             last = ws_codec.fragments(payload)
@@ -173,11 +174,12 @@ class Channels:
                 kind, payload = await read_record(self._edge_reader, self._max_record)
             except RecordTooLarge as error:
                 self._refuse(_too_large(error.size, self._message_bytes))
+                await self._hear_out()
                 return
             match kind:
                 case Kind.MESSAGE:
                     if not self._submit(payload):
-                        await self._edge.drain()
+                        await self._hear_out()
                         return
                 case Kind.PROVED:
                     self._holder.write(record(kind, payload))
@@ -191,6 +193,15 @@ class Channels:
                     msg = f"{kind.name} is not for this connection"
                     raise RecordError(msg)
             await self._holder.drain()
+
+    async def _hear_out(self) -> None:
+        """Read on until the edge hangs up, as it does when it is refused something.
+
+        A connection that is closed over unread bytes is reset, and the reason lost with it.
+        """
+        await self._edge.drain()
+        while await self._edge_reader.read(_BATCH):
+            pass
 
     def _submit(self, payload: bytes) -> bool:
         number, text, message = read_message(payload)

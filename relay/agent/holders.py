@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +32,10 @@ from relay.registry import (
     places,
     private_folder,
     process_started,
+    remove,
     runtime_folder,
     socket_name,
+    sweep,
     write_atomic,
 )
 
@@ -82,6 +83,16 @@ class Holders:
         """Ended, though their folders may be there for another moment."""
         self._opening: dict[str, asyncio.Task[Line | None]] = {}
         private_folder(kernels_folder(self._state_dir, config.cluster))
+        sweep(self._state_dir, config.cluster)
+
+    async def find(self) -> None:
+        """Find the kernels that run already, and end what holders that died left behind."""
+        try:
+            lines = await self.all()
+        except AgentUnavailable as error:
+            log.warning("holder_silent", problem=error.message)
+        else:
+            log.info("kernels_found", count=len(lines))
 
     async def all(self) -> list[Line]:
         """Every kernel that runs. Raises `AgentUnavailable` rather than leave one out."""
@@ -168,7 +179,11 @@ class Holders:
     async def _open_once(self, place: Place, request: StartRequest | None) -> Line | None:
         if request is None:
             self._clean_up(place)
-            return await self._connect(place)
+            line = await self._connect(place)
+            if line is None:
+                # It ended in between.
+                self._clean_up(place)
+            return line
         self._gone.discard(place.kernel_id)
         for _ in range(_TRIES):
             # Another agent may take a folder without a holder for a left-over in between.
@@ -300,7 +315,7 @@ def _bury(place: Place) -> None:
     if address is not None:
         for socket in address.socket.parent.glob(f"{address.socket.stem}*"):
             socket.unlink(missing_ok=True)
-    shutil.rmtree(place.folder, ignore_errors=True)
+    remove(place)
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

@@ -51,6 +51,7 @@ async def _run(config: AgentConfig) -> None:
         listener = await loop.create_server(
             http, sock=_listen(config), ssl=_tls(config.tls), backlog=1024
         )
+        tasks.create_task(holders.find(), name="find kernels")
         processes.notify("READY=1")
         log.info("ready", port=config.listen.port)
         await stopped.wait()

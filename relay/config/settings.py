@@ -174,6 +174,8 @@ class UpstreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds, from an agent's first failure, that a WebSocket upgrade waits for one."""
     reattach: SecondsOrZero = 60.0
     """Seconds that a client's open WebSocket outlives its agent before it is closed (1012)."""
+    link_ping_interval: Seconds = 15.0
+    """Seconds between signs of life that an agent gives on each link; without one it is gone."""
 
 
 class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ from websockets.typing import Subprotocol
 from relay.bridge.records import Attach
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
+from relay.edge.link import Link
 from relay.edge.pipe import Pipe
 from relay.edge.upstream import Upstream
 from relay.errors import BadRequest, NotFound, RelayError
@@ -88,7 +89,7 @@ class Channels:
         client.set_protocol(pipe)
         self._pipes.add(pipe)
         try:
-            pipe.bind(link)
+            self._use(pipe, link)
             if early.data:
                 pipe.data_received(bytes(early.data))
             await self._stay(pipe, cluster, kernel_id, attach, principal)
@@ -122,7 +123,11 @@ class Channels:
                 await pipe.finished.wait()
             else:
                 log.info("link_restored", cluster=cluster, kernel_id=kernel_id)
-                pipe.bind(link)
+                self._use(pipe, link)
+
+    def _use(self, pipe: Pipe, link: Link) -> None:
+        pipe.bind(link)
+        link.keep_watch(self._config.upstream.link_ping_interval)
 
     def drain(self) -> None:
         """Send all clients away; they come back to another worker, or to the next."""

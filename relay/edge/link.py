@@ -16,6 +16,7 @@ from relay.bridge.records import (
     RecordError,
     RecordReader,
     read_struct,
+    record,
     struct_record,
 )
 
@@ -44,6 +45,9 @@ class Link(asyncio.Protocol):
         self._on_record: RecordHandler | None = None
         self._on_lost: Callable[[], None] = lambda: None
         self._on_writable: Callable[[bool], None] = lambda _: None
+        self._asked = False
+        self._heard = False
+        self._paused = False
         self.lost = False
         self._transport.set_protocol(self)
 
@@ -80,13 +84,27 @@ class Link(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more for now."""
+        self._paused = True
         if not self.lost:
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
+        self._paused, self._heard = False, True
         if not self.lost:
             self._transport.resume_reading()
+
+    def keep_watch(self, interval: float) -> None:
+        """Ask the agent for a sign of life every ``interval`` seconds; a silent one is gone."""
+        if self.lost or self._transport.is_closing():
+            return
+        if self._asked and not self._heard and not self._paused:
+            log.warning("link_silent", setting="upstream.link_ping_interval")
+            self._transport.abort()
+            return
+        self._asked, self._heard = True, False
+        self._transport.write(record(Kind.PING))
+        asyncio.get_running_loop().call_later(interval, self.keep_watch, interval)
 
     def close(self) -> None:
         """Hang up, once what was written is out."""
@@ -97,6 +115,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the agent."""
+        self._heard = True
         try:
             for kind, payload in self._reader.feed(data):
                 self._take(kind, payload)

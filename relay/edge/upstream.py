@@ -25,7 +25,14 @@ from relay.auth.tickets import Ticket, TicketSigner
 from relay.bridge.records import Attach
 from relay.config import ClusterSettings, EdgeConfig, UpstreamTls
 from relay.edge.link import Link
-from relay.errors import AgentTimeout, AgentUnavailable, BadRequest, NotFound, RelayError
+from relay.errors import (
+    AgentError,
+    AgentTimeout,
+    AgentUnavailable,
+    BadRequest,
+    NotFound,
+    RelayError,
+)
 from relay.model import Principal
 from relay.routing.health import ClusterAgents
 
@@ -41,7 +48,7 @@ _UPGRADE: Final = "relay-records"
 # What may have happened at the agent when these are raised: nothing …
 _UNSENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # … and anything.
-_BROKEN: Final = (aiohttp.ClientError, ConnectionError)
+_FAILURES: Final = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,26 +218,23 @@ class Upstream:
         repeatable: bool,
     ) -> T:
         place = self._clusters[cluster]
-        problem: Exception
         loop = asyncio.get_running_loop()
         while True:
+            late = False
             for url in place.agents.candidates(loop.time()):
                 try:
                     result = await attempt(place, url)
-                except _UNSENT as error:
-                    problem = error
-                except TimeoutError as error:
-                    msg = f"The cluster {cluster!r} did not answer in time."
-                    raise AgentTimeout(msg) from error
-                except _BROKEN as error:
-                    problem = error
-                    if not repeatable:
-                        place.failed(url, loop.time(), error)
-                        raise _unavailable(cluster) from error
+                except _FAILURES as error:
+                    place.failed(url, loop.time(), error)
+                    sent = not isinstance(error, _UNSENT)
+                    if sent and not repeatable:
+                        raise _as_ours(cluster, error) from error
+                    late = late or (sent and isinstance(error, TimeoutError))
                 else:
                     place.succeeded(url, loop.time())
                     return result
-                place.failed(url, loop.time(), problem)
+            if late:
+                raise _late(cluster)
             if loop.time() >= place.agents.hold_deadline(loop.time(), hold):
                 raise _unavailable(cluster)
             await asyncio.sleep(_PAUSE)
@@ -262,6 +266,16 @@ def _url(text: str) -> URL:
 def _unavailable(cluster: str) -> AgentUnavailable:
     msg = f"The cluster {cluster!r} is not available just now."
     return AgentUnavailable(msg, retry_after=_RETRY_AFTER)
+
+
+def _late(cluster: str) -> AgentTimeout:
+    return AgentTimeout(
+        f"The cluster {cluster!r} did not answer in time.", retry_after=_RETRY_AFTER
+    )
+
+
+def _as_ours(cluster: str, error: Exception) -> AgentError:
+    return _late(cluster) if isinstance(error, TimeoutError) else _unavailable(cluster)
 
 
 def _check_trust(response: aiohttp.ClientResponse, cluster: str) -> None:

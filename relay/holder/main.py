@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import os
 import secrets
-import shutil
 import signal
 import uuid
 from pathlib import Path
@@ -30,7 +29,7 @@ from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
 from relay.holder.serve import Server
 from relay.holder.store import Journal
-from relay.registry import KernelRecord, Place, process_started, write_atomic
+from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +65,7 @@ async def _run(place: Place, config: HolderConfig) -> None:
             loop.add_signal_handler(ignored, lambda: None)
         await holder.run()
         loop.remove_signal_handler(signal.SIGTERM)
-    shutil.rmtree(place.folder, ignore_errors=True)
+    remove(place)
 
 
 class Holder:
