@@ -108,7 +108,8 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Hang up, once what was written is out."""
-        self._on_record, self._on_lost = None, lambda: None
+        # Over TLS records may still come for a while.
+        self._on_record, self._on_lost = lambda _kind, _payload: None, lambda: None
         self._transport.close()
 
     # asyncio.Protocol

@@ -107,6 +107,7 @@ class Hub:
         self._kernel_session = self._own_session
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
+        self._disk_failed = False
 
     # Towards clients.
 
@@ -265,8 +266,19 @@ class Hub:
     def _write(self) -> None:
         entries, self._unwritten = self._unwritten, []
         self.journal.append(entries)
+        self._note_disk()
         for reader in self._readers.values():
             reader.wake()
+
+    def _note_disk(self) -> None:
+        """Log when the journal cannot be written, and when it can again; not every message."""
+        failed = self.journal.failed is not None
+        if failed != self._disk_failed:
+            self._disk_failed = failed
+            if failed:
+                log.error("journal_not_written", problem=str(self.journal.failed))
+            else:
+                log.info("journal_written_again", unsaved=self.journal.unsaved)
 
     def _perform(self, event: Event) -> Sequence[Action]:
         actions = self._sessions.handle(event)

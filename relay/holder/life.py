@@ -26,6 +26,10 @@ _NUDGE: Final = 0.1
 """Seconds between two requests to a kernel that answers but is not heard on iopub."""
 
 
+class _EndedEarly(StartFailed):
+    """The process ended before it was heard."""
+
+
 class Life:
     """Brings one kernel up, keeps it up and ends it.
 
@@ -124,7 +128,7 @@ class Life:
     async def _start_first(self) -> None:
         try:
             await self._launch()
-        except StartFailed:
+        except _EndedEarly:
             if self._process.transport == "tcp":
                 raise
             # Some kernels' ZMQ cannot do ipc; they end when they try to bind.
@@ -152,7 +156,7 @@ class Life:
         while not (self._hub.heard.is_set() and self._hub.answered.is_set()):
             code = await self._process.exit_code()
             if code is not None:
-                raise StartFailed(self._ended_early(code))
+                raise _EndedEarly(self._ended_early(code))
             if loop.time() > deadline:
                 raise StartFailed(self._not_heard(sockets))
             sockets.beat()
