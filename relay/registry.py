@@ -166,6 +166,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def _write_new(path: Path, data: bytes) -> None:
+    """Create a file in one step, whole. Raises ``FileExistsError``."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_bytes(data)
+    try:
+        temporary.chmod(0o600)
+        path.hardlink_to(temporary)
+    finally:
+        temporary.unlink()
+
+
 def private_folder(path: Path) -> Path:
     """Make a folder for this user only. Raises `RegistryError` where somebody else could write."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -195,9 +206,8 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
     else:
         folder = Path(tempfile.mkdtemp(prefix="relay-"))
     try:
-        # Whoever comes second takes the folder of whoever came first.
-        with noted.open("x") as file:
-            file.write(f"{folder}\n")
+        # Whoever comes second takes the folder of whoever came first, and never reads half a note.
+        _write_new(noted, f"{folder}\n".encode())
     except FileExistsError:
         return _short_enough(private_folder(Path(noted.read_text().strip())))
     return _short_enough(folder)

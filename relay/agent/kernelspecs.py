@@ -50,9 +50,14 @@ class KernelSpecs:
         except (NoSuchKernel, ValueError) as error:
             raise NotFound(msg) from error
         root = Path(spec.resource_dir).resolve()
-        path = root.joinpath(*file).resolve()
-        # What a link inside the folder points to may lie outside of it.
-        if not path.is_relative_to(root) or not path.is_file():
+        try:
+            path = root.joinpath(*file).resolve()
+            # What a link inside the folder points to may lie outside of it.
+            found = path.is_relative_to(root) and path.is_file()
+        except (OSError, RuntimeError, ValueError) as error:
+            # A name that is too long, a link to itself, a NUL.
+            raise NotFound(msg) from error
+        if not found:
             raise NotFound(msg)
         return path
 

@@ -53,7 +53,7 @@ async def _run(config: AgentConfig) -> None:
         )
         tasks.create_task(holders.find(), name="find kernels")
         processes.notify("READY=1")
-        log.info("ready", port=config.listen.port)
+        log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()
         log.info("stopping")
         listener.close()

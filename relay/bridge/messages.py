@@ -72,8 +72,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class Header(msgspec.Struct, frozen=True, gc=False):
     """What the relay reads of a header. Missing fields are empty, unknown ones ignored.
 
-    Clients in the wild leave out ``date`` and send an empty ``session``; what nothing here
-    depends on may also be null.
+    Clients in the wild leave out ``date`` or send it as a number (Jupyter Server's
+    ``GatewayKernelClient``), and send an empty ``session``; what nothing here depends on may also
+    be null.
     """
 
     msg_id: str = ""
@@ -81,7 +82,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     session: str = ""
     username: str | None = ""
     version: str | None = ""
-    date: str | None = None
+    date: str | float | None = None
 
 
 _HEADER = msgspec.json.Decoder(Header)

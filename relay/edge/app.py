@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from relay.auth import credentials
 from relay.auth.chain import Chain
@@ -19,7 +19,7 @@ from relay.auth.policy import Action, Policy
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
-from relay.errors import MethodNotAllowed, NotFound, RelayError
+from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError
 from relay.http import SERVER_NAME, error_response
 from relay.model import Principal
 from relay.routing.clusters import is_vscode_probe
@@ -29,6 +29,7 @@ from relay.routing.routes import Kind, allowed_methods, match
 log = structlog.get_logger(__name__)
 
 REQUEST_ID: Final = "X-Request-Id"
+_VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
 
 
@@ -70,6 +71,9 @@ class App:
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
                 level("refused", status=error.http_status, problem=error.message)
                 response = error_response(error, request_id)
+                if isinstance(error, BadRequest):
+                    # What follows on this connection may be the rest of it: answer no more.
+                    response.force_close()
                 if isinstance(error, MethodNotAllowed):
                     segments = parse_target(request.raw_path).segments
                     response.headers[hdrs.ALLOW] = ", ".join(allowed_methods(segments[1:]))
@@ -81,6 +85,10 @@ class App:
     async def _serve(
         self, request: web.BaseRequest, request_id: str, *, channels_only: bool
     ) -> web.StreamResponse:
+        if request.version not in _VERSIONS:
+            # The parser lets 0.9, without any version, and 2.0 pass.
+            msg = "Only HTTP/1.1 is spoken here."
+            raise BadRequest(msg)
         target = parse_target(request.raw_path)
         if target.segments in _HEALTH:
             ready = self.ready or target.segments == ("healthz",)
@@ -123,10 +131,12 @@ class App:
         )
 
     def _who(self, request: web.BaseRequest, target: Target) -> Principal:
+        # The header alone is no WebSocket: anybody can send it along with a REST request.
         upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+        channels = target.segments[-1] == "channels"
         credential = credentials.from_request(
             request.headers.getall(hdrs.AUTHORIZATION, []),
             target.values("token"),
-            websocket=upgrade,
+            websocket=upgrade and channels,
         )
         return self._chain.authenticate(credential, self._clock())

@@ -152,6 +152,10 @@ class _Early:
 
 def _handshake(request: web.BaseRequest) -> tuple[bytes, str]:
     """The bytes of the 101 and the chosen subprotocol. Raises `BadRequest`."""
+    if request.body_exists:
+        # Where it ends and the frames begin, others on the way may see differently.
+        msg = "A WebSocket's handshake has no body."
+        raise BadRequest(msg)
     chosen = ""
 
     def select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -71,7 +71,7 @@ class Link(asyncio.Protocol):
         self._on_record, self._on_lost, self._on_writable = on_record, on_lost, on_writable
         waiting, self._waiting = self._waiting, []
         for kind, payload in waiting:
-            on_record(kind, payload)
+            self._take(kind, payload)
         if self.lost:
             on_lost()
         else:

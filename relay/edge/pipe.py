@@ -90,13 +90,17 @@ class Pipe(asyncio.Protocol):
             self._drop_link(clean=self._frames.close_rcvd is not None)
             return
         attached = link.attached
-        if self.position is not None and self.position.fragment:
-            if attached.position != self.position:
-                self.close(1011, "the rest of a message is lost")
-                return
-        elif self.position is None:
-            self._proved = attached.position.seq
+        before = self.position
+        if before is not None and before.fragment and attached.position != before:
+            self.close(1011, "the rest of a message is lost")
+            return
         self.position = attached.position
+        if before is None or before.epoch != attached.position.epoch:
+            # A seq means something within its epoch only.
+            self._proved, self._ping = attached.position.seq, None
+        else:
+            # The lost link may have taken the last proof along.
+            link.write(number_record(Kind.PROVED, self._proved))
         self._forget_kept(attached.acknowledged)
         self._link_full = False
         for _, record in self._kept:
@@ -267,19 +271,24 @@ class Pipe(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         now = self._loop.time()
+        behind = self._seq > self._proved
         if self._ping is None:
-            payload = _PROOF.pack(self._seq)
-            self._ping = payload, now
-            if self._frames.state is OPEN:
-                self._frames.send_ping(payload)
-                self._flush()
+            # A timer that was set for a proof may find that it has come.
+            if behind or not self._timer_is_for_proof:
+                self._send_ping(now)
         elif not self._client_paused and self._silent_for(now) > self._settings.pong_timeout:
             log.info("client_silent", setting="websocket.pong_timeout")
             self._client.abort()
             return
-        behind = self._seq > self._proved
         interval = self._settings.proof_interval if behind else self._settings.ping_interval
         self._schedule(interval, for_proof=behind)
+
+    def _send_ping(self, now: float) -> None:
+        payload = _PROOF.pack(self._seq)
+        self._ping = payload, now
+        if self._frames.state is OPEN:
+            self._frames.send_ping(payload)
+            self._flush()
 
     def _silent_for(self, now: float) -> float:
         return now - max(self._ping[1] if self._ping else now, self._last_heard)

@@ -55,7 +55,10 @@ def agent_config(folder: StateFolder, config: UpConfig, cluster: str, port: int)
         ticket_keys=[str(folder.ticket_keys[0])],
         environment=config.environment,
         journal=config.journal,
+        sessions=config.sessions,
         kernels=config.kernels,
+        # One limit, wherever a body is refused.
+        body_bytes=config.limits.body_bytes,
         log=config.log,
     )
 

@@ -64,6 +64,11 @@ def test_unknown_fields_and_nulls_that_nobody_reads_are_tolerated() -> None:
     assert parse_header(raw).msg_id == "1"
 
 
+@pytest.mark.parametrize("date", [b"1795420307", b"1795420307.839742", b'""'])
+def test_a_date_may_be_a_number_as_the_gateway_client_sends_it(date: bytes) -> None:
+    assert parse_header(b'{"msg_id": "1", "date": %b}' % date).msg_id == "1"
+
+
 @pytest.mark.parametrize(
     "raw",
     [

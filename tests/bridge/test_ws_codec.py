@@ -390,6 +390,11 @@ def test_legacy_text_is_always_utf8(own: Callable[[bytes], Buffer]) -> None:
         assert bad in encode(V1, message).parts
 
 
+def test_a_part_that_ends_inside_a_character_is_made_utf8() -> None:
+    message = Message(Channel.IOPUB, HEADER, b"{}", b"{}", "😀".encode()[:-1])
+    assert "\ufffd" in join(encode(LEGACY, message)).decode()
+
+
 def test_long_characters_anywhere_are_utf8() -> None:
     for padding in range(4):
         content = ('"' + "a" * padding + "😀" * 50_000 + '"').encode()
@@ -472,7 +477,9 @@ def received(chunks: Sequence[bytes]) -> list[Frame]:
 @pytest.mark.parametrize("text", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_are_valid_and_rejoin(size: int, text: bool) -> None:
-    payload = payload_of(size, [1, 2, 2, 125, 70_000, 131_072, 262_143], text=text)
+    payload = payload_of(
+        size, [1, 2, 2, 125, 70_000, 131_072, 200_000, 262_143, 300_000], text=text
+    )
     sent = list(frames(payload))
     got = received(sent)
     assert len(sent) == len(got) == fragments(payload) == max(1, -(-size // FRAGMENT_SIZE))
@@ -486,7 +493,7 @@ def test_frames_are_valid_and_rejoin(size: int, text: bool) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_skip_leaves_out_exactly_the_first_frames(size: int) -> None:
-    payload = payload_of(size, [1, 2, 2, 125, 70_000, 131_072, 262_143])
+    payload = payload_of(size, [1, 2, 2, 125, 70_000, 131_072, 200_000, 262_143, 300_000])
     whole = list(frames(payload))
     for skip in range(len(whole) + 2):
         assert list(frames(payload, skip)) == whole[skip:]

@@ -250,6 +250,38 @@ def test_a_reader_that_goes_on_does_not_search_again(
     journal.close()
 
 
+def test_places_of_readers_that_are_gone_are_forgotten(folder: Path) -> None:
+    journal = open_journal(folder, tail_bytes=1)
+    journal.append(entries(1, 1000))
+    for after in range(999):
+        journal.read(after, 1)
+    assert len(journal._positions) <= 256
+    assert everything(journal) == entries(1, 1000)
+    journal.close()
+
+
+@pytest.mark.parametrize(("after", "opened"), [(0, 1), (14, 1), (28, 0), (29, 0), (30, 0)])
+def test_no_file_is_opened_that_is_not_needed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, after: int, opened: int
+) -> None:
+    journal = open_journal(folder, segment_bytes=2 * RECORD, tail_bytes=2 * (entry(1).size + 400))
+    for seq in range(1, 31):
+        journal.append([entry(seq)])
+    assert journal._tail.first == 29
+    paths = []
+    really_open = os.open
+
+    def counting(path: Path, flags: int) -> int:
+        paths.append(path)
+        return really_open(path, flags)
+
+    monkeypatch.setattr(os, "open", counting)
+    journal.read(after, LARGE, 1)
+    monkeypatch.undo()
+    assert len(paths) == opened
+    journal.close()
+
+
 # Opening again.
 
 
@@ -290,6 +322,7 @@ def test_a_segment_of_which_nothing_is_left_still_tells_the_seq(folder: Path) ->
     (folder / f"{500:016x}.log").touch()
     journal = open_journal(folder)
     assert (journal.first_seq, journal.last_seq) == (500, 499)
+    assert list(folder.iterdir()) == []
     assert journal.read(0, LARGE) == Batch((), 0)
     journal.append(entries(500, 501))
     assert journal.read(0, LARGE) == Batch(tuple(entries(500, 501)), 499)

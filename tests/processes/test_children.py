@@ -80,6 +80,14 @@ async def test_last_words_are_heard() -> None:
     assert child.ready
 
 
+async def test_words_that_came_with_the_end_are_heard() -> None:
+    child = Child.start(command(*python(NOTIFY + "notify('READY=1')")), lambda: None)
+    # It has ended before the loop had a chance to look at its socket.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it ends by itself
+    assert await child.wait() == 0
+    assert child.ready
+
+
 @pytest.mark.parametrize("words", ["", "READY=0", "X_WORKERS=a,-1", "nonsense", "READY"])
 async def test_other_words_mean_nothing(words: str) -> None:
     _, child = await run(python(NOTIFY + f"notify({words!r})"))
@@ -109,6 +117,24 @@ async def test_sockets_arrive_at_three_and_four_whatever_they_were() -> None:
             ports = (str(each.getsockname()[1]) for each in (https, wss))
             argv = python(source, *ports)
             assert (await run(argv, https=https.fileno(), wss=wss.fileno()))[0] == 0
+
+
+async def test_sockets_may_stand_where_others_are_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import os, socket, sys\n"
+        "first, *ports = map(int, sys.argv[1:])\n"
+        "found = [socket.socket(fileno=first + n).getsockname()[1] for n in range(2)]\n"
+        "os._exit(found != ports)"
+    )
+    base = 500
+    for offset in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            os.dup2(server.fileno(), base + offset)
+    monkeypatch.setattr("relay.processes.children._FIRST_LISTENER", base)
+    with socket.socket(fileno=base) as one, socket.socket(fileno=base + 1) as two:
+        ports = [str(each.getsockname()[1]) for each in (two, one)]
+        argv = python(source, str(base), *ports)
+        assert (await run(argv, https=two.fileno(), wss=one.fileno()))[0] == 0
 
 
 async def test_nothing_else_is_inherited() -> None:

@@ -14,6 +14,7 @@ from relay.config import (
     KernelSettings,
     ListenSettings,
     LogSettings,
+    SessionSettings,
     UpConfig,
     UpstreamSettings,
     WebSocketSettings,
@@ -29,7 +30,8 @@ CONFIG = UpConfig(
     kernels=KernelSettings(launch_timeout=11.0),
     journal=JournalSettings(tail_bytes=12345),
     environment=KernelEnvironment(allowed=["FOO"]),
-    limits=EdgeLimits(headers=7),
+    sessions=SessionSettings(requests=77),
+    limits=EdgeLimits(headers=7, body_bytes=8_000_000),
     websocket=WebSocketSettings(ping_interval=9.0),
     upstream=UpstreamSettings(hold=1.5),
     log=LogSettings(level="debug"),
@@ -62,8 +64,9 @@ def test_an_agent_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
     made = plan.agent_config(folder, CONFIG, "alpha", 3)
     assert made.listen == ListenSettings(host="127.0.0.1", port=3)
     assert (made.cluster, made.state_dir) == ("alpha", str(folder.path))
-    for name in ("environment", "journal", "kernels", "log"):
+    for name in ("environment", "journal", "sessions", "kernels", "log"):
         assert getattr(made, name) == getattr(CONFIG, name)
+    assert made.body_bytes == CONFIG.limits.body_bytes
 
 
 def test_what_is_written_is_read_back_the_same(folder: StateFolder) -> None:

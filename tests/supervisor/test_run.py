@@ -226,6 +226,14 @@ def test_a_port_in_use_is_one_line(start: Start) -> None:
     )
 
 
+def test_a_port_that_is_being_given_up_is_waited_for(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        relay = start(taken.getsockname()[1], 0)
+        eventually((relay.state / "tokens.json").exists)  # the ports come next
+        time.sleep(0.3)
+    relay.wait_ready()
+
+
 def test_a_stale_status_is_gone_before_the_start(start: Start, tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)

@@ -194,8 +194,8 @@ def connect(
         max_size=None,
         proxy=None,
         open_timeout=30.0,
+        legacy=True,  # returns the connection itself, which `Channels` closes
     )
-    assert isinstance(socket, ClientConnection)
     return Channels(socket, session)
 
 

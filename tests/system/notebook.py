@@ -1,8 +1,7 @@
-"""Executes a notebook with nbclient on a kernel of a Jupyter Server.
+"""Executes notebooks with nbclient by way of a Jupyter Server.
 
-`execute` runs this module in a process of its own, since nbclient takes over signals and the
-gateway client is one global object, configured by whatever is in the environment. The notebook
-comes in on standard input and goes out, executed, on standard output.
+A process of its own does it (`tests.system.person`), since nbclient takes over signals, and the
+gateway client is one global object that is configured by whatever is in the environment.
 
 A cell's metadata says what the person in front of it does: ``answers`` are typed where it asks
 for input, ``move`` is a new state that is then sent to the widget it shows. What only such a
@@ -12,148 +11,53 @@ person sees is noted there too: ``prompts``, ``opened`` (widget models, in order
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import os
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import nbformat
-import websocket
-from jupyter_server.gateway.gateway_client import GatewayClient
-from jupyter_server.gateway.managers import GatewayKernelManager
-from nbclient import NotebookClient
-from nbformat import NotebookNode
-from nbformat.v4 import output_from_msg
-
 from tests.system.running import JupyterServer, environment
 
-TIMEOUT: Final = 60.0
+TIMEOUT: Final = 90.0
 """Seconds for a whole notebook, its kernel's start included."""
-_TOKEN: Final = "NOTEBOOK_TOKEN"
-_VIEW: Final = "application/vnd.jupyter.widget-view+json"
 
 
 class NotExecuted(Exception):
     """nbclient failed; the message is what it said."""
 
 
-def execute(notebook: NotebookNode, server: JupyterServer) -> NotebookNode:
+def code_cell(source: str, **metadata: Any) -> dict[str, Any]:
+    """A cell, for `execute`."""
+    return {
+        "cell_type": "code",
+        "source": source,
+        "metadata": metadata,
+        "execution_count": None,
+        "outputs": [],
+    }
+
+
+def execute(cells: Sequence[dict[str, Any]], server: JupyterServer) -> dict[str, Any]:
     """The executed notebook. An error in a cell is an output; raises `NotExecuted` for others."""
+    cells = [{**cell, "id": f"cell-{number}"} for number, cell in enumerate(cells)]
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
     root = str(Path(__file__).parents[2])
-    environ = {**environment(server.folder), _TOKEN: server.token, "PYTHONPATH": root}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.system.notebook", server.url],
-            input=nbformat.writes(notebook),
+            [sys.executable, "-m", "tests.system.person", server.url],
+            input=json.dumps(notebook),
             capture_output=True,
             text=True,
-            env=environ,
+            env={**environment(server.folder), "PERSON_TOKEN": server.token, "PYTHONPATH": root},
             timeout=TIMEOUT,
             check=True,
+            start_new_session=True,  # Ctrl-C goes to us, who then kill it
         )
     except subprocess.CalledProcessError as error:
         raise NotExecuted(error.stderr) from error
     except subprocess.TimeoutExpired as error:
         raise NotExecuted(f"took more than {TIMEOUT:.0f} s: {error.stderr!r}") from error
-    return nbformat.reads(done.stdout, as_version=4)
-
-
-class Manager(GatewayKernelManager):
-    """Jupyter Server's own client of a gateway; the "gateway" is another Jupyter Server."""
-
-    async def _async_is_alive(self) -> bool:
-        # The kernel client of jupyter_client 8.10 asks its manager by this name, which looks at
-        # a local process; the gateway's manager knows the other name only.
-        return bool(await self.is_alive())
-
-
-class Person(NotebookClient):
-    """nbclient, and what a person does besides: answers questions, moves widgets."""
-
-    async def async_start_new_kernel_client(self) -> Any:
-        client = await super().async_start_new_kernel_client()
-        client.allow_stdin = True
-        return client
-
-    async def async_execute_cell(
-        self,
-        cell: NotebookNode,
-        cell_index: int,
-        execution_count: int | None = None,
-        store_history: bool = True,  # noqa: FBT002 - nbclient's signature
-    ) -> NotebookNode:
-        async with asyncio.TaskGroup() as tasks:
-            answers = tasks.create_task(self._answer(cell))
-            cell = await super().async_execute_cell(
-                cell, cell_index, execution_count, store_history
-            )
-            answers.cancel()
-        if "move" in cell.metadata:
-            await self._move(cell, cell_index)
-        return cell
-
-    def process_message(
-        self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
-    ) -> NotebookNode | None:
-        if msg["msg_type"] == "comm_open":
-            state = msg["content"]["data"]["state"]
-            cell.metadata.setdefault("opened", []).append(state["_model_name"])
-        return super().process_message(msg, cell, cell_index)
-
-    async def _answer(self, cell: NotebookNode) -> None:
-        assert self.kc is not None
-        for answer in cell.metadata.get("answers", ()):
-            request = await self.kc.stdin_channel.get_msg(timeout=None)
-            cell.metadata.setdefault("prompts", []).append(request["content"]["prompt"])
-            reply = self.kc.session.msg("input_reply", {"value": answer}, parent=request)
-            # The gateway's client leaves the channel out, and then it is the shell's.
-            self.kc.stdin_channel.send({**reply, "channel": "stdin"})
-
-    async def _move(self, cell: NotebookNode, cell_index: int) -> None:
-        """Send the new state to the widget that the cell shows, and see what comes of it."""
-        assert self.kc is not None
-        (view,) = (each.data[_VIEW] for each in cell.outputs if _VIEW in each.get("data", {}))
-        update = {"method": "update", "state": cell.metadata["move"], "buffer_paths": []}
-        content = {"comm_id": view["model_id"], "data": update}
-        request = self.kc.session.msg("comm_msg", content)
-        self.kc.shell_channel.send(request)
-        moved = cell.metadata.setdefault("moved", [])
-        while True:
-            message = await self.kc.iopub_channel.get_msg(timeout=None)
-            if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
-                continue
-            kind = message["msg_type"]
-            if kind.startswith("comm"):
-                self.handle_comm_msg(moved, message, cell_index)
-            elif kind != "status":
-                moved.append(output_from_msg(message))
-            elif message["content"]["execution_state"] == "idle":
-                return
-
-
-def main(url: str) -> None:
-    """Execute the notebook on standard input."""
-    token = os.environ.pop(_TOKEN)
-    gateway = GatewayClient.instance()
-    gateway.url, gateway.ws_url = url, url.replace("http", "ws", 1)
-    gateway.auth_token = token
-    # The gateway's client sends no credentials with its WebSocket.
-    websocket.create_connection = functools.partial(
-        websocket.create_connection, header={"Authorization": f"token {token}"}
-    )
-    notebook = nbformat.reads(sys.stdin.read(), as_version=4)
-    person = Person(
-        notebook,
-        kernel_manager_class=Manager,
-        allow_errors=True,
-        coalesce_streams=True,
-        timeout=int(TIMEOUT / 2),
-    )
-    sys.stdout.write(nbformat.writes(person.execute()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    executed: dict[str, Any] = json.loads(done.stdout)
+    return executed

@@ -9,8 +9,8 @@
 
 Everything is synchronous, takes free ports and lives in one temporary folder: home, Jupyter's
 folders, the relay's state, logs. Nothing of the user's own settings gets in. Leaving a ``with``
-ends what runs, kernels too; processes that are left over after that are killed and named in an
-`AssertionError`.
+ends what runs, kernels too; processes that are left over after that are killed and named in a
+`LeftOver`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ T = TypeVar("T")
 class NotRunning(Exception):
     """A program did not start, or did not do in time what it should; the message says where
     its log is."""
+
+
+class LeftOver(Exception):
+    """Processes that should have ended and had to be killed."""
 
 
 class Answer(NamedTuple):
@@ -202,6 +206,7 @@ class RunningRelay:
         chosen = [part for name in clusters for part in ("--cluster", name)]
         self._up = ("-m", "relay", "up", "--state-dir", str(self.state), *ports, *chosen, *options)
         self._program: Program | None = None
+        self._killed: dict[str, int] = {}
 
     # --- its life ---
 
@@ -240,17 +245,21 @@ class RunningRelay:
     def close(self, *, keep: bool = False) -> None:
         """End everything; ``keep`` the folder, to look at its logs.
 
-        Raises `AssertionError` where `relay down --kernels` leaves a process behind.
+        Raises `LeftOver` where `relay down --kernels` leaves a process behind.
         """
+        if keep:
+            # The kernels' own logs go with them.
+            (self.folder / "all.log").write_text(self.log_text())
         try:
             if self._program is not None:
-                self.end_kernels()
                 self._program.stop()
+                self.end_kernels()
         finally:
             left = self._kill_left_overs()
-            if not (keep or left):
-                shutil.rmtree(self.folder, ignore_errors=True)
-        assert not left, f"left over: {left}; logs are in {self.folder}"
+        if left:
+            raise LeftOver(f"{left}; logs are in {self.folder}")
+        if not keep:
+            shutil.rmtree(self.folder)
 
     def __enter__(self) -> Self:
         try:
@@ -304,8 +313,13 @@ class RunningRelay:
         return wait_for(f"an agent of {cluster}", found)
 
     def kill_agent(self, cluster: str) -> int:
-        """SIGKILL for a cluster's agent; its pid, for `agent_pid` to wait for the next."""
-        pid = self.agent_pid(cluster)
+        """SIGKILL for a cluster's agent, or for the next one where it was killed before: its pid.
+
+        `agent_pid` waits for the one that comes after it.
+        """
+        pid = self._killed[cluster] = self.agent_pid(
+            cluster, other_than=self._killed.get(cluster, 0)
+        )
         os.kill(pid, signal.SIGKILL)
         return pid
 
@@ -399,8 +413,7 @@ class JupyterServer:
 
     def stop(self) -> int:
         """Stop it, which ends the kernels that it started; its exit code."""
-        assert self._program is not None
-        return self._program.stop()
+        return 0 if self._program is None else self._program.stop()
 
     def __enter__(self) -> Self:
         try:

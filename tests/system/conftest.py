@@ -1,0 +1,42 @@
+"""One relay for all tests that leave it as they found it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Final
+
+import pytest
+
+from tests.system.running import RunningRelay
+
+_TAIL: Final = 8_000
+"""Characters of a relay's log that are shown for a failed test."""
+
+
+@pytest.fixture(scope="session")
+def relay() -> Iterator[RunningRelay]:
+    """A relay with the clusters alpha and beta, shared by all test files of a test process.
+
+    Take a `RunningRelay` of your own to kill parts of it, to stop it, or to configure it.
+    """
+    with RunningRelay() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kernel(relay: RunningRelay) -> str:
+    """The id of a kernel in alpha, shared like its relay: neither end nor restart it."""
+    return relay.start_kernel("alpha")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of the log of whatever relay a failed test had."""
+    report = yield
+    if report.failed:
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, RunningRelay):
+                report.sections.append((f"log of {name}", value.log_text()[-_TAIL:]))
+    return report
