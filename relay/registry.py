@@ -179,7 +179,8 @@ def _write_new(path: Path, data: bytes) -> None:
 
 def private_folder(path: Path) -> Path:
     """Make a folder for this user only. Raises `RegistryError` where somebody else could write."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         msg = f"{path} is not a folder of this user"
@@ -209,6 +210,7 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
         # Whoever comes second takes the folder of whoever came first, and never reads half a note.
         _write_new(noted, f"{folder}\n".encode())
     except FileExistsError:
+        folder.rmdir()
         return _short_enough(private_folder(Path(noted.read_text().strip())))
     return _short_enough(folder)
 

@@ -237,8 +237,9 @@ class Holders:
 
     async def _follow(self, line: Line) -> None:
         await line.run()
+        hung_up_by_us = line.closed
         self._forget(line)
-        if line.status.phase in {Phase.READY, Phase.STARTING} and not line.closed:
+        if line.status.phase in {Phase.READY, Phase.STARTING} and not hung_up_by_us:
             # Hung up without a word: looking again buries what the holder left, if it died.
             log.warning("holder_lost", kernel_id=line.place.kernel_id)
             self._gone.discard(line.place.kernel_id)
@@ -354,7 +355,8 @@ async def _end(place: Place, timeout: float) -> bool:
                     tasks.create_task(line.run(), name="line")
                     await line.call("shutdown", "", timeout)
         except* (OSError, EOFError, RelayError, TimeoutError) as group:
-            log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=str(group))
+            problem = repr(group.exceptions[0])
+            log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=problem)
             _kill_holder(place)
         else:
             return True

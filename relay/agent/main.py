@@ -21,6 +21,7 @@ from relay.agent.rest import Rest
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
 from relay.http import Server, server
+from relay.registry import RegistryError, runtime_folder
 
 log = structlog.get_logger(__name__)
 
@@ -29,28 +30,38 @@ _RECORD_MARGIN: Final = 1024 * 1024
 
 
 def run(config: AgentConfig) -> None:
-    """Serve one cluster's kernels of this node until SIGTERM; the kernels live on."""
+    """Serve one cluster's kernels of this node until SIGTERM; the kernels live on.
+
+    Raises `StartError` for a file or folder that is not as it has to be.
+    """
     logging.configure(config.log.level, config.log.format, component="agent")
     structlog.contextvars.bind_contextvars(cluster=config.cluster)
-    uvloop.run(_run(config))
+    try:
+        keys = [Path(path).read_bytes() for path in config.ticket_keys]
+        verifier = TicketVerifier(keys, config.cluster)
+        context = _tls(config.tls)
+        runtime_folder(Path(config.state_dir), config.runtime_dir)
+    except (OSError, ValueError, RegistryError) as error:  # ssl's errors are among them
+        raise processes.StartError(str(error)) from error
+    uvloop.run(_run(config, verifier, context))
 
 
-async def _run(config: AgentConfig) -> None:
+async def _run(
+    config: AgentConfig, verifier: TicketVerifier, context: ssl.SSLContext | None
+) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # To a daemon SIGHUP means "read the configuration again", never its end.
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     max_record = config.kernels.message_bytes + _RECORD_MARGIN
     async with asyncio.TaskGroup() as tasks:
         holders = Holders(config, max_record, tasks)
         rest = Rest(config, holders, KernelSpecs(f"/{config.cluster}"))
-        keys = [Path(path).read_bytes() for path in config.ticket_keys]
-        verifier = TicketVerifier(keys, config.cluster)
         app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
         http = server(app.handle)
-        listener = await loop.create_server(
-            http, sock=_listen(config), ssl=_tls(config.tls), backlog=1024
-        )
+        listener = await loop.create_server(http, sock=_listen(config), ssl=context, backlog=1024)
         tasks.create_task(holders.find(), name="find kernels")
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])

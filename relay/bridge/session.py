@@ -149,6 +149,7 @@ class Sessions:
         self._sessions: dict[bytes, _Session] = {}
         self._connections: dict[int, _Session] = {}
         self._requests: dict[tuple[str, str], deque[bytes]] = {}
+        self._unanswered = 0
 
     @property
     def connections(self) -> int:
@@ -170,6 +171,7 @@ class Sessions:
                 self._proved(event)
             case KernelLost():
                 self._requests.clear()
+                self._unanswered = 0
         return []
 
     def _attached(self, event: Attached) -> list[Action]:
@@ -241,8 +243,10 @@ class Sessions:
     def _remember(self, event: Submitted, session: _Session) -> None:
         waiting = self._requests.setdefault((event.msg_id, event.session), deque())
         waiting.append(session.key)
-        if len(self._requests) > self._request_limit:
-            del self._requests[next(iter(self._requests))]
+        self._unanswered += 1
+        if self._unanswered > self._request_limit:
+            oldest = next(iter(self._requests))
+            self._unanswered -= len(self._requests.pop(oldest))
 
     def _published(self, event: Published) -> Action:
         audience: bytes | None = EVERYBODY
@@ -262,6 +266,7 @@ class Sessions:
             # input_request: the execute_request it belongs to is still unanswered.
             return waiting[0]
         asker = waiting.popleft()
+        self._unanswered -= 1
         if not waiting:
             del self._requests[request]
         return asker

@@ -24,7 +24,11 @@ def refusals() -> Iterator[None]:
 
 def require_strict_parser(environ: Mapping[str, str]) -> None:
     """Refuse to serve with aiohttp's pure-Python HTTP parser: weaker against smuggled requests."""
+    from aiohttp import http_parser
+
     from relay.processes import StartError
 
     if environ.get("AIOHTTP_NO_EXTENSIONS"):
         raise StartError("AIOHTTP_NO_EXTENSIONS is set: its parser is not safe to serve with")
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise StartError("aiohttp was installed without its C parser: not safe to serve with")

@@ -324,7 +324,7 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay up``: edge and agents on one machine."""
 
     state_dir: FilePath | None = None
-    """Folder of everything that is kept; by default ``relay`` in the user's state folder."""
+    """Folder of everything that is kept; by default ``kernel-relay`` in the user's state folder."""
     https: ListenSettings = field(default_factory=lambda: ListenSettings(port=8443))
     """REST, and kernel channels for clients that know one URL."""
     wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging as stdlib_logging
 import os
 import random
 import signal
 import ssl
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 import uvloop
@@ -42,21 +46,54 @@ def main() -> None:
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
-    uvloop.run(_run(config))
+    try:
+        secrets = Secrets.read(config)
+    except (OSError, ValueError) as error:
+        # The parent takes 2 for what another try will not mend.
+        log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
+        sys.exit(2)
+    uvloop.run(_run(config, secrets))
 
 
-async def _run(config: EdgeConfig) -> None:
+class Secrets(NamedTuple):
+    """What a worker reads once, when it starts."""
+
+    tls: ssl.SSLContext
+    signer: TicketSigner
+    tokens: TokenStore
+
+    @classmethod
+    def read(cls, config: EdgeConfig) -> Secrets:
+        """Raises ``OSError`` and ``ValueError``, which name the setting."""
+        with _naming("tls"):
+            context = _tls(config.tls)
+        with _naming("ticket_key"):
+            signer = TicketSigner(Path(config.ticket_key).read_bytes())
+        with _naming("tokens_file"):
+            tokens = TokenStore.parse(Path(config.tokens_file).read_bytes())
+        return cls(context, signer, tokens)
+
+
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ssl's errors are among them
+        raise ValueError(f"{setting}: {error}") from error
+
+
+async def _run(config: EdgeConfig, secrets: Secrets) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # To a daemon SIGHUP means "read the configuration again", never its end.
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     sockets = processes.inherited_listeners()
-    signer = TicketSigner(Path(config.ticket_key).read_bytes())
-    tokens = TokenStore.parse(Path(config.tokens_file).read_bytes())
-    async with Upstream(config, signer) as upstream:
+    async with Upstream(config, secrets.signer) as upstream:
         channels = Channels(config, upstream)
         app = App(
-            chain=Chain([tokens]),
+            chain=Chain([secrets.tokens]),
             policy=Policy.allow_all("token"),
             upstream=upstream,
             rest=Rest(config, upstream),
@@ -67,11 +104,10 @@ async def _run(config: EdgeConfig) -> None:
             "header_bytes": config.limits.header_bytes,
             "headers": config.limits.headers,
         }
-        context = _tls(config.tls)
         servers = [server(app.handle_https, **limits), server(app.handle_wss, **limits)]
         listeners = [
             await loop.create_server(
-                http, sock=sockets[name], ssl=context, ssl_handshake_timeout=10.0
+                http, sock=sockets[name], ssl=secrets.tls, ssl_handshake_timeout=10.0
             )
             for name, http in zip(("https", "wss"), servers, strict=True)
         ]

@@ -8,6 +8,7 @@ holder of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import IO, Any, Final
@@ -43,6 +44,8 @@ class KernelProcess:
         self._plan = plan
         self._manager = self._build("ipc")
         self._log: IO[bytes] | None = None
+        self._log_start = 0
+        """Bytes that earlier launches left in the log."""
 
     def _build(self, transport: str) -> AsyncKernelManager:
         plan = self._plan
@@ -72,6 +75,8 @@ class KernelProcess:
         """Start the process. Raises `StartFailed`."""
         if self.transport == "ipc" and not self._is_local():
             self.use_tcp()
+        with contextlib.suppress(OSError):
+            self._log_start = self._plan.log_file.stat().st_size
         try:
             await self._manager.start_kernel(**self._launch_arguments())
         except NoSuchKernel as error:
@@ -170,11 +175,11 @@ class KernelProcess:
         await self._manager.cleanup_resources(restart=True)
 
     def log_tail(self, limit: int = 2000) -> str:
-        """The last ``limit`` bytes of what the kernel printed outside of Jupyter's protocol."""
+        """What the process itself printed since its launch, the last ``limit`` bytes of it."""
         try:
             with self._plan.log_file.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - limit))
+                file.seek(max(min(self._log_start, size), size - limit))
                 return file.read().decode(errors="replace")
         except OSError:
             return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -33,8 +34,10 @@ from relay.registry import KernelRecord, Place, process_started, remove, write_a
 
 log = structlog.get_logger(__name__)
 
-_FAREWELL: Final = 2.0
-"""Seconds in which agents may hear that the kernel is gone."""
+_FAREWELL: Final = 20.0
+"""Seconds in which clients may read the rest of what a kernel said that is gone."""
+_TICK: Final = 1.0
+"""Seconds between looks at what changes all the time."""
 
 
 def main() -> None:
@@ -110,7 +113,7 @@ class Holder:
         self._note_process()
         await self._server.listen(Path(self._config.socket))
         async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(self._watch_log(), name="kernel log")
+            watch = tasks.create_task(self._watch(), name="watch")
             await self._life.run()
             watch.cancel()
         self._hub.end_all(1000, "the kernel was shut down")
@@ -162,13 +165,20 @@ class Holder:
         )
         write_atomic(self._place.record, msgspec.json.encode(record))
 
-    async def _watch_log(self) -> None:
-        """Keep the kernel's own output from filling the disk."""
-        limit = self._config.kernels.log_bytes
+    async def _watch(self) -> None:
+        """Tell agents of activity, and keep the kernel's own output from filling the disk."""
+        told = self._hub.last_activity
         while True:
-            await asyncio.sleep(5)
-            path = self._place.kernel_log
-            if path.exists() and path.stat().st_size > limit:
+            await asyncio.sleep(_TICK)
+            if self._hub.last_activity != told:
+                told = self._hub.last_activity
+                self._changed()
+            self._cut_log(self._config.kernels.log_bytes)
+
+    def _cut_log(self, limit: int) -> None:
+        path = self._place.kernel_log
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > limit:
                 # The kernel appends: it goes on at the new end.
                 os.truncate(path, 0)
                 log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")

@@ -74,9 +74,9 @@ class Server:
         self._max_record = max_record
         self._journal_limit = journal_limit
         self._version = 0
-        self._lines = 0
-        self._no_lines = asyncio.Event()
-        self._no_lines.set()
+        self._connected = 0
+        self._nobody = asyncio.Event()
+        self._nobody.set()
         self._server: asyncio.Server | None = None
         self._waker = asyncio.Event()
 
@@ -93,9 +93,12 @@ class Server:
         waker.set()
 
     async def deserted(self, timeout: float) -> None:
-        """Wait until the agents, who hear that the kernel is gone, hung up, or ``timeout`` s."""
+        """Wait until everybody has hung up, or ``timeout`` seconds.
+
+        Agents do when they hear that the kernel is gone, clients when they have read the rest.
+        """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._no_lines.wait(), timeout)
+            await asyncio.wait_for(self._nobody.wait(), timeout)
 
     def close(self) -> None:
         """Listen no more."""
@@ -103,6 +106,8 @@ class Server:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connected += 1
+        self._nobody.clear()
         try:
             if not _is_this_user(writer):
                 log.warning("refused_peer")
@@ -123,6 +128,9 @@ class Server:
             log.warning("bad_record", problem=str(group.exceptions[0]))
         finally:
             writer.close()
+            self._connected -= 1
+            if not self._connected:
+                self._nobody.set()
 
     async def _serve_line(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: Kind, payload: bytes
@@ -142,20 +150,13 @@ class Server:
 
     async def _push_status(self, writer: asyncio.StreamWriter) -> None:
         sent = -1
-        self._lines += 1
-        self._no_lines.clear()
-        try:
-            while True:
-                if sent == self._version:
-                    await self._waker.wait()
-                    await asyncio.sleep(_STATUS_PAUSE)
-                sent = self._version
-                writer.write(struct_record(Kind.STATUS, self._status()))
-                await writer.drain()
-        finally:
-            self._lines -= 1
-            if not self._lines:
-                self._no_lines.set()
+        while True:
+            if sent == self._version:
+                await self._waker.wait()
+                await asyncio.sleep(_STATUS_PAUSE)
+            sent = self._version
+            writer.write(struct_record(Kind.STATUS, self._status()))
+            await writer.drain()
 
     async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
         failure = None
@@ -273,8 +274,9 @@ class _Channels:
             self._writer.write(struct_record(Kind.CLOSE, close))
             return False
         text = (
-            f"[relay] {batch.gap} messages are missing here: the kernel printed more than the "
-            f"journal keeps (journal.bytes = {self._journal_limit}).\n"
+            # Some of them may have been replies to other clients: the journal no longer knows.
+            f"[relay] Up to {batch.gap} messages are missing here: they are no longer in the "
+            f"journal (journal.bytes = {self._journal_limit}).\n"
         )
         notice = self._hub.notice("stream", {"name": "stderr", "text": text})
         parts = notice.header, notice.parent_header, notice.metadata, notice.content

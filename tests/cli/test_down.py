@@ -31,8 +31,10 @@ def owner(state: Path, manner: str = "") -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        yield process
-        process.kill()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_nothing_runs_and_nothing_lives(relay: Run, state: Path) -> None:
 def test_a_running_relay_is_stopped(relay: Run, state: Path, kernels: Kernels) -> None:
     with owner(state) as process:
         code, out, _ = relay("down")
-        assert process.wait() == -15
+        assert process.wait(10) == -15
     assert code == 0
     assert out.splitlines() == [
         f"Stopped the relay, process {process.pid}.",
@@ -92,7 +94,7 @@ def test_a_running_relay_is_stopped(relay: Run, state: Path, kernels: Kernels) -
 def test_another_state_folder(relay: Run, state: Path, tmp_path: Path) -> None:
     with owner(tmp_path / "other") as process:
         assert relay("down", "--state-dir", str(tmp_path / "other"))[0] == 0
-        assert process.wait() == -15
+        assert process.wait(10) == -15
 
 
 def test_who_does_not_stop_is_killed(
@@ -101,7 +103,7 @@ def test_who_does_not_stop_is_killed(
     monkeypatch.setattr(down, "STOP_TIMEOUT", 0.2)
     with owner(state, "deaf") as process:
         code, out, _ = relay("down")
-        assert process.wait() == -9
+        assert process.wait(10) == -9
     assert code == 0
     assert out.startswith(f"Killed the relay, process {process.pid}: ")
 

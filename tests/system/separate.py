@@ -1,0 +1,78 @@
+"""`relay edge` and `relay agent` as programs of their own, each with its own configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from relay.config import AgentConfig, EdgeConfig
+from tests.system.running import Program
+
+
+def log_lines(text: str) -> list[dict[str, Any]]:
+    """The structured lines in a log."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                found.append(value)
+    return found
+
+
+class Separate:
+    """One edge or agent; ``folder`` takes its configuration and its log."""
+
+    def __init__(
+        self, settings: EdgeConfig | AgentConfig, folder: Path, environ: Mapping[str, str]
+    ) -> None:
+        self.log = folder / f"{self._name(settings)}.log"
+        self._is_edge = isinstance(settings, EdgeConfig)
+        self._environ = environ
+        self._config = folder / f"{self._name(settings)}.yaml"
+        self._config.write_bytes(msgspec.yaml.encode(settings))
+        self._program: Program | None = None
+        self.ready: dict[str, Any] = {}
+        """The line that says where it listens."""
+
+    @staticmethod
+    def _name(settings: EdgeConfig | AgentConfig) -> str:
+        return "edge" if isinstance(settings, EdgeConfig) else f"agent-{settings.cluster}"
+
+    def start(self) -> Self:
+        """Start it and wait until it is ready. Raises `NotRunning`."""
+        program = "edge" if self._is_edge else "agent"
+        argv = ("-m", "relay", program, "--config", str(self._config))
+        self._program = Program(argv, self.log, self._environ)
+        self.ready = self._program.wait_until("its ports", self._announced)
+        return self
+
+    def _announced(self) -> dict[str, Any] | None:
+        event = "edge ready" if self._is_edge else "ready"
+        lines = log_lines(self.log.read_text())
+        return next((line for line in lines if line["event"] == event), None)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged so far."""
+        return log_lines(self.log.read_text())
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait; the exit code."""
+        assert self._program is not None
+        return self._program.stop()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

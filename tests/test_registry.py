@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from relay.registry import (
+    KernelRecord,
+    Place,
+    RegistryError,
+    kernels_folder,
+    places,
+    private_folder,
+    process_started,
+    remove,
+    runtime_folder,
+    socket_name,
+    sweep,
+    write_atomic,
+)
+from tests.programs import python
+
+RECORD = KernelRecord(holder_pid=7, holder_started=99, epoch="e1", kernel_pid=8)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    folder = kernels_folder(tmp_path, "alpha") / "k1"
+    folder.mkdir(parents=True)
+    return Place(folder)
+
+
+# Places
+
+
+def test_a_place_is_named_after_its_kernel(place: Place) -> None:
+    assert place.kernel_id == "k1"
+    names = {
+        place.request.name,
+        place.record.name,
+        place.journal.name,
+        place.kernel_log.name,
+        place.holder_log.name,
+        place.connection_file.name,
+    }
+    assert len(names) == 6
+    assert place.request.parent == place.folder
+
+
+def test_a_cluster_without_kernels_has_no_places(tmp_path: Path) -> None:
+    assert places(tmp_path, "alpha") == []
+
+
+def test_places_are_the_folders_of_one_cluster(place: Place, tmp_path: Path) -> None:
+    folder = kernels_folder(tmp_path, "alpha")
+    (folder / "k2").mkdir()
+    (folder / "a file").touch()
+    (folder / ".k3.0123").mkdir()
+    (kernels_folder(tmp_path, "beta") / "k4").mkdir(parents=True)
+    assert sorted(found.kernel_id for found in places(tmp_path, "alpha")) == ["k1", "k2"]
+
+
+def test_a_place_exists_once_it_was_asked_for(place: Place) -> None:
+    assert not place.exists()
+    place.request.write_bytes(b"{}")
+    assert place.exists()
+
+
+def test_a_removed_place_leaves_nothing(place: Place, tmp_path: Path) -> None:
+    place.journal.mkdir()
+    (place.journal / "x.log").write_bytes(b"x")
+    remove(place)
+    assert list(kernels_folder(tmp_path, "alpha").iterdir()) == []
+    remove(place)
+
+
+def test_sweep_deletes_what_was_half_removed_and_nothing_else(place: Place, tmp_path: Path) -> None:
+    half = kernels_folder(tmp_path, "alpha") / ".k2.0123"
+    (half / "journal").mkdir(parents=True)
+    sweep(tmp_path, "alpha")
+    assert not half.exists()
+    assert places(tmp_path, "alpha") == [place]
+    sweep(tmp_path, "beta")
+
+
+# The lock
+
+
+def test_the_lock_is_one_holders_only(place: Place) -> None:
+    descriptor = place.try_lock()
+    assert descriptor is not None
+    assert place.try_lock() is None
+    os.close(descriptor)
+    again = place.try_lock()
+    assert again is not None
+    os.close(again)
+
+
+def test_the_lock_keeps_other_processes_out_and_is_not_inherited(place: Place) -> None:
+    source = (
+        "import fcntl, os, sys\n"
+        "lock = os.open(sys.argv[1], os.O_RDWR)\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    )
+    command = python(source, str(place.folder / "lock"))
+    descriptor = place.try_lock()
+    assert descriptor is not None
+    assert not os.get_inheritable(descriptor)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    os.close(descriptor)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# Notes
+
+
+def test_a_record_is_read_as_it_was_written(place: Place) -> None:
+    assert place.read_record() is None
+    write_atomic(place.record, msgspec.json.encode(RECORD))
+    assert place.read_record() == RECORD
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b'{"holder_pid": "7"}', b"\xff"])
+def test_a_record_that_cannot_be_read_is_none(place: Place, note: bytes) -> None:
+    place.record.write_bytes(note)
+    assert place.read_record() is None
+
+
+def test_agents_read_the_address_out_of_any_versions_request(place: Place) -> None:
+    assert place.read_address() is None
+    place.request.write_text(json.dumps({"socket": "/run/x.sock", "of_a_later_version": [1]}))
+    address = place.read_address()
+    assert address is not None
+    assert address.socket == Path("/run/x.sock")
+
+
+@pytest.mark.parametrize("note", [b"", b"{}", b'{"socket": 7}', b"\xff"])
+def test_an_address_that_cannot_be_read_is_none(place: Place, note: bytes) -> None:
+    place.request.write_bytes(note)
+    assert place.read_address() is None
+
+
+def test_an_atomic_write_replaces_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "note"
+    path.write_bytes(b"before")
+    path.chmod(0o644)
+    write_atomic(path, b"after")
+    assert path.read_bytes() == b"after"
+    assert mode(path) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "note"
+    path.write_bytes(b"before")
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Folders
+
+
+def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    assert private_folder(path) == path
+    assert mode(path) == 0o700
+    (path / "kept").touch()
+    assert private_folder(path) == path
+    assert (path / "kept").exists()
+
+
+def test_an_open_folder_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.mkdir(mode=0o755)
+    private_folder(path)
+    assert mode(path) == 0o700
+
+
+def test_a_link_or_a_file_is_no_private_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name in ("link", "dangling", "file"):
+        with pytest.raises(RegistryError, match=name):
+            private_folder(tmp_path / name)
+
+
+def test_somebody_elses_folder_is_no_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    with pytest.raises(RegistryError, match="not a folder of this user"):
+        private_folder(tmp_path)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where folders of our own are made, while there is no XDG one."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def test_the_set_runtime_folder_is_taken(tmp_path: Path) -> None:
+    wanted = tmp_path / "run"
+    assert runtime_folder(tmp_path / "state", str(wanted)) == wanted
+    assert mode(wanted) == 0o700
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_xdg_runtime_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    state = tmp_path / "state"
+    assert runtime_folder(state, None) == tmp_path / "kernel-relay"
+    # Whoever comes from elsewhere, cron say, finds the same.
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert runtime_folder(state, None) == tmp_path / "kernel-relay"
+
+
+def test_a_folder_of_our_own_is_noted_and_kept(tmp_path: Path, temporary: Path) -> None:
+    state = tmp_path / "state"
+    folder = runtime_folder(state, None)
+    assert folder.parent == temporary
+    assert mode(folder) == 0o700
+    assert mode(state) == 0o700
+    assert mode(state / "runtime") == 0o600
+    assert runtime_folder(state, None) == folder
+    # The temporary folder is emptied when the machine starts.
+    folder.rmdir()
+    assert runtime_folder(state, None) == folder
+    assert folder.is_dir()
+
+
+def test_all_processes_of_a_state_agree(tmp_path: Path, temporary: Path) -> None:
+    found: list[Path] = []
+    barrier = threading.Barrier(8)
+
+    def come() -> None:
+        barrier.wait()
+        found.append(runtime_folder(tmp_path / "state", None))
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(found) == 8
+
+
+def test_a_note_is_never_seen_half_written(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An empty one would make the present folder of the process private.
+    note = tmp_path / "state" / "runtime"
+    seen = []
+    write = Path.write_bytes
+
+    def watch(self: Path, data: bytes) -> int:
+        seen.append(note.exists())
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", watch)
+    folder = runtime_folder(tmp_path / "state", None)
+    assert seen == [False]
+    assert note.read_text() == f"{folder}\n"
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["runtime"]
+
+
+def test_a_runtime_folder_must_be_short_enough_for_sockets(tmp_path: Path) -> None:
+    room = 107 - len("/0123456789ab.sock") - len(os.fsencode(tmp_path)) - 1
+    longest = tmp_path / ("x" * room)
+    assert runtime_folder(tmp_path, str(longest)) == longest
+    assert len(os.fsencode(longest / f"{socket_name()}.sock")) == 107
+    with pytest.raises(RegistryError, match="too long for unix sockets"):
+        runtime_folder(tmp_path, f"{longest}x")
+
+
+def test_socket_names_are_short_and_differ() -> None:
+    names = {socket_name() for _ in range(100)}
+    assert len(names) == 100
+    assert {len(name) for name in names} == {12}
+
+
+# Processes
+
+
+def test_a_process_is_known_by_its_start() -> None:
+    own = process_started(os.getpid())
+    assert own is not None
+    assert process_started(os.getpid()) == own
+    parent = process_started(os.getppid())
+    assert parent is not None
+    assert parent <= own
+
+
+def test_a_name_full_of_parentheses_is_no_trap() -> None:
+    source = (
+        "import ctypes, sys\n"
+        "ctypes.CDLL(None).prctl(15, b') R 1 (x)', 0, 0, 0)\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert b") R 1 (x)" in Path(f"/proc/{process.pid}/stat").read_bytes()
+        started, own = process_started(process.pid), process_started(os.getpid())
+        assert started is not None
+        assert own is not None
+        assert started >= own
+
+
+def test_a_process_that_ended_has_no_start() -> None:
+    process = subprocess.Popen(python(""))
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    # Not reaped yet: a zombie is nobody.
+    assert process_started(process.pid) is None
+    process.wait()
+    assert process_started(process.pid) is None
