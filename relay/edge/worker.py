@@ -107,7 +107,11 @@ async def _run(config: EdgeConfig, secrets: Secrets) -> None:
         servers = [server(app.handle_https, **limits), server(app.handle_wss, **limits)]
         listeners = [
             await loop.create_server(
-                http, sock=sockets[name], ssl=secrets.tls, ssl_handshake_timeout=10.0
+                http,
+                sock=sockets[name],
+                ssl=secrets.tls,
+                ssl_handshake_timeout=10.0,
+                backlog=1024,
             )
             for name, http in zip(("https", "wss"), servers, strict=True)
         ]
