@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure.
+settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relay")
 
 WAITING_CALLS = ("time.", "socket.", "ssl.", "threading.", "builtins.input")
 """Calls that may wait for someone else. Files are not among them: the small files of a state

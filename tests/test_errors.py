@@ -17,7 +17,9 @@ def tree(root: type[RelayError] = RelayError) -> Iterator[type[RelayError]]:
 
 
 def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
-    drawn = re.findall(r"^(?:[│├└─ ]*)([A-Z]\w+)(.*)$", (errors.__doc__ or "").split("\n\n")[1], re.MULTILINE)
+    drawn = re.findall(
+        r"^(?:[│├└─ ]*)([A-Z]\w+)(.*)$", (errors.__doc__ or "").split("\n\n")[1], re.MULTILINE
+    )
     assert [name for name, _ in drawn] == [kind.__name__ for kind in tree()]
     for name, told in drawn:
         kind = getattr(errors, name)

@@ -84,13 +84,15 @@ async def test_an_adopted_connection_is_read_and_written() -> None:
 @virtual
 async def test_an_adopted_connection_is_read_no_further_than_the_limit() -> None:
     transport = FakeTransport()
-    reader, _ = adopt(transport, 1000)
+    reader, writer = adopt(transport, 1000)
     transport.protocol.data_received(bytes(2000))
     assert transport.is_reading()
     transport.protocol.data_received(b"x")
     assert not transport.is_reading()
     await reader.readexactly(1500)
     assert transport.is_reading()
+    writer.close()
+    await writer.wait_closed()
 
 
 @virtual
@@ -103,3 +105,5 @@ async def test_drain_waits_for_an_adopted_connection() -> None:
         await settle()
         assert not drained.done()
         transport.protocol.resume_writing()
+    writer.close()
+    await writer.wait_closed()

@@ -216,7 +216,8 @@ class Sessions:
 
     def _detached(self, event: Detached) -> None:
         session = self._connections.pop(event.connection, None)
-        if session is None or session.connection != event.connection:
+        if session is None:
+            # Replaced by a newer one.
             return
         session.connection = None
         # Leaving is the last use: who left first is forgotten first.

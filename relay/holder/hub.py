@@ -142,6 +142,8 @@ class Hub:
 
     def submit(self, connection: int, number: int, message: Message) -> None:
         """A client's message for the kernel. Raises `MalformedMessage`."""
+        if message.channel is Channel.IOPUB:
+            raise MalformedMessage("Nobody but the kernel sends on iopub.")
         header = parse_header(message.header)
         event = Submitted(
             connection, number, message.channel, header.msg_id, header.session, header.msg_type

@@ -147,6 +147,8 @@ class Life:
         self._hub.open(sockets, Signer(self._process.key, self._process.signature_scheme))
         await self._until_heard(sockets, loop.time() + self._settings.launch_timeout)
         self._up_since = loop.time()
+        process = self._process
+        log.info("kernel_started", kernel_pid=process.pid, transport=process.transport)
 
     async def _until_heard(self, sockets: KernelSockets, deadline: float) -> None:
         loop = asyncio.get_running_loop()

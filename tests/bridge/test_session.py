@@ -179,6 +179,10 @@ def test_a_question_on_stdin_goes_to_who_runs_the_cell() -> None:
         << [Append(3, key("a"))]
         >> Published(STDIN, "m", "k")
         << [Append(4, key("b"))]
+        >> reply()
+        << [Append(5, key("b"))]
+        >> reply()
+        << [Discard()]
     )
 
 
@@ -453,6 +457,22 @@ def test_past_the_limit_the_reply_to_the_oldest_request_finds_nobody() -> None:
         >> reply("c")
         << [Append(2, key())]
     )
+
+
+def test_requests_with_the_same_ids_count_each() -> None:
+    sessions = Sessions(EPOCH, limit=10, request_limit=3)
+    book = Playbook(sessions.handle) >> Attached(1, attach())
+    book >> ask(1, 1, "a")
+    for number in range(2, 50):
+        book >> ask(1, number, "same") << [Forward(), Acknowledge(1, number)]
+    assert sum(map(len, sessions._requests.values())) <= 3
+    book >> reply("a") << [Discard()]
+
+
+def test_a_lost_kernel_makes_room_for_requests() -> None:
+    book = play(request_limit=2) >> Attached(1, attach())
+    book >> ask(1, 1, "a") >> ask(1, 2, "b") >> KernelLost() >> ask(1, 3, "c") >> ask(1, 4, "d")
+    book >> reply("c") << [Append(1, key())] >> reply("d") << [Append(2, key())]
 
 
 def test_answered_requests_make_room() -> None:

@@ -331,6 +331,18 @@ async def test_no_link_is_opened_for_what_is_no_handshake() -> None:
     await visit.leave()
 
 
+@pytest.mark.parametrize("body", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+@virtual
+async def test_a_handshake_with_a_body_is_refused(body: str) -> None:
+    visit = Visit(Agent.attached(START))
+    lines = [*(f"{name}: {value}" for name, value in GOOD.items()), body, "", ""]
+    visit.transport.protocol.data_received("\r\n".join(["GET /x HTTP/1.1", *lines]).encode())
+    await asyncio.sleep(2)
+    assert visit.transport.take().startswith(b"HTTP/1.1 400 ")
+    assert visit.upstream.asked == []
+    await visit.leave()
+
+
 @pytest.mark.parametrize(("length", "opened"), [(512, True), (513, False)])
 @virtual
 async def test_a_session_id_has_a_limit(length: int, opened: bool) -> None:

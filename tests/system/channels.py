@@ -42,7 +42,7 @@ class Execution(NamedTuple):
 
     @property
     def replies(self) -> list[dict[str, Any]]:
-        """The content of the ``execute_reply``; there must be one."""
+        """The content of the ``execute_reply``, of each that came."""
         return [each["content"] for each in self.of("execute_reply")]
 
     @property

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
+
+from relay.agent.holders import StartRequest
+from relay.agent.rest import Rest, client_environment, inherited_environment
+from relay.auth.policy import Action
+from relay.auth.tickets import Ticket
+from relay.config import AgentConfig, KernelEnvironment, KernelSettings, ListenSettings
+from relay.errors import BadRequest, NotFound, TooLarge
+from relay.model import KernelModel, Principal
+from relay.routing.paths import parse_target
+from relay.routing.routes import Kind, match
+
+SETTINGS = KernelEnvironment(allowed=["MY_VARIABLE"], value_bytes=20)
+LAUNCH_TIMEOUT = 60.0
+KERNEL_ID = "0a0a0a0a-0000-4000-8000-000000000000"
+
+# The environment
+
+
+def test_a_client_sets_kernel_variables_and_what_is_allowed() -> None:
+    asked = {
+        "KERNEL_ID": "k",
+        "KERNEL_": "empty name",
+        "MY_VARIABLE": "mine",
+        "PATH": "/evil",
+        "LD_PRELOAD": "/evil.so",
+        "PYTHONPATH": "/evil",
+        "MY_VARIABLE_TOO": "x",
+        "kernel_id": "x",
+        "XKERNEL_ID": "x",
+    }
+    assert client_environment(asked, SETTINGS) == {
+        "KERNEL_ID": "k",
+        "KERNEL_": "empty name",
+        "MY_VARIABLE": "mine",
+    }
+
+
+@pytest.mark.parametrize("value", ["", "x" * 20, "\u00e9" * 10, "a b=c;$(d)", "\U0001f600"])
+def test_values_are_passed_as_they_are(value: str) -> None:
+    assert client_environment({"KERNEL_X": value}, SETTINGS) == {"KERNEL_X": value}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "A B", "A=B", "KERNEL_X=", "1A", "A\0", "KERNEL_\u00e9", "A-B"]
+)
+def test_a_malformed_name_is_refused(name: str) -> None:
+    with pytest.raises(BadRequest, match="name"):
+        client_environment({name: "x"}, SETTINGS)
+
+
+@pytest.mark.parametrize("value", [None, 1, 1.5, True, [], {}])
+def test_a_value_that_is_no_text_is_refused(value: object) -> None:
+    with pytest.raises(BadRequest, match="KERNEL_X is not a string"):
+        client_environment({"KERNEL_X": value}, SETTINGS)
+    assert client_environment({"OTHER": value}, SETTINGS) == {}
+
+
+@pytest.mark.parametrize("value", ["x" * 21, "\u00e9" * 11])
+def test_a_value_that_is_too_long_is_refused_by_its_setting(value: str) -> None:
+    with pytest.raises(BadRequest, match=r"environment\.value_bytes") as caught:
+        client_environment({"KERNEL_X": value}, SETTINGS)
+    assert value not in caught.value.message
+
+
+@pytest.mark.parametrize("character", ["\0", "\n", "\r", "\t", "\x1b", "\x1f", "\x7f"])
+def test_control_characters_are_refused(character: str) -> None:
+    with pytest.raises(BadRequest, match="control characters"):
+        client_environment({"KERNEL_X": f"a{character}b"}, SETTINGS)
+
+
+def test_a_kernel_inherits_what_is_listed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "LC_": "x",
+        "MY_SECRET": "x",
+        "PATHS": "x",
+        "XLC_ALL": "x",
+        "path": "x",
+        "RELAY_TOKEN": "x",
+    }
+    monkeypatch.setattr("os.environ", own)
+    settings = KernelEnvironment(inherit=["PATH", "LC_*", "HOME"])
+    assert inherited_environment(settings) == {"PATH": "/bin", "LC_ALL": "C", "LC_": "x"}
+
+
+def test_nothing_of_the_relays_own_is_inherited_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [
+        *("RELAY_STATE_DIR", "NOTIFY_SOCKET", "LISTEN_FDS", "XDG_RUNTIME_DIR"),
+        *("AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "PYTHONPATH", "LD_PRELOAD"),
+    ]
+    monkeypatch.setattr("os.environ", dict.fromkeys([*names, "HOME", "CONDA_PREFIX"], "x"))
+    assert inherited_environment(KernelEnvironment()) == {"HOME": "x", "CONDA_PREFIX": "x"}
+
+
+# Requests
+
+
+class FakeHolders:
+    def __init__(self) -> None:
+        self.started: list[StartRequest] = []
+
+    async def start(self, request: StartRequest) -> Any:
+        self.started.append(request)
+        model = KernelModel(request.kernel_id, request.name, "1970", "starting", 0)
+        return SimpleNamespace(model=model, place=SimpleNamespace(kernel_id=request.kernel_id))
+
+
+class FakeSpecs:
+    async def get(self, name: str) -> dict[str, Any]:
+        if name not in {"python3", "ir"}:
+            raise NotFound("no such kernelspec")
+        return {"name": name}
+
+    async def default(self) -> str:
+        return "python3"
+
+    async def all(self) -> dict[str, Any]:
+        return {"default": "python3", "kernelspecs": {}}
+
+
+class Desk:
+    """The REST API in front of a fake kernel."""
+
+    def __init__(self) -> None:
+        self.holders = FakeHolders()
+        config = AgentConfig(
+            cluster="alpha",
+            listen=ListenSettings(port=1),
+            state_dir="",
+            ticket_keys=["key.pem"],
+            environment=KernelEnvironment(inherit=["HOME"]),
+            kernels=KernelSettings(launch_timeout=LAUNCH_TIMEOUT),
+            body_bytes=1000,
+        )
+        specs: Any = FakeSpecs()
+        holders: Any = self.holders
+        self._rest = Rest(config, holders, specs)
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", kernel: str | None = KERNEL_ID
+    ) -> web.StreamResponse:
+        ticket = Ticket(
+            principal=Principal("token", "ada"),
+            cluster="alpha",
+            kernel=kernel,
+            actions=tuple(Action),
+            request_id="r1",
+        )
+        target = parse_target(path)
+        payload = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+        payload.feed_data(body)
+        payload.feed_eof()
+        request = make_mocked_request(method, path, payload=payload)
+        return await self._rest.handle(request, target, match(method, target.segments), ticket)
+
+    async def start(self, body: object = None, **ticket: Any) -> StartRequest:
+        raw = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+        response = await self.ask("POST", "/api/kernels", raw, **ticket)
+        assert response.status == 201
+        (started,) = self.holders.started
+        assert response.headers["Location"] == f"/api/kernels/{started.kernel_id}"
+        return started
+
+
+async def test_a_kernel_is_started_as_the_ticket_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"HOME": "/home/x", "SECRET": "x"})
+    env = {"KERNEL_USERNAME": "mallory", "KERNEL_WORKING_DIR": "/w", "PATH": "/evil"}
+    started = await Desk().start({"name": "ir", "env": env, "path": "a/b"})
+    assert started.kernel_id == KERNEL_ID
+    assert started.name == "ir"
+    assert started.owner == Principal("token", "ada")
+    assert started.environment == {
+        "HOME": "/home/x",
+        "KERNEL_WORKING_DIR": "/w",
+        "KERNEL_USERNAME": "ada",
+    }
+
+
+async def test_what_a_client_sets_goes_before_what_is_inherited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.environ", {"KERNEL_X": "ours"})
+    monkeypatch.setattr("relay.agent.rest.inherited_environment", lambda _: {"KERNEL_X": "ours"})
+    assert (await Desk().start({"env": {"KERNEL_X": "theirs"}})).environment["KERNEL_X"] == "theirs"
+
+
+@pytest.mark.parametrize("body", [b"", b"  \r\n", b"{}", b'{"name": null, "env": null}'])
+async def test_who_names_no_kernelspec_gets_the_default(body: bytes) -> None:
+    assert (await Desk().start(body)).name == "python3"
+
+
+async def test_without_an_id_in_the_ticket_the_agent_makes_one() -> None:
+    assert uuid.UUID((await Desk().start(kernel=None)).kernel_id).version == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        (None, 60),
+        ("40", 40),
+        ("0.5", 0.5),
+        ("60", 60),
+        ("61", 60),
+        ("1e9", 60),
+        ("inf", 60),
+        ("1e999", 60),
+        ("0", 60),
+        ("-1", 60),
+        ("nan", 60),
+        ("", 60),
+        ("soon", 60),
+    ],
+)
+async def test_the_launch_timeout_is_ours_or_a_shorter_one(
+    asked: str | None, seconds: float
+) -> None:
+    env = {} if asked is None else {"KERNEL_LAUNCH_TIMEOUT": asked}
+    assert (await Desk().start({"env": env})).launch_timeout == seconds
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'"python3"',
+        b'{"name": 1}',
+        b'{"env": []}',
+        b'{"env": {"KERNEL_X": 1}}',
+        b'{"env": {"A B": "x"}}',
+        b'{"env": {"KERNEL_X": "\\ud800"}}',
+        b'{"name": "../x"}',
+        b'{"name": "%s"}' % (b"x" * 129),
+        b"\xff",
+        b'{"x": ' + b"[" * 900,
+    ],
+)
+async def test_a_body_that_makes_no_sense_is_refused(body: bytes) -> None:
+    desk = Desk()
+    with pytest.raises(BadRequest):
+        await desk.ask("POST", "/api/kernels", body)
+    assert desk.holders.started == []
+
+
+async def test_a_body_over_the_limit_is_refused() -> None:
+    with pytest.raises(TooLarge, match="body_bytes"):
+        await Desk().ask("POST", "/api/kernels", b" " * 1001)
+
+
+async def test_nothing_is_started_for_a_kernelspec_that_is_not_there() -> None:
+    desk = Desk()
+    with pytest.raises(NotFound):
+        await desk.ask("POST", "/api/kernels", b'{"name": "julia"}')
+    assert desk.holders.started == []
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", {"default": "python3", "kernelspecs": {}}),
+        ("?user=ada", {"default": "python3", "kernelspecs": {}}),
+        # The gateway client glues the name to its user.
+        ("?user=ada/ir", {"name": "ir"}),
+    ],
+)
+async def test_the_kernelspecs_of_a_user(query: str, found: object) -> None:
+    response = await Desk().ask("GET", f"/api/kernelspecs{query}")
+    assert isinstance(response, web.Response)
+    assert json.loads(response.body or b"") == found  # type: ignore[arg-type]
+
+
+def test_every_route_has_an_answer(tmp_path: Path) -> None:
+    # Channels are the one thing that REST does not serve.
+    assert set(Desk()._rest._answers) == set(Kind) - {Kind.CHANNELS}
