@@ -129,6 +129,7 @@ class Pipe(asyncio.Protocol):
             self._balance()
         elif kind is Kind.CLOSE:
             close = read_struct(payload, Close)
+            log.info("closing", code=close.code, reason=close.reason)
             self.close(close.code, close.reason)
         elif kind is not Kind.PONG:
             log.error("bad_record", kind=kind.name)

@@ -22,8 +22,9 @@ from unittest.mock import ANY
 from rich.console import Console
 
 from tests.system.channels import Channels, Count, Execution, count_lines
+from tests.system.gateway_mode import JupyterServer
 from tests.system.notebook import code_cell, execute
-from tests.system.running import JupyterServer, RunningRelay
+from tests.system.running import RunningRelay
 
 LINES: Final = 100
 KILL_AT: Final = (10, 40)

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.system.running import JupyterServer, environment
+from tests.system.gateway_mode import JupyterServer
+from tests.system.running import environment
 
 TIMEOUT: Final = 90.0
 """Seconds for a whole notebook, its kernel's start included."""
