@@ -203,7 +203,7 @@ async def test_an_error_nobody_foresaw_is_told_without_its_text() -> None:
     assert answer.json()["message"] == "Something went wrong here."
     assert SECRET.encode() not in answer.body
     assert answer.headers["Server"] == SERVER_NAME
-    caller.leave()
+    assert caller.transport.is_closing()
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ _CLOSE_TIMEOUT: Final = 5.0
 """Seconds for a client to answer a close frame."""
 _REASON_BYTES: Final = 123
 """What a close frame holds beside its code (RFC 6455 §5.5)."""
+_MOMENT: Final = 0.01
+"""Seconds past a deadline at which it has certainly passed."""
 _PROOF: Final = struct.Struct("<Q")
 
 
@@ -282,6 +284,10 @@ class Pipe(asyncio.Protocol):
             self._client.abort()
             return
         interval = self._settings.proof_interval if behind else self._settings.ping_interval
+        if self._ping is not None:
+            # Looks again when the answer is due, not a whole interval later.
+            left = self._settings.pong_timeout - self._silent_for(now)
+            interval = min(interval, max(left, 0) + _MOMENT)
         self._schedule(interval, for_proof=behind)
 
     def _send_ping(self, now: float) -> None:

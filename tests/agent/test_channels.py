@@ -475,6 +475,8 @@ async def test_a_malformed_message_closes_the_client(
             *[message_record(2, text=False, payload=bytes(100_000))] * 30,
         )
         assert (await bench.closed()).code == 1007
+        with pytest.raises(TimeoutError):
+            await bench.edge.ended()
         bench.edge.close()
         assert await bench.holder.ended()
 

@@ -469,6 +469,15 @@ def test_requests_with_the_same_ids_count_each() -> None:
     book >> reply("a") << [Discard()]
 
 
+def test_forgotten_requests_make_room_for_as_many() -> None:
+    book = play(request_limit=3) >> Attached(1, attach())
+    for number, msg_id in enumerate(["same", "same", "same", "x", "y", "z"], 1):
+        book >> ask(1, number, msg_id)
+    book >> reply("same") << [Discard()]
+    for seq, msg_id in enumerate("xyz", 1):
+        book >> reply(msg_id) << [Append(seq, key())]
+
+
 def test_a_lost_kernel_makes_room_for_requests() -> None:
     book = play(request_limit=2) >> Attached(1, attach())
     book >> ask(1, 1, "a") >> ask(1, 2, "b") >> KernelLost() >> ask(1, 3, "c") >> ask(1, 4, "d")

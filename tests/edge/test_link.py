@@ -193,6 +193,20 @@ async def test_whoever_hangs_up_hears_no_more() -> None:
 
 
 @virtual
+async def test_whoever_hangs_up_over_a_record_is_not_given_the_next() -> None:
+    agent = Agent.attached(START)
+    agent.send(number_record(Kind.ACK, 1), number_record(Kind.ACK, 2))
+    heard = []
+
+    def hang_up(kind: Kind, payload: bytes) -> None:
+        heard.append((kind, payload))
+        agent.link.close()
+
+    agent.link.bind(hang_up, lambda: None, lambda _: None)
+    assert heard == [ack(1)]
+
+
+@virtual
 async def test_a_full_connection_is_told() -> None:
     agent = Agent.attached(START)
     agent.link.pause_writing()

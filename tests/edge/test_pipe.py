@@ -822,10 +822,10 @@ async def test_a_client_that_we_do_not_read_from_is_not_silent() -> None:
 
 @virtual
 async def test_nothing_is_left_over_when_the_client_is_gone() -> None:
-    pipe, browser, agent = linked()
+    _, browser, agent = linked()
     agent.send(output(11))
-    pipe.close(1000, "")
+    await settle()
     browser.transport.lose()
-    await asyncio.sleep(10 * PING)
     loop: Any = asyncio.get_running_loop()
     assert not [timer for timer in loop._scheduled if not timer.cancelled()]
+    await asyncio.sleep(10 * PING)

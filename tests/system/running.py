@@ -296,6 +296,18 @@ class RunningRelay:
         """Trusts the relay's own CA, and nobody else."""
         return ssl.create_default_context(cafile=self.info.ca)
 
+    @functools.cached_property
+    def tls_for_threads(self) -> ssl.SSLContext:
+        """The same for clients that read in one thread and write in another: TLS 1.2.
+
+        With TLS 1.3 the server sends session tickets after its handshake. Read while the first
+        request is written they leave that unsent, for OpenSSL wants a connection to have one
+        thread, and Python has a lock for it only since 3.13.
+        """
+        context = ssl.create_default_context(cafile=self.info.ca)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
     @property
     def authorization(self) -> dict[str, str]:
         """The header with its first token."""
@@ -368,7 +380,7 @@ class RunningRelay:
         return connect(
             f"{base}/{cluster}/api/kernels/{kernel_id}/channels",
             headers=self.authorization,
-            tls=self.tls,
+            tls=self.tls_for_threads,
             v1=v1,
             session=secrets.token_hex(16) if session is None else session,
         )
