@@ -72,6 +72,9 @@ class KernelLost(msgspec.Struct, frozen=True):
     """The kernel process is gone: what was asked of it stays unanswered."""
 
 
+_Request = tuple[Channel, str, str]
+"""Where a request went, and its ``msg_id`` and ``session``: clients may share the latter two."""
+
 Event = Attached | Detached | Submitted | Published | Proved | KernelLost
 
 
@@ -148,7 +151,7 @@ class Sessions:
         self._request_limit = request_limit
         self._sessions: dict[bytes, _Session] = {}
         self._connections: dict[int, _Session] = {}
-        self._requests: dict[tuple[str, str], deque[bytes]] = {}
+        self._requests: dict[_Request, deque[bytes]] = {}
         self._unanswered = 0
 
     @property
@@ -242,7 +245,8 @@ class Sessions:
         return [Forward(), acknowledge]
 
     def _remember(self, event: Submitted, session: _Session) -> None:
-        waiting = self._requests.setdefault((event.msg_id, event.session), deque())
+        request = event.channel, event.msg_id, event.session
+        waiting = self._requests.setdefault(request, deque())
         waiting.append(session.key)
         self._unanswered += 1
         if self._unanswered > self._request_limit:
@@ -259,18 +263,23 @@ class Sessions:
         return Append(self.seq, audience)
 
     def _asker(self, event: Published) -> bytes | None:
-        request = event.parent_msg_id, event.parent_session
-        waiting = self._requests.get(request)
+        if event.channel is Channel.STDIN:
+            # input_request: the request it belongs to is still unanswered.
+            waiting = self._waiting(Channel.SHELL, event) or self._waiting(Channel.CONTROL, event)
+            return waiting[0] if waiting else None
+        # A reply comes on its request's channel. Between two channels there is no order, so
+        # that ids which two clients share would mix up their replies.
+        waiting = self._waiting(event.channel, event)
         if not waiting:
             return None
-        if event.channel is Channel.STDIN:
-            # input_request: the execute_request it belongs to is still unanswered.
-            return waiting[0]
         asker = waiting.popleft()
         self._unanswered -= 1
         if not waiting:
-            del self._requests[request]
+            del self._requests[event.channel, event.parent_msg_id, event.parent_session]
         return asker
+
+    def _waiting(self, channel: Channel, event: Published) -> deque[bytes] | None:
+        return self._requests.get((channel, event.parent_msg_id, event.parent_session))
 
     def _proved(self, event: Proved) -> None:
         session = self._connections.get(event.connection)

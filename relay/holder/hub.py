@@ -198,8 +198,10 @@ class Hub:
         message = self.notice(msg_type, content)
         self._append(Published(Channel.IOPUB, "", ""), message)
 
-    def notice(self, msg_type: str, content: dict[str, Any]) -> Message:
-        """A synthetic iopub message that seems to come from the running cell."""
+    def notice(
+        self, msg_type: str, content: dict[str, Any], parent_header: Buffer | None = None
+    ) -> Message:
+        """A synthetic iopub message that seems to come from a cell, by default the running one."""
         return synthetic(
             Channel.IOPUB,
             msg_type,
@@ -208,7 +210,7 @@ class Hub:
             session=self._kernel_session,
             msg_id=uuid.uuid4().hex,
             date=_now_text(),
-            parent_header=self.running_cell,
+            parent_header=self.running_cell if parent_header is None else parent_header,
         )
 
     def on_multipart(self, channel: Channel, parts: list[bytes]) -> None:

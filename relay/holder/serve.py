@@ -278,7 +278,12 @@ class _Channels:
             f"[relay] Up to {batch.gap} messages are missing here: they are no longer in the "
             f"journal (journal.bytes = {self._journal_limit}).\n"
         )
-        notice = self._hub.notice("stream", {"name": "stderr", "text": text})
+        # Of the cell that the next message comes from: what runs by now may be another, or
+        # nothing, and clients show no output that belongs to no cell.
+        heard = [entry for entry in batch.entries if entry.audience == EVERYBODY]
+        _, parent_header, *_ = (heard or batch.entries)[0].parts
+        content = {"name": "stderr", "text": text}
+        notice = self._hub.notice("stream", content, parent_header)
         parts = notice.header, notice.parent_header, notice.metadata, notice.content
         seq = batch.entries[0].seq - 1
         self._writer.write(entries_record([Entry(seq, notice.channel, parts)]))

@@ -22,6 +22,8 @@ MultipartHandler = Callable[[Channel, list[bytes]], None]
 
 _DRAIN_MESSAGES: Final = 500
 """Messages taken from one socket before the other sockets and the readers get their turn."""
+_DRAIN_BYTES: Final = 4 * 1024 * 1024
+"""The same in bytes: what is taken stays in memory until that turn, when it is written."""
 
 _KINDS: Final = {
     Channel.SHELL: zmq.DEALER,
@@ -108,12 +110,16 @@ class KernelSockets:
         socket = self._sockets.get(channel)
         if socket is None:
             return
+        taken = 0
         for _ in range(_DRAIN_MESSAGES):
             try:
                 parts = socket.recv_multipart(flags=zmq.NOBLOCK)
             except zmq.Again:
                 return
             self._on_multipart(channel, parts)
+            taken += sum(map(len, parts))
+            if taken > _DRAIN_BYTES:
+                break
         self._loop.call_soon(self._drain, channel)
 
     def close(self) -> None:

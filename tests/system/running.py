@@ -214,6 +214,14 @@ class RunningRelay:
         self._program.wait_until("relay.json", self._announced)
         return self
 
+    def restart_on(self, https_port: str, wss_port: str) -> None:
+        """Start it again, on these ports, and wait until it is ready. Raises `NotRunning`."""
+        self._up = (*self._up, "--https-port", https_port, "--wss-port", wss_port)
+        with contextlib.suppress(FileNotFoundError):
+            # One that was killed leaves it behind.
+            (self.state / "relay.json").unlink()
+        self.start()
+
     @property
     def process(self) -> subprocess.Popen[bytes]:
         """The supervisor."""

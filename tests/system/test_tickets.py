@@ -103,7 +103,7 @@ class Agent:
             "cluster": "alpha",
             "kernel": own if route.names_a_kernel() else None,
             "actions": (route.action,),
-            "request_id": "0123456789abcdef",
+            "request_id": "0123456789abcdef" * 2,
         }
         ticket = Ticket(**{**fields, **changes})
         return (signer or self.signer).sign(ticket, time.time() - age, lifetime)
@@ -119,7 +119,7 @@ class Agent:
             "exp": now + 30,
             "kernel": None,
             "actions": ["list"],
-            "request_id": "0123456789abcdef",
+            "request_id": "0123456789abcdef" * 2,
         }
         head = {"kid": self.signer.kid, "typ": "relay-ticket+jwt", **(headers or {})}
         payload = json.dumps({**fields, **claims}).encode()

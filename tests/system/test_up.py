@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trustme
@@ -88,6 +88,11 @@ def is_alive(pid: int) -> bool:
 
 def kernel_pid(channels: Channels) -> int:
     return int(channels.execute("import os\nprint(os.getpid())").stdout)
+
+
+def read_to_the_end(channels: Channels) -> NoReturn:
+    while True:
+        channels.receive()
 
 
 # --- what it says no to ---
@@ -258,8 +263,7 @@ def test_kernels_outlive_the_relay_however_it_ends() -> None:
         with within(BOUND):
             assert relay.stop(signal.SIGINT) == 0
         with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                opened.receive()
+            read_to_the_end(opened)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
         state = f"--state-dir {relay.state}"
@@ -409,7 +413,9 @@ def serve_a_kernel(deployment: Deployment, edge: Separate, agent: Separate) -> N
     assert started.status == 201
     kernel = started.json["id"]
     url = f"wss://{edge.ready['wss']}/alpha/api/kernels/{kernel}/channels"
-    with connect(url, headers=deployment.authorization, tls=deployment.client()) as channels:
+    tls = deployment.client()
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # as in `RunningRelay.tls_for_threads`
+    with connect(url, headers=deployment.authorization, tls=tls) as channels:
         code = "import os\nprint(os.environ['KERNEL_USERNAME'])"
         assert channels.execute(code).stdout == "somebody\n"
     holder = deployment.folder / "state" / "alpha" / "kernels" / kernel / "holder.log"
