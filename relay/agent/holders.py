@@ -49,6 +49,11 @@ _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
+_ALLOCATOR: Final = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
 _TAIL: Final = 250
 """Characters of a failed holder's log that go into the agent's."""
 _MARGIN: Final = 20.0
@@ -279,12 +284,22 @@ class Holders:
                 stderr=descriptor,
                 pass_fds=(lock,),
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if not k.startswith("RELAY_")},
+                env=_holder_environment(),
             )
         finally:
             os.close(descriptor)
         log.info("holder_started", kernel_id=place.kernel_id, holder_pid=process.pid)
         _reap(process)
+
+
+def _holder_environment() -> dict[str, str]:
+    """What a holder, which is no kernel, gets: ours, and an allocator that gives back.
+
+    Else glibc, having freed a few large messages, keeps the next ones' memory for itself
+    (``mallopt(3)``, M_MMAP_THRESHOLD).
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    return own | _ALLOCATOR
 
 
 def _no_such_kernel() -> NotFound:

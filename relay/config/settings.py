@@ -173,7 +173,8 @@ class UpstreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     websocket_hold: SecondsOrZero = 10.0
     """Seconds, from an agent's first failure, that a WebSocket upgrade waits for one."""
     reattach: SecondsOrZero = 60.0
-    """Seconds that a client's open WebSocket outlives its agent before it is closed (1012)."""
+    """Seconds that a client's open WebSocket outlives its agent before it is closed (1012), and
+    that a kernel's start waits when its agent breaks off in the middle."""
     link_ping_interval: Seconds = 15.0
     """Seconds between signs of life that an agent gives on each link; without one it is gone."""
 

@@ -70,6 +70,8 @@ class Rest:
             repeatable=request.method in {"GET", "HEAD"} or route.kind in _REPEATABLE_POSTS,
             timeout=settings.start_timeout if slow else settings.request_timeout,
             hold=settings.websocket_hold if route.kind is Kind.START else settings.hold,
+            # A kernel may be starting by now: its client is not sent away.
+            hold_once_sent=settings.reattach if route.kind is Kind.START else settings.hold,
         )
         answer = await self._upstream.call(cluster, call)
         try:

@@ -54,8 +54,9 @@ _FAILURES: Final = (aiohttp.ClientError, ConnectionError, TimeoutError)
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One REST request for an agent.
 
-    ``repeatable`` says that it may be sent again when an agent breaks off; ``timeout`` and
-    ``hold`` are in seconds.
+    ``repeatable`` says that it may be sent again when an agent breaks off. In seconds:
+    ``timeout`` for an answer, ``hold`` for an agent to come back, ``hold_once_sent`` for that
+    where one broke off, having begun perhaps.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     repeatable: bool
     timeout: float
     hold: float
+    hold_once_sent: float
 
 
 class _Cluster:
@@ -165,7 +167,7 @@ class Upstream:
             _check_trust(response, cluster)
             return response
 
-        return await self._try(cluster, attempt, hold=call.hold, repeatable=call.repeatable)
+        return await self._try(cluster, attempt, call.hold, call.hold_once_sent, call.repeatable)
 
     async def open_link(
         self,
@@ -207,14 +209,14 @@ class Upstream:
                 raise
             return link
 
-        return await self._try(cluster, attempt, hold=hold, repeatable=True)
+        return await self._try(cluster, attempt, hold, hold, repeatable=True)
 
     async def _try(
         self,
         cluster: str,
         attempt: Callable[[_Cluster, str], Awaitable[T]],
-        *,
         hold: float,
+        hold_once_sent: float,
         repeatable: bool,
     ) -> T:
         place = self._clusters[cluster]
@@ -230,6 +232,7 @@ class Upstream:
                     if sent and not repeatable:
                         raise _as_ours(cluster, error) from error
                     late = late or (sent and isinstance(error, TimeoutError))
+                    hold = max(hold, hold_once_sent) if sent else hold
                 else:
                     place.succeeded(url, loop.time())
                     return result

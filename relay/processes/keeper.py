@@ -27,7 +27,7 @@ class Backoff:
     A process that lived for ``settle`` seconds begins anew.
     """
 
-    def __init__(self, first: float = 0.1, limit: float = 5.0, settle: float = 10.0) -> None:
+    def __init__(self, first: float = 0.1, limit: float = 5.0, settle: float = 3.0) -> None:
         self._first = first
         self._limit = limit
         self._settle = settle

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-MEMORY = 60.0
+MEMORY = 5.0
 """How long a failure says anything about an agent, in seconds.
 
-An agent that failed once and was then left alone may have been back, and died again, unseen: a
-failure after a longer silence begins a new outage, whose requests are held again.
+An agent that failed once and was then left alone may have been back, and died again, unseen, as
+happens to an edge worker whose neighbour gets the requests: a failure after a longer silence
+begins a new outage, whose requests are held again. While requests come thick and fast they keep
+the memory awake, so that during a long outage they are not held one and all.
 """
 
 

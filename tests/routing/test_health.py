@@ -93,7 +93,7 @@ def test_requests_are_held_from_the_moment_the_cluster_went_down() -> None:
 
 def test_requests_to_a_long_dead_cluster_are_not_held() -> None:
     agents = ClusterAgents([A, B])
-    for second in range(100, 130, 10):
+    for second in range(100, 130, 4):
         agents.failed(A, second)
         agents.failed(B, second)
     assert agents.hold_deadline(130.0, 10.0) < 130.0

@@ -131,13 +131,16 @@ class Channels:
         """Wait for the rest of an execution, as `execute` does."""
         execution = Execution([])
         deadline = time.monotonic() + timeout
-        while not (execution.replies and "idle" in execution.states[-1:]):
+        replied = idle = False
+        while not (replied and idle):
             try:
                 message = self.receive(max(deadline - time.monotonic(), 0.0))
             except TimeoutError:
                 raise TimeoutError(f"no end within {timeout:.0f} s: {execution}") from None
             if message["parent_header"].get("msg_id") == msg_id:
                 execution.messages.append(message)
+                replied |= message["header"]["msg_type"] == "execute_reply"
+                idle |= message["content"].get("execution_state") == "idle"
                 if seen is not None:
                     seen(execution)
         return execution

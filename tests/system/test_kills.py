@@ -1,24 +1,29 @@
-"""What a client sees when parts of the relay are killed with SIGKILL, or stopped, around it."""
+"""What a client sees when parts of the relay are killed with SIGKILL, or stopped, around it.
+
+Where and when to kill is random; the seed is shown with a failure.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import math
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from relay.registry import process_started
-from tests.system.channels import Channels, Execution, count_lines
-from tests.system.running import Answer, RunningRelay, processes_of, wait_for
+from relay.registry import Place, kernels_folder, process_started
+from tests.system.channels import Channels, Execution, Message, count_lines
+from tests.system.running import RunningRelay, processes_of, wait_for
 
 LINES = 2000
 MIB = 1024 * 1024
@@ -29,12 +34,34 @@ both = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.fixture(scope="module")
 def own() -> Iterator[RunningRelay]:
     """A relay of this file's own, to be killed in parts."""
-    with RunningRelay(("alpha",)) as running:
+    with RunningRelay(("alpha", "beta", "gamma", "delta")) as running:
         yield running
 
 
+@pytest.fixture
+def cluster(own: RunningRelay) -> str:
+    """The one whose agent has lived for longest: it is started again the soonest."""
+
+    def born(name: str) -> float:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(own.agent_pid(name)).create_time()
+        return math.inf
+
+    return min(own.info.clusters, key=born)
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    seed = random.randrange(2**32)  # noqa: S311 - not a secret
+    print(f"seed {seed}")  # noqa: T201 - shown with a failure
+    return random.Random(seed)  # noqa: S311
+
+
+# --- helpers --------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def in_background(work: Any) -> Iterator[list[Any]]:
+def in_background(work: Callable[[], Any]) -> Iterator[list[Any]]:
     """Run ``work`` beside the block; its result, or exception, is in the list afterwards."""
     results: list[Any] = []
 
@@ -54,193 +81,358 @@ def in_background(work: Any) -> Iterator[list[Any]]:
         raise results[0]
 
 
-def agent_process(relay: RunningRelay) -> psutil.Process:
-    return psutil.Process(relay.agent_pid("alpha"))
+class Killer:
+    """Kills a cluster's agent, and the next one, and the next."""
+
+    def __init__(self, relay: RunningRelay, cluster: str) -> None:
+        self._relay = relay
+        self._cluster = cluster
+        self.killed = 0
+        """The pid of the last one."""
+
+    def kill(self) -> None:
+        """Wait for an agent that was not killed yet, and kill it."""
+        self.killed = self._relay.agent_pid(self._cluster, other_than=self.killed)
+        os.kill(self.killed, signal.SIGKILL)
+
+    def after_lines(self, lines: list[int]) -> Callable[[Execution], None]:
+        """Kill each time an execution has printed as many lines as the next number says."""
+        seen = 0
+
+        def look(so_far: Execution) -> None:
+            nonlocal seen
+            last = so_far.messages[-1]
+            if last["header"]["msg_type"] == "stream":
+                seen += last["content"]["text"].count("\n")
+            if lines and seen > lines[0]:
+                lines.pop(0)
+                self.kill()
+
+        return look
 
 
-def wait_for_end(pid: int) -> None:
-    wait_for(f"the end of {pid}", lambda: process_started(pid) is None or None)
+@contextlib.contextmanager
+def without_agent(relay: RunningRelay, cluster: str) -> Iterator[None]:
+    """Kill a cluster's agent; until the block's end there is no other."""
+    # Stopped, the supervisor starts nothing again.
+    relay.process.send_signal(signal.SIGSTOP)
+    try:
+        Killer(relay, cluster).kill()
+        yield
+    finally:
+        relay.process.send_signal(signal.SIGCONT)
 
 
-def read_on(channels: Channels) -> NoReturn:
+def send_code(channels: Channels, code: str) -> str:
+    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
+    return channels.send("shell", "execute_request", content)
+
+
+def receive_until_idle(channels: Channels, msg_id: str) -> list[Message]:
+    """Everything up to the idle status of a request."""
+    messages = []
+    while True:
+        messages.append(channels.receive())
+        if messages[-1]["content"].get("execution_state") == "idle":
+            if messages[-1]["parent_header"].get("msg_id") == msg_id:
+                return messages
+
+
+def place_of(relay: RunningRelay, cluster: str, kernel: str) -> Place:
+    return Place(kernels_folder(relay.state, cluster) / kernel)
+
+
+def listed(relay: RunningRelay, cluster: str) -> set[str]:
+    answer = relay.request("GET", f"/{cluster}/api/kernels")
+    assert answer.status == 200, answer
+    return {model["id"] for model in answer.json}
+
+
+def is_gone(pid: int) -> bool:
+    return process_started(pid) is None
+
+
+def read_on(channels: Channels, into: list[Message]) -> NoReturn:
     """Read until that raises."""
     while True:
-        channels.receive()
+        into.append(channels.receive())
 
 
-def read_lines(channels: Channels, into: list[str], count: int) -> None:
-    """Add what is printed to ``into``, until there are at least ``count`` lines."""
-    while "".join(into).count("\n") < count:
-        message = channels.receive()
-        if message["header"]["msg_type"] == "stream":
-            into.append(message["content"]["text"])
+def read_lines(channels: Channels, into: list[Message], count: int) -> None:
+    """Read until so many lines are printed."""
+    while Execution(into).stdout.count("\n") < count:
+        into.append(channels.receive())
+
+
+# --- agents ---------------------------------------------------------------------------------
 
 
 @both
-@pytest.mark.parametrize("pause", [0.0, 0.002], ids=["at once", "slowly"])
-def test_an_agent_killed_in_mid_cell_is_not_noticed(
-    own: RunningRelay, v1: bool, pause: float
+@pytest.mark.parametrize("pause", [0.0, 0.001], ids=["at once", "slowly"])
+def test_agents_killed_in_mid_cell_are_not_noticed(
+    own: RunningRelay, cluster: str, dice: random.Random, v1: bool, pause: float
 ) -> None:
-    seed = random.randrange(2**32)  # noqa: S311 - where to kill
-    dice = random.Random(seed)  # noqa: S311
-    print(f"seed {seed}")  # noqa: T201 - shown with a failure
     moments = sorted(dice.sample(range(1, LINES - 1), 3))
-    kernel = own.start_kernel("alpha")
+    kernel = own.start_kernel(cluster)
     printed = [f"line {number}" for number in range(LINES)]
     code = f"""
-import sys, time
+import time
 for number in range({LINES}):
-    print("line", number)
-    sys.stdout.flush()
-    time.sleep({pause})
+    print("line", number, flush=True)
+    if {pause}: time.sleep({pause})
 """
-
-    def kill(so_far: Execution) -> None:
-        if moments and len(so_far.stdout.splitlines()) > moments[0]:
-            moments.pop(0)
-            own.kill_agent("alpha")
-
-    with own.connect("alpha", kernel, v1=v1) as channels:
-        done = channels.execute(code, seen=kill)
+    with (
+        own.connect(cluster, kernel, v1=v1) as asker,
+        own.connect(cluster, kernel, v1=not v1) as other,
+    ):
+        done = asker.execute(code, seen=Killer(own, cluster).after_lines(moments))
+        assert not moments
         assert count_lines(done.stdout, printed) == (0, 0, 0, 0)
         assert len(done.replies) == 1
         assert done.states == ["busy", "idle"]
-        # The same WebSocket goes on.
-        assert channels.execute("print(6 * 7)").stdout == "42\n"
-    assert len(moments) < 3, "no agent was killed"
+        # Nor does somebody notice who only looks on.
+        msg_id = done.messages[0]["parent_header"]["msg_id"]
+        heard = Execution(receive_until_idle(other, msg_id))
+        assert count_lines(heard.stdout, printed) == (0, 0, 0, 0)
+        assert {each["channel"] for each in heard.messages} == {"iopub"}
+        # The same WebSockets go on.
+        for channels in (asker, other):
+            assert channels.execute("print(6 * 7)").stdout == "42\n"
 
 
 @both
-def test_a_message_cut_by_a_kill_goes_on_at_its_fragment(own: RunningRelay, v1: bool) -> None:
-    kernel = own.start_kernel("alpha")
-    size = 30 * MIB
-    with own.connect("alpha", kernel, v1=v1) as channels:
-        asked = channels.send(
-            "shell",
-            "execute_request",
-            {"code": f"import os; text = os.urandom({size // 2}).hex(); print(text)"},
-        )
-        # Nothing is read for a moment: the message is under way, and most of it is not here yet.
-        time.sleep(1.5)
-        own.kill_agent("alpha")
-        done = channels.collect(asked)
-        assert len(done.stdout) == size + 1
-        check = "import hashlib; print(hashlib.sha256(text.encode()).hexdigest())"
-        digest = channels.execute(check).stdout.strip()
-    assert hashlib.sha256(done.stdout.strip().encode()).hexdigest() == digest
+def test_a_message_cut_by_kills_goes_on_at_its_fragment(
+    own: RunningRelay,
+    cluster: str,
+    dice: random.Random,
+    v1: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 20 * MIB
+    killer, kernel = Killer(own, cluster), own.start_kernel(cluster)
+    # Of 160 fragments some fifty wait on the way when a client does not read.
+    moments = sorted(dice.sample(range(1, 80), 2))
+    with own.connect(cluster, kernel, v1=v1) as channels:
+
+        def receive(_: float) -> Any:
+            pieces = []
+            for piece in channels.socket.recv_streaming():
+                pieces.append(piece)
+                if moments and len(pieces) > moments[0]:
+                    moments.pop(0)
+                    killer.kill()
+            return type(pieces[0])().join(pieces)
+
+        monkeypatch.setattr(channels.socket, "recv", receive)
+        done = channels.execute(f"import random; print(random.Random(5).randbytes({size // 2}).hex())")
+        assert not moments
+        assert [len(each["content"]["text"]) for each in done.of("stream")] == [size + 1]
+        assert done.stdout == random.Random(5).randbytes(size // 2).hex() + "\n"  # noqa: S311
+        assert len(done.replies) == 1
+        assert done.states == ["busy", "idle"]
+        assert channels.execute("print(6 * 7)").stdout == "42\n"
 
 
-def test_requests_sent_while_the_agent_is_down_run_once_and_in_order(own: RunningRelay) -> None:
-    kernel = own.start_kernel("alpha")
-    with own.connect("alpha", kernel) as channels:
+@both
+def test_requests_around_a_kill_run_once_and_in_order(
+    own: RunningRelay, cluster: str, v1: bool
+) -> None:
+    kernel = own.start_kernel(cluster)
+    with own.connect(cluster, kernel, v1=v1) as channels:
         channels.execute("ran = []")
-        own.kill_agent("alpha")
-        sent = [
-            channels.send("shell", "execute_request", {"code": f"ran.append({number})"})
-            for number in range(20)
-        ]
-        for msg_id in sent[-1:]:
-            channels.collect(msg_id)
-        assert channels.execute("print(ran)").stdout == f"{list(range(20))}\n"
+        asked = [send_code(channels, f"ran.append({number})") for number in range(20)]
+        with without_agent(own, cluster):
+            asked += [send_code(channels, f"ran.append({number})") for number in range(20, 60)]
+        messages = receive_until_idle(channels, asked[-1])
+        replies = [each for each in messages if each["header"]["msg_type"] == "execute_reply"]
+        assert [each["parent_header"]["msg_id"] for each in replies] == asked
+        assert channels.execute("print(ran)").stdout == f"{list(range(60))}\n"
 
 
-def test_an_agent_killed_while_a_kernel_starts_starts_it_once(own: RunningRelay) -> None:
-    before = {kernel["id"] for kernel in own.request("GET", "/alpha/api/kernels").json}
+@pytest.mark.parametrize("moment", ["request.json", "record.json", "kernel.log", ""])
+def test_an_agent_killed_while_a_kernel_starts_starts_it_once(
+    own: RunningRelay, cluster: str, moment: str
+) -> None:
+    folder = kernels_folder(own.state, cluster)
+    before = {path.name for path in folder.iterdir()}
 
-    def start() -> Answer:
-        return own.request("POST", "/alpha/api/kernels", {"name": "python3"})
+    def appeared() -> list[Path]:
+        return [
+            path for path in folder.glob(f"[!.]*/{moment}") if path.parts[-2] not in before
+        ] or [path for path in folder.glob("[!.]*") if not moment and path.name not in before]
 
-    with in_background(start) as answers:
-        folder = own.state / "alpha" / "kernels"
-        wait_for("a folder", lambda: {path.name for path in folder.glob("[!.]*")} - before)
-        own.kill_agent("alpha")
+    with in_background(lambda: own.request("POST", f"/{cluster}/api/kernels", {})) as answers:
+        wait_for(f"{moment} of a new kernel", appeared)
+        Killer(own, cluster).kill()
     (answer,) = answers
     assert answer.status == 201
-    after = {kernel["id"] for kernel in own.request("GET", "/alpha/api/kernels").json}
-    assert after - before == {answer.json["id"]}
-    with own.connect("alpha", answer.json["id"]) as channels:
-        assert channels.execute("print(1)").stdout == "1\n"
+    kernel = answer.json["id"]
+    assert listed(own, cluster) - before == {kernel}
+    assert {path.name for path in folder.iterdir()} - before == {kernel}
+    with own.connect(cluster, kernel) as channels:
+        pid = int(channels.execute("import os; print(os.getpid())").stdout)
+    # One holder, one kernel, and nothing else that has to do with it.
+    pids = {each for each, argv in processes_of(own.folder).items() if kernel in argv}
+    assert pids == {pid, psutil.Process(pid).ppid()}
 
 
-def test_without_an_agent_rest_says_503(own: RunningRelay) -> None:
-    kernel = own.start_kernel("alpha")
-    stopped = agent_process(own).pid
-    # Stopped, the supervisor starts nothing again.
-    own.process.send_signal(signal.SIGSTOP)
-    try:
-        os.kill(stopped, signal.SIGKILL)
-        for target in (f"/alpha/api/kernels/{kernel}", "/alpha/api/kernels", "/alpha/api"):
-            answer = own.request("GET", target)
-            assert answer.status == 503
-            assert int(answer.headers["Retry-After"]) > 0
-            assert set(answer.json) == {"message", "reason", "request_id"}
-
-    finally:
-        own.process.send_signal(signal.SIGCONT)
-    own.agent_pid("alpha", other_than=stopped)
-    wait_for("the list", lambda: own.request("GET", "/alpha/api/kernels").status == 200 or None)
+def test_without_an_agent_kernels_are_unavailable_but_never_gone(
+    own: RunningRelay, cluster: str
+) -> None:
+    kernel = own.start_kernel(cluster)
+    with without_agent(own, cluster):
+        for _ in range(4):  # both workers, and again
+            for target in ("", "/kernels", f"/kernels/{kernel}", "/kernelspecs"):
+                answer = own.request("GET", f"/{cluster}/api{target}")
+                assert answer.status == 503
+                assert int(answer.headers["Retry-After"]) > 0
+                assert "not available" in answer.json["message"]
+        assert own.request("DELETE", f"/{cluster}/api/kernels/{kernel}").status == 503
+    wait_for("the agent", lambda: own.request("GET", f"/{cluster}/api").status == 200)
+    assert kernel in listed(own, cluster)
 
 
-def test_an_upgrade_waits_for_the_agent_to_come_back(own: RunningRelay) -> None:
-    kernel = own.start_kernel("alpha")
-    own.kill_agent("alpha")
-    with own.connect("alpha", kernel) as channels:
+@both
+def test_an_upgrade_waits_for_the_agent_to_come_back(
+    own: RunningRelay, cluster: str, v1: bool
+) -> None:
+    kernel = own.start_kernel(cluster)
+    # Whatever happened before: a worker that has not heard of the agent since it was down last
+    # lets its clients wait, too.
+    with without_agent(own, cluster):
+        assert own.request("GET", f"/{cluster}/api/kernels").status == 503
+        with in_background(lambda: own.connect(cluster, kernel, v1=v1)) as opened:
+            time.sleep(1)
+            assert not opened
+            own.process.send_signal(signal.SIGCONT)
+    with opened[0] as channels:
         assert channels.execute("print('held')").stdout == "held\n"
 
 
-def test_a_killed_worker_leaves_the_other_and_is_replaced(own: RunningRelay) -> None:
-    killed = own.info.pids.edge[0]
-    os.kill(killed, signal.SIGKILL)
-    assert own.request("GET", "/alpha/api/kernels").status == 200
-    workers = wait_for(
-        "another worker",
-        lambda: (
-            own.info.pids.edge
-            if killed not in own.info.pids.edge and len(own.info.pids.edge) == 2
-            else None
-        ),
+@both
+def test_the_newest_websocket_of_a_session_still_wins(
+    own: RunningRelay, cluster: str, v1: bool
+) -> None:
+    """Its predecessor, of which nothing was read, is in the way of nobody."""
+    kernel = own.start_kernel(cluster)
+    with own.connect(cluster, kernel, v1=v1, session="same") as old:
+        send_code(old, "for number in range(300): print('x' * 100_000, flush=True)")
+        time.sleep(1)
+        with own.connect(cluster, kernel, v1=v1, session="same") as new:
+            assert new.execute("print('new')").stdout == "new\n"
+            Killer(own, cluster).kill()
+            for number in range(3):
+                assert new.execute(f"print({number})").stdout == f"{number}\n"
+                time.sleep(0.3)
+        old.socket.close_socket()
+
+
+# --- edge -----------------------------------------------------------------------------------
+
+
+def worker_of(relay: RunningRelay, channels: Channels) -> int:
+    """The pid of the edge worker that has a client's WebSocket."""
+    ours = channels.socket.socket.getsockname()[:2]
+
+    def find() -> int | None:
+        for pid in relay.info.pids.edge:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                connections = psutil.Process(pid).net_connections("inet")
+                if any(each.raddr == ours for each in connections):
+                    return pid
+        return None
+
+    return wait_for(f"the worker that has {ours}", find, 5)
+
+
+@both
+def test_a_killed_worker_costs_its_clients_a_reconnect(own: RunningRelay, v1: bool) -> None:
+    kernel = own.start_kernel("alpha")
+    printed = [f"line {number}" for number in range(500)]
+    code = "import time\nfor n in range(500): print('line', n, flush=True); time.sleep(0.005)"
+    with contextlib.ExitStack() as opened:
+        workers: dict[int, Channels] = {}
+        while len(workers) < 2:
+            channels = opened.enter_context(own.connect("alpha", kernel, v1=v1))
+            workers[worker_of(own, channels)] = channels
+        (victim, mine), (other, theirs) = workers.items()
+        before: list[Message] = []
+        msg_id = send_code(mine, code)
+        read_lines(mine, before, 100)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(ConnectionClosed):
+            read_on(mine, before)
+        with own.connect("alpha", kernel, v1=v1, session=mine.session) as again:
+            assert worker_of(own, again) != victim
+            after = again.collect(msg_id)
+        counted = count_lines(Execution(before).stdout + after.stdout, printed)
+        assert (counted.lost, counted.out_of_order, counted.strange) == (0, 0, 0)
+        assert len(after.replies) == 1
+        # Clients of the other worker have noticed nothing.
+        heard = Execution(receive_until_idle(theirs, msg_id))
+        assert count_lines(heard.stdout, printed) == (0, 0, 0, 0)
+    workers_now = wait_for(
+        "a new worker in relay.json",
+        lambda: {*own.info.pids.edge} if {*own.info.pids.edge}.isdisjoint({victim}) else None,
     )
-    assert all(process_started(pid) is not None for pid in workers)
+    assert len(workers_now) == 2
+    assert other in workers_now
+    assert not any(is_gone(pid) for pid in workers_now)
+
+
+# --- holder ---------------------------------------------------------------------------------
 
 
 def test_a_killed_holder_takes_its_kernel_along(own: RunningRelay) -> None:
     kernel = own.start_kernel("alpha")
+    place = place_of(own, "alpha", kernel)
+    record, address = place.read_record(), place.read_address()
+    assert record is not None
+    assert record.kernel_pid is not None
+    assert address is not None
     with own.connect("alpha", kernel) as channels:
-        pid = int(channels.execute("import os; print(os.getpid())").stdout)
-        holder = psutil.Process(pid).ppid()
-        os.kill(holder, signal.SIGKILL)
-        wait_for_end(pid)
+        send_code(channels, "import subprocess, time; subprocess.Popen(['sleep', '600'])")
+        send_code(channels, "import time; time.sleep(600)")
+        os.kill(record.holder_pid, signal.SIGKILL)
         with pytest.raises(ConnectionClosed) as closed:
-            read_on(channels)
+            read_on(channels, [])
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1011
+    assert kernel not in listed(own, "alpha")
     assert own.request("GET", f"/alpha/api/kernels/{kernel}").status == 404
-    assert kernel not in {each["id"] for each in own.request("GET", "/alpha/api/kernels").json}
-    assert not any(kernel in arguments for arguments in processes_of(own.folder).values())
+    wait_for("the kernel's end", lambda: is_gone(record.kernel_pid or 0), 5)
+    wait_for("no process", lambda: kernel not in str(processes_of(own.folder)), 5)
+    assert not place.folder.exists()
+    assert not list(address.socket.parent.glob(f"{address.socket.stem}*"))
+
+
+# --- supervisor -----------------------------------------------------------------------------
 
 
 def test_a_killed_supervisor_costs_a_client_nothing_but_a_reconnect() -> None:
+    printed = [f"line {number}" for number in range(200)]
+    code = "import time\nfor n in range(200): print('line', n, flush=True); time.sleep(0.02)"
+    before: list[Message] = []
     with RunningRelay(("alpha",)) as relay:
         kernel = relay.start_kernel("alpha")
-        printed = [f"line {number}" for number in range(200)]
-        code = "import time\nfor n in range(200): print('line', n, flush=True); time.sleep(0.02)"
         ports = [url.rpartition(":")[2] for url in (relay.info.https_url, relay.info.wss_url)]
+        pids = relay.info.pids
         with relay.connect("alpha", kernel, session="the-same") as channels:
-            asked = channels.send("shell", "execute_request", {"code": code})
-            pids = relay.info.pids
-            came: list[str] = []
-            read_lines(channels, came, 50)
+            asked = send_code(channels, code)
+            read_lines(channels, before, 50)
             relay.process.kill()
             with pytest.raises(ConnectionClosed):
-                read_lines(channels, came, 1000)
+                read_on(channels, before)
         relay.stop()
         for pid in (*pids.edge, *pids.agents["alpha"]):
-            wait_for_end(pid)
+            wait_for(f"the end of {pid}", lambda pid=pid: is_gone(pid), 5)  # type: ignore[misc]
         # At once, on the same ports.
         relay.restart_on(*ports)
-        assert relay.info.https_url.endswith(ports[0])
+        assert [url.rpartition(":")[2] for url in (relay.info.https_url, relay.info.wss_url)] == ports
+        assert listed(relay, "alpha") == {kernel}
         with relay.connect("alpha", kernel, session="the-same") as channels:
-            done = channels.collect(asked)
-        count = count_lines("".join(came) + done.stdout, printed)
-        assert (count.lost, count.strange) == (0, 0)
-        assert done.replies
+            after = channels.collect(asked)
+        counted = count_lines(Execution(before).stdout + after.stdout, printed)
+        assert (counted.lost, counted.out_of_order, counted.strange) == (0, 0, 0)
+        assert len(after.replies) == 1
+        assert Counter(after.states)["idle"] == 1
