@@ -36,6 +36,9 @@ class FakeTransport(asyncio.Transport):
         """What was written to it once it was closing; nobody would ever read that."""
         self._reading = True
         self.aborted = False
+        self.extra: dict[str, Any] = {}
+        self.waiting = 0
+        """Bytes that it says it has not written yet."""
         self.lost = False
         self._closing = False
 
@@ -44,6 +47,12 @@ class FakeTransport(asyncio.Transport):
             raise RuntimeError("the handler is closed")
         (self.late if self._closing else self.written).extend(data)
         self.writes += 1
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.extra.get(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
 
     def take(self) -> bytes:
         """What was written since the last time."""

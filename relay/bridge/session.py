@@ -22,6 +22,8 @@ EVERYBODY: Final = b""
 _KEY_BYTES: Final = 8
 _UNANSWERED: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
 """Message types that no kernel replies to, and of which widgets send very many."""
+_REPLACED_LINKS: Final = 64
+"""WebSockets remembered, per session, that a newer one has replaced."""
 REPLACED: Final = (1000, "replaced by a newer connection of this session")
 
 
@@ -126,7 +128,7 @@ Action = Start | End | Forward | Acknowledge | Append | Discard
 class _Session:
     """One client on one kernel. ``cursor``: up to here its client has everything for certain."""
 
-    __slots__ = ("anonymous", "connection", "cursor", "key", "link", "received")
+    __slots__ = ("anonymous", "connection", "cursor", "key", "link", "received", "replaced")
 
     def __init__(self, key: bytes, cursor: int, *, anonymous: bool) -> None:
         self.key = key
@@ -134,6 +136,7 @@ class _Session:
         self.anonymous = anonymous
         self.link = ""
         self.received = 0
+        self.replaced: deque[str] = deque(maxlen=_REPLACED_LINKS)
         self.connection: int | None = None
 
 
@@ -180,16 +183,23 @@ class Sessions:
     def _attached(self, event: Attached) -> list[Action]:
         attach = event.attach
         session = self._session(attach)
+        position = self._start(session, attach.position)
+        if attach.link in session.replaced:
+            # While nobody reads it, a WebSocket cannot be told that it was replaced. Once it
+            # asks again, for a link that it lost, it must not take the session back.
+            start = Start(event.connection, session.key, position, 0)
+            return [start, End(event.connection, *REPLACED)]
         actions: list[Action] = []
         if session.connection is not None:
             actions.append(End(session.connection, *REPLACED))
             self._connections.pop(session.connection, None)
         if session.link != attach.link:
+            if session.link:
+                session.replaced.append(session.link)
             # Numbers of client messages are counted per link.
             session.link, session.received = attach.link, 0
         session.connection = event.connection
         self._connections[event.connection] = session
-        position = self._start(session, attach.position)
         actions.append(Start(event.connection, session.key, position, session.received))
         return actions
 

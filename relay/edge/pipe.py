@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import struct
+import termios
 from collections import deque
 from typing import Final
 
@@ -42,6 +44,7 @@ _REASON_BYTES: Final = 123
 """What a close frame holds beside its code (RFC 6455 §5.5)."""
 _MOMENT: Final = 0.01
 """Seconds past a deadline at which it has certainly passed."""
+_INT: Final = struct.Struct("i")
 _PROOF: Final = struct.Struct("<Q")
 
 
@@ -121,6 +124,9 @@ class Pipe(asyncio.Protocol):
         self._balance()
 
     def _on_record(self, kind: Kind, payload: bytes) -> None:
+        if self._said_goodbye:
+            # The client listens no more.
+            return
         if kind is Kind.FRAMES:
             seq, fragment, frames = read_frames(payload)
             self._client.write(frames)
@@ -186,9 +192,30 @@ class Pipe(asyncio.Protocol):
         for event in self._frames.events_received():
             if isinstance(event, Frame):
                 self._on_frame(event)
-        self._flush()
+        if self._said_goodbye and self._link is not None:
+            # What has just been acknowledged may make room for more, which goes out in this turn
+            # of the loop: whether that was all can be told in the next.
+            self._loop.call_soon(self._part)
+        else:
+            self._flush()
         if self._frames.parser_exc is not None:
             self._log_bad_frame(self._frames.parser_exc)
+
+    @property
+    def _said_goodbye(self) -> bool:
+        return self._frames.close_rcvd is not None and self._frames.parser_exc is None
+
+    def _part(self) -> None:
+        """Let go of a client that has said goodbye.
+
+        What its host has acknowledged to the last byte, it is not sent again when it comes back.
+        JupyterLab closes and comes back when it hears that a kernel restarts: told once more, it
+        would do so for ever.
+        """
+        if self._link is not None and _is_acknowledged(self._client):
+            self._link.write(number_record(Kind.PROVED, self._seq))
+        self._drop_link(clean=True)
+        self._flush()
 
     def _log_bad_frame(self, problem: Exception) -> None:
         if isinstance(problem, PayloadTooBig):
@@ -309,3 +336,15 @@ class Pipe(asyncio.Protocol):
             self._proved = seq
             if self._link is not None:
                 self._link.write(number_record(Kind.PROVED, seq))
+
+
+def _is_acknowledged(transport: asyncio.Transport) -> bool:
+    """Whether the other host has acknowledged all that was written (``tcp(7)``, SIOCOUTQ)."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or transport.get_write_buffer_size():
+        return False
+    try:
+        queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+    except OSError:
+        return False
+    return bool(_INT.unpack(queued)[0] == 0)

@@ -268,6 +268,27 @@ def test_the_newest_connection_of_a_session_wins() -> None:
     )
 
 
+def test_a_replaced_link_that_comes_again_takes_nothing_back() -> None:
+    (
+        play()
+        >> Attached(1, attach(link="l1"))
+        >> ask(1, 1)
+        >> Attached(2, attach(link="l2"))
+        >> PRINT
+        >> Attached(3, attach(link="l1", position=at(1)))
+        << [Start(3, key(), at(1), 0), End(3, *REPLACED)]
+        >> ask(3, 2, "n")
+        << []
+        >> Detached(3, clean=False)
+        << []
+        >> ask(2, 1, "n")
+        << [Forward(), Acknowledge(2, 1)]
+        # The newest may come again as often as it likes.
+        >> Attached(4, attach(link="l2", position=at(1)))
+        << [End(2, *REPLACED), Start(4, key(), at(1), 1)]
+    )
+
+
 def test_the_old_connection_of_a_link_is_ended_when_it_comes_again() -> None:
     (
         play()
@@ -562,6 +583,8 @@ class Traffic(RuleBasedStateMachine):
         self.seq = 0
         self.keys: dict[int, bytes] = {}
         self.links: dict[int, str] = {}
+        self.newest: dict[bytes, str] = {}
+        """The last new link of each session."""
         self.numbers: dict[int, int] = {}
         self.attached: dict[bytes, int] = {}
         self.cursors: dict[bytes, int] = {}
@@ -576,14 +599,16 @@ class Traffic(RuleBasedStateMachine):
     def attach_again(self, old: int) -> int:
         """The same link, after its agent died."""
         self.connections += 1
-        link = self.links[old]
-        same = self.keys[old] == key_of_link(link)
-        # Another link of the session in between has begun a count of its own.
-        newest = max(n for n, k in self.keys.items() if k == self.keys[old])
-        acknowledged = self.numbers[old] if self.links[newest] == link else 0
-        session = "" if same else next(s for s in "abc" if key(s) == self.keys[old])
-        connection = self._attach(session, link, acknowledged)
-        self.numbers[connection] = acknowledged
+        link, audience = self.links[old], self.keys[old]
+        session = next((s for s in "abc" if key(s) == audience), "")
+        if self.newest[audience] == link:
+            return self._attach(session, link, acknowledged=self.numbers[old])
+        connection = self.connections
+        actions = self.sessions.handle(Attached(connection, attach(session, link)))
+        start = Start(connection, audience, at(self.cursors[audience]), 0)
+        assert actions == [start, End(connection, *REPLACED)]
+        self.keys[connection], self.links[connection] = audience, link
+        self.numbers[connection] = 0
         return connection
 
     def _attach(self, session: str, link: str, acknowledged: int) -> int:
@@ -595,6 +620,7 @@ class Traffic(RuleBasedStateMachine):
         replaced = self.attached.get(audience)
         assert actions == ([End(replaced, *REPLACED)] if replaced else []) + [start]
         self.keys[connection], self.links[connection] = audience, link
+        self.newest[audience] = link
         self.numbers[connection] = acknowledged
         self.attached[audience] = connection
         return connection

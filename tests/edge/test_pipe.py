@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import struct
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -543,12 +546,62 @@ async def test_a_client_that_says_goodbye_is_answered() -> None:
     pipe, browser, agent = linked()
     goodbye = CloseFrame(1001, "going away").serialize()
     browser.send(client_frame(Opcode.CLOSE, goodbye))
+    agent.send(output(11))
+    await settle()
+    # What came after its goodbye is not for it.
     assert browser.received() == [Frame(Opcode.CLOSE, goodbye)]
     assert browser.transport.is_closing()
-    await settle()
     assert pipe.finished.is_set()
     assert pipe.unlinked.is_set()
     assert farewell(agent) == Detach(clean=True)
+
+
+@pytest.fixture
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP connection of which nobody reads yet: ours, the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with client, ours:
+        yield ours, client
+
+
+@pytest.mark.parametrize("taken", [True, False])
+@virtual
+async def test_what_the_clients_host_has_acknowledged_it_has(
+    connection: tuple[socket.socket, socket.socket], taken: bool
+) -> None:
+    ours, client = connection
+    _, browser, agent = linked()
+    browser.transport.extra["socket"] = ours
+    agent.send(output(12))
+    ours.setblocking(False)
+    if taken:
+        ours.send(b"x" * 1000)
+        client.recv(1000, socket.MSG_WAITALL)
+    else:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(b"x" * 65536)
+    browser.send(client_frame(Opcode.CLOSE, CloseFrame(1000, "").serialize()))
+    await settle()
+    received = agent.received()
+    assert [kind for kind, _ in received][-1] is Kind.DETACH
+    found = [read_number(payload) for kind, payload in received if kind is Kind.PROVED]
+    assert found == ([12] if taken else [])
+
+
+@virtual
+async def test_what_waits_to_be_written_is_not_acknowledged(
+    connection: tuple[socket.socket, socket.socket],
+) -> None:
+    _, browser, agent = linked()
+    browser.transport.extra["socket"] = connection[0]
+    browser.transport.waiting = 1
+    agent.send(output(12))
+    browser.send(client_frame(Opcode.CLOSE, CloseFrame(1000, "").serialize()))
+    await settle()
+    assert proofs(agent) == []
 
 
 @virtual

@@ -105,6 +105,12 @@ class Channels:
         """The next message. Raises `TimeoutError`, or websockets' ``ConnectionClosed``."""
         return _unpack(self.socket.recv(timeout), v1=self.socket.subprotocol == V1)
 
+    def submit(self, code: str, **options: Any) -> str:
+        """Send code to execute; the ``msg_id``. ``options`` are more of the content."""
+        defaults = {"silent": False, "store_history": True, "allow_stdin": False}
+        content = {"code": code, "user_expressions": {}, **defaults, **options}
+        return self.send("shell", "execute_request", content)
+
     def execute(
         self,
         code: str,
@@ -118,9 +124,7 @@ class Channels:
         ``seen`` is called after each message, with what came so far; ``options`` are more of an
         ``execute_request``'s content. Raises `TimeoutError` after ``timeout`` seconds.
         """
-        defaults = {"silent": False, "store_history": True, "allow_stdin": False}
-        content = {"code": code, "user_expressions": {}, **defaults, **options}
-        return self.collect(self.send("shell", "execute_request", content), seen, timeout)
+        return self.collect(self.submit(code, **options), seen, timeout)
 
     def collect(
         self,

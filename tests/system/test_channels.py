@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -84,6 +84,14 @@ def watched(relay: RunningRelay, kernel: str, **options: Any) -> Iterator[Watche
         yield socket
 
 
+def noise(size: int) -> bytes:
+    """Bytes that look random, always the same; `NOISE` makes them in a kernel."""
+    return random.Random(size).randbytes(size)  # noqa: S311 - no secret
+
+
+NOISE = "import random; noise = random.Random({0}).randbytes({0})"
+
+
 def until(channels: Channels, check: Callable[[Message], bool], timeout: float = 30.0) -> Message:
     """The first message that ``check`` accepts."""
     deadline = time.monotonic() + timeout
@@ -100,15 +108,10 @@ def answers(msg_id: str, msg_type: str) -> Callable[[Message], bool]:
     return check
 
 
-def send_code(channels: Channels, code: str, **options: Any) -> str:
-    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-    return channels.send("shell", "execute_request", {**content, **options})
-
-
 def run_unread(relay: RunningRelay, kernel: str, channels: Channels, code: str) -> str:
     """Run code and wait for its end without reading a message; its ``msg_id``."""
     done = relay.folder / secrets.token_hex(8)
-    msg_id = send_code(channels, f"{code}\nimport pathlib; pathlib.Path({str(done)!r}).touch()")
+    msg_id = channels.submit(f"{code}\nimport pathlib; pathlib.Path({str(done)!r}).touch()")
     wait_for("the cell's end", done.exists)
 
     def is_idle() -> bool:
@@ -174,7 +177,7 @@ def test_the_https_port_serves_channels_too(relay: RunningRelay, kernel: str, v1
 
 def test_legacy_messages_have_what_clients_read(relay: RunningRelay, kernel: str) -> None:
     with relay.connect("alpha", kernel, v1=False) as channels:
-        msg_id = send_code(channels, "print(1)")
+        msg_id = channels.submit("print(1)")
         channels_seen = set()
         while True:
             text = channels.socket.recv(30.0)
@@ -239,7 +242,7 @@ def send_comm(channels: Channels, buffers: list[bytes]) -> Message:
 def test_buffers_both_ways(
     relay: RunningRelay, kernel: str, v1: bool, sizes: tuple[int, ...]
 ) -> None:
-    buffers = [random.Random(size).randbytes(size) for size in sizes]
+    buffers = [noise(size) for size in sizes]
     with relay.connect("alpha", kernel, v1=v1) as channels:
         came = send_comm(channels, buffers)
     assert came["channel"] == "iopub"
@@ -277,7 +280,7 @@ def test_a_message_in_fragments_with_pings_between_them(
             send(pieces())
 
         monkeypatch.setattr(channels.socket, "send", send_in_pieces)
-        text = random.Random(1).randbytes(60_000).hex()
+        text = noise(60_000).hex()
         done = channels.execute(
             f"import hashlib; print(hashlib.md5({text!r}.encode()).hexdigest())"
         )
@@ -353,7 +356,7 @@ def all_until_idle(channels: Channels, msg_id: str) -> list[Message]:
     def check(message: Message) -> bool:
         messages.append(message)
         idle = message["content"].get("execution_state") == "idle"
-        return idle and message["parent_header"].get("msg_id") == msg_id
+        return bool(idle and message["parent_header"].get("msg_id") == msg_id)
 
     until(channels, check)
     with contextlib.suppress(TimeoutError):
@@ -370,7 +373,7 @@ def test_output_goes_to_all_and_replies_to_the_asker(
         relay.connect("alpha", kernel, v1=v1) as asker,
         relay.connect("alpha", kernel, v1=not v1) as other,
     ):
-        msg_id = send_code(asker, "print('heard')")
+        msg_id = asker.submit("print('heard')")
         heard = all_until_idle(asker, msg_id), all_until_idle(other, msg_id)
     kinds = [[each["header"]["msg_type"] for each in messages] for messages in heard]
     assert sorted(kinds[0]) == sorted(
@@ -387,7 +390,7 @@ def test_input_is_asked_of_the_asker(relay: RunningRelay, kernel: str, v1: bool)
         relay.connect("alpha", kernel, v1=v1) as asker,
         relay.connect("alpha", kernel, v1=v1) as other,
     ):
-        msg_id = send_code(asker, "print(input('name? ') * 2)", allow_stdin=True)
+        msg_id = asker.submit("print(input('name? ') * 2)", allow_stdin=True)
         request = until(asker, answers(msg_id, "input_request"))
         assert request["channel"] == "stdin"
         assert request["content"] == {"prompt": "name? ", "password": False}
@@ -405,7 +408,7 @@ def test_one_msg_id_of_two_clients(relay: RunningRelay, kernel: str) -> None:
             content = {"code": "", "user_expressions": {"who": repr(name)}}
             channels.send("shell", "execute_request", content, msg_id="same")
         for channels, name in ((one, "one"), (two, "two")):
-            messages = all_until_idle(channels, send_code(channels, "pass"))
+            messages = all_until_idle(channels, channels.submit("pass"))
             replies = [
                 each["content"]["user_expressions"]["who"]["data"]["text/plain"]
                 for each in messages
@@ -437,7 +440,7 @@ def test_the_newest_websocket_of_a_session_wins(
         if unread:
             # More than what waits between kernel and client has room for.
             run_unread(relay, kernel, old, "for i in range(300): print('x' * 100_000, flush=True)")
-        pending = send_code(old, "import time; time.sleep(1); print('late')")
+        pending = old.submit("import time; time.sleep(1); print('late')")
         with relay.connect("alpha", kernel, v1=v1, session=session) as new:
             # The reply to what the old one asked, too.
             assert new.collect(pending).stdout == "late\n"
@@ -469,12 +472,12 @@ def test_pings_both_ways(small: RunningRelay) -> None:
 
 @both
 def test_a_message_of_20_mb(relay: RunningRelay, kernel: str, v1: bool) -> None:
-    code = "import random; text = random.Random(20).randbytes(10 << 20).hex()\n"
+    code = NOISE.format(10 * MIB) + "\ndisplay({'text/plain': noise.hex()}, raw=True)"
     options = {"subprotocols": [V1] if v1 else None, "compression": None}
     with watched(relay, kernel, **options) as socket:
-        done = Channels(socket, "s").execute(f"{code}display({{'text/plain': text}}, raw=True)")
+        done = Channels(socket, "s").execute(code)
     (shown,) = done.of("display_data")
-    assert shown["content"]["data"]["text/plain"] == random.Random(20).randbytes(10 * MIB).hex()
+    assert shown["content"]["data"]["text/plain"] == noise(10 * MIB).hex()
     # In pieces, so that it stalls nobody else.
     assert socket.frames.count(Opcode.CONT) >= 100
 
@@ -496,7 +499,7 @@ class Memory:
         while not self._stop.wait(0.02):
             self._most = {name: max(now, self._most[name]) for name, now in self._now().items()}
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -534,23 +537,26 @@ def shown(messages: list[Message]) -> list[int]:
 NUMBERED = "for i in range({}): display({{'text/plain': f'{{i}} ' + 'x' * {}}}, raw=True)"
 
 
-@both
-def test_a_slow_reader_keeps_nobody_waiting_and_costs_no_memory(
-    relay: RunningRelay, kernel: str, v1: bool
+def test_slow_readers_keep_nobody_waiting_and_cost_no_memory(
+    relay: RunningRelay, kernel: str
 ) -> None:
-    messages, size = 150, MIB
+    number = 200
+    # Not much faster than a busy machine takes it: what waits in ZMQ is not what this is about.
+    code = NUMBERED.format(number, MIB) + "; time.sleep(0.01)"
     with (
         watch_memory(relay, kernel) as memory,
-        relay.connect("alpha", kernel, v1=v1) as slow,
-        relay.connect("alpha", kernel, v1=v1) as fast,
+        relay.connect("alpha", kernel) as slow,
+        relay.connect("alpha", kernel, v1=False) as slow_too,
+        relay.connect("alpha", kernel) as fast,
     ):
-        done = fast.execute(NUMBERED.format(messages, size))
-        assert shown(done.messages) == list(range(messages))
-        # What it reads now waited in the journal meanwhile.
-        late = all_until_idle(slow, done.messages[0]["parent_header"]["msg_id"])
-        assert shown(late) == list(range(messages))
-    # A small part of the 150 MiB that one of them did not read.
-    assert max(memory.growth.values()) < 64, memory.growth
+        done = fast.execute(f"import time\n{code}")
+        assert shown(done.messages) == list(range(number))
+        # What they read now waited in the journal meanwhile.
+        msg_id = done.messages[0]["parent_header"]["msg_id"]
+        for late in (slow, slow_too):
+            assert shown(all_until_idle(late, msg_id)) == list(range(number))
+    # A part of the 200 MiB that nobody had read.
+    assert max(memory.growth.values()) < 100, memory.growth
 
 
 def test_whoever_falls_behind_the_journal_is_told(small: RunningRelay) -> None:
@@ -591,7 +597,7 @@ for i in range(200): print(i, flush=True); time.sleep(0.01)
 pathlib.Path({str(done)!r}).touch()"""
     before = Execution([])
     with relay.connect("alpha", kernel, v1=v1) as channels:
-        msg_id = send_code(channels, code)
+        msg_id = channels.submit(code)
         while before.stdout.count("\n") < 40:
             before.messages.append(until(channels, lambda _: True))
         if how == "is cut off":

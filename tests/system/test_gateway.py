@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.system.channels import Execution, connect
 from tests.system.gateway_mode import JupyterServer
+from tests.system.notebook import code_cell, execute
 from tests.system.running import RunningRelay
 
 
@@ -55,3 +57,36 @@ def test_its_sessions_run_on_the_cluster(server: JupyterServer, relay: RunningRe
     assert relay.request("GET", f"/beta/api/kernels/{kernel}").status == 200
     assert server.request("DELETE", f"/api/sessions/{session.json['id']}").status == 204
     assert relay.request("GET", f"/beta/api/kernels/{kernel}").status == 404
+
+
+def test_nbclient_runs_a_notebook_through_it(server: JupyterServer) -> None:
+    cells = [
+        code_cell("import sys\nprint(6 * 7)\nprint('careful', file=sys.stderr)"),
+        code_cell("name = input('Who? ')\nname * 2", answers=["Ada"]),
+        code_cell("1 / 0"),
+    ]
+    first, second, third = execute(cells, server)["cells"]
+    texts = {each["name"]: each["text"] for each in first["outputs"]}
+    assert texts == {"stdout": "42\n", "stderr": "careful\n"}
+    assert second["metadata"]["prompts"] == ["Who? "]
+    assert second["outputs"][-1]["data"] == {"text/plain": "'AdaAda'"}
+    assert third["outputs"][0]["ename"] == "ZeroDivisionError"
+    assert [each["execution_count"] for each in (first, second, third)] == [1, 2, 3]
+
+
+def test_a_cell_is_interrupted_through_it(server: JupyterServer) -> None:
+    kernel = server.request("POST", "/api/kernels", {"name": "python3"}).json["id"]
+
+    def interrupt(so_far: Execution) -> None:
+        if so_far.messages[-1]["header"]["msg_type"] == "stream":
+            assert server.request("POST", f"/api/kernels/{kernel}/interrupt").status == 204
+
+    with connect(
+        f"{server.url.replace('http', 'ws', 1)}/api/kernels/{kernel}/channels",
+        headers={"Authorization": f"token {server.token}"},
+        session="mine",
+    ) as channels:
+        code = "import time\nprint('started', flush=True)\nwhile True: time.sleep(0.01)"
+        done = channels.execute(code, seen=interrupt)
+    assert done.replies[0]["ename"] == "KeyboardInterrupt"
+    assert server.request("DELETE", f"/api/kernels/{kernel}").status == 204

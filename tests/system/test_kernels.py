@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import psutil
@@ -135,9 +135,10 @@ def runtime_files(relay: RunningRelay) -> set[Path]:
     return set(Path((relay.state / "runtime").read_text().strip()).iterdir())
 
 
-def send_code(channels: Channels, code: str) -> str:
-    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-    return channels.send("shell", "execute_request", content)
+def read_on(channels: Channels) -> NoReturn:
+    """Read until that raises."""
+    while True:
+        channels.receive(20.0)
 
 
 def until_state(channels: Channels, *states: str) -> list[str]:
@@ -217,7 +218,7 @@ def test_restart_under_a_live_websocket(relay: RunningRelay, kernel: str, v1: bo
 
 def test_restart_of_a_kernel_that_is_busy(relay: RunningRelay, kernel: str) -> None:
     with relay.connect("alpha", kernel) as channels:
-        send_code(channels, "import time\nwhile True: time.sleep(1)")
+        channels.submit("import time\nwhile True: time.sleep(1)")
         until_state(channels, "busy")
         started = time.monotonic()
         assert ask(relay, "POST", kernel, "/restart").status == 200
@@ -235,7 +236,7 @@ def test_a_kernel_that_dies_is_started_again(relay: RunningRelay, v1: bool) -> N
     with relay.connect("alpha", kernel_id, v1=v1) as channels:
         channels.execute("state = 1")
         before = kernel_pid(relay, kernel_id)
-        send_code(channels, "print('last words', flush=True)\nimport os; os._exit(3)")
+        channels.submit("print('last words', flush=True)\nimport os; os._exit(3)")
         assert "dead" not in until_state(channels, "busy", "restarting", "starting")
         assert channels.execute("print('state' in globals())").stdout == "False\n"
     assert kernel_pid(relay, kernel_id) != before
@@ -246,9 +247,9 @@ def test_a_kernel_that_keeps_dying_is_dead_in_the_end(relay: RunningRelay) -> No
     kernel_id = relay.start_kernel("alpha")
     with relay.connect("alpha", kernel_id) as channels:
         for _ in range(RESTART_LIMIT):
-            send_code(channels, "import os; os._exit(3)")
+            channels.submit("import os; os._exit(3)")
             assert "dead" not in until_state(channels, "restarting", "starting")
-        send_code(channels, "import os; os._exit(3)")
+        channels.submit("import os; os._exit(3)")
         assert "restarting" not in until_state(channels, "dead")
         # It is still there, and says what it is.
         wait_for_state(relay, kernel_id, "dead")
@@ -264,7 +265,7 @@ def test_a_kernel_that_keeps_dying_is_dead_in_the_end(relay: RunningRelay) -> No
 def test_a_kernel_that_does_not_start_again_is_dead_in_the_end(relay: RunningRelay) -> None:
     kernel_id = relay.start_kernel("alpha", name="once")
     with relay.connect("alpha", kernel_id) as channels:
-        send_code(channels, "import os; os._exit(3)")
+        channels.submit("import os; os._exit(3)")
         states = until_state(channels, "dead")
     assert states.count("restarting") == RESTART_LIMIT
     wait_for_state(relay, kernel_id, "dead")
@@ -287,7 +288,7 @@ def test_delete_ends_everything(relay: RunningRelay, busy: bool) -> None:
     ):
         one.execute("import subprocess; child = subprocess.Popen(['sleep', '600'])")
         if busy:
-            send_code(one, "import time; time.sleep(600)")
+            one.submit("import time; time.sleep(600)")
             until_state(one, "busy")
         children = psutil.Process(kernel_pid(relay, kernel_id)).children(recursive=True)
         assert children
@@ -297,8 +298,7 @@ def test_delete_ends_everything(relay: RunningRelay, busy: bool) -> None:
         assert ask(relay, "DELETE", kernel_id).status == 404
         for channels in (one, two):
             with pytest.raises(ConnectionClosed) as closed:
-                while True:
-                    channels.receive(20.0)
+                read_on(channels)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1000
             assert closed.value.rcvd.reason == "the kernel was shut down"
@@ -326,7 +326,7 @@ def kernels_and_files(relay: RunningRelay) -> tuple[set[str], set[Path], set[int
         listed(relay),
         runtime_files(relay),
         set(processes_of(relay.folder)),
-        set(os.listdir(folder)),
+        {path.name for path in folder.iterdir()},
     )
 
 
@@ -440,6 +440,6 @@ def test_what_a_kernels_process_prints_itself(relay: RunningRelay) -> None:
         assert done.replies[0]["status"] == "ok"
         assert "end\n" in done.stdout
         # Below ipykernel, which has put itself before descriptors 1 and 2.
-        code = "import sys; os.write(sys.__stdout__.fileno(), b'{\"not\": \"a message\"}\\n')"
+        code = 'import sys; os.write(sys.__stdout__.fileno(), b\'{"not": "a message"}\\n\')'
         assert channels.execute(f"{code}; print(1)").replies[0]["status"] == "ok"
     assert ask(relay, "DELETE", kernel_id).status == 204
