@@ -7,9 +7,11 @@ gets another protocol and aiohttp only waits for the handler to return.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 
 import msgspec
+import structlog
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_protocol import RequestHandler
@@ -18,6 +20,9 @@ from relay.errors import BadRequest, RelayError, TooLarge
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
+log = structlog.get_logger(__name__)
+
+REQUEST_ID = "X-Request-Id"
 SERVER_NAME = "relay"
 """Sent as ``Server`` instead of the names and versions of our libraries."""
 
@@ -80,11 +85,16 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a request that is not HTTP, or that ended in an error nobody foresaw."""
-        del request, exc, message
+        del request, message
+        request_id = uuid.uuid4().hex
         error: RelayError = BadRequest("The request is not valid HTTP.")
-        if status != BadRequest.http_status:
+        if status == BadRequest.http_status:
+            log.info("not_http", request_id=request_id)
+        else:
             error = RelayError("Something went wrong here.")
-        response = error_response(error, "")
+            log.error("unforeseen", request_id=request_id, exc_info=exc)
+        response = error_response(error, request_id)
+        response.headers[REQUEST_ID] = request_id
         response.headers[hdrs.SERVER] = SERVER_NAME
         response.force_close()
         return response

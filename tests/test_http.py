@@ -182,7 +182,7 @@ async def test_what_is_no_http_is_answered_without_quoting_it(
     assert answer.json() == {
         "message": "The request is not valid HTTP.",
         "reason": "Bad request",
-        "request_id": "",
+        "request_id": answer.headers["X-Request-Id"],
     }
     assert answer.headers["Server"] == SERVER_NAME
     assert SECRET.encode() not in answer.body

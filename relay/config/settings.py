@@ -134,9 +134,9 @@ class EdgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one client may send; whatever is beyond is refused and costs nothing more."""
 
     request_line_bytes: Size = 8 * _KIB
-    """Bytes of method, target and version; beyond: 400."""
+    """Bytes of a request's target, never more than 8 KiB; beyond: 400."""
     header_bytes: Size = 8 * _KIB
-    """Bytes of one header, name and value; beyond: 400."""
+    """Bytes of one header's value; beyond: 400."""
     headers: Count = 100
     """Headers of one request; beyond: 400."""
     body_bytes: Size = _MIB

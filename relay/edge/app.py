@@ -20,7 +20,7 @@ from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
 from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError
-from relay.http import SERVER_NAME, error_response
+from relay.http import REQUEST_ID, SERVER_NAME, error_response
 from relay.model import Principal
 from relay.routing.clusters import is_vscode_probe
 from relay.routing.paths import Target, parse_target
@@ -28,7 +28,6 @@ from relay.routing.routes import Kind, allowed_methods, match
 
 log = structlog.get_logger(__name__)
 
-REQUEST_ID: Final = "X-Request-Id"
 _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
 
