@@ -87,13 +87,30 @@ class Killer:
     def __init__(self, relay: RunningRelay, cluster: str) -> None:
         self._relay = relay
         self._cluster = cluster
-        self.killed = 0
-        """The pid of the last one."""
+        self._target = self._last = 0
+
+    def aim(self) -> None:
+        """Wait for an agent that was not killed yet."""
+        self._target = self._relay.agent_pid(self._cluster, other_than=self._last)
 
     def kill(self) -> None:
-        """Wait for an agent that was not killed yet, and kill it."""
-        self.killed = self._relay.agent_pid(self._cluster, other_than=self.killed)
-        os.kill(self.killed, signal.SIGKILL)
+        """Kill the agent that was aimed at, else `aim` first."""
+        if self._target == self._last:
+            self.aim()
+        os.kill(self._target, signal.SIGKILL)
+        self._last = self._target
+
+    @contextlib.contextmanager
+    def without_agent(self) -> Iterator[None]:
+        """Kill the agent; until the block's end there is no other."""
+        self.aim()
+        # Stopped, the supervisor starts nothing again.
+        self._relay.process.send_signal(signal.SIGSTOP)
+        try:
+            self.kill()
+            yield
+        finally:
+            self._relay.process.send_signal(signal.SIGCONT)
 
     def after_lines(self, lines: list[int]) -> Callable[[Execution], None]:
         """Kill each time an execution has printed as many lines as the next number says."""
@@ -109,18 +126,6 @@ class Killer:
                 self.kill()
 
         return look
-
-
-@contextlib.contextmanager
-def without_agent(relay: RunningRelay, cluster: str) -> Iterator[None]:
-    """Kill a cluster's agent; until the block's end there is no other."""
-    # Stopped, the supervisor starts nothing again.
-    relay.process.send_signal(signal.SIGSTOP)
-    try:
-        Killer(relay, cluster).kill()
-        yield
-    finally:
-        relay.process.send_signal(signal.SIGCONT)
 
 
 def receive_until_idle(channels: Channels, msg_id: str) -> list[Message]:
@@ -233,16 +238,27 @@ def test_a_message_cut_by_kills_goes_on_at_its_fragment(
 def test_requests_around_a_kill_run_once_and_in_order(
     own: RunningRelay, cluster: str, v1: bool
 ) -> None:
-    kernel = own.start_kernel(cluster)
+    killer, kernel = Killer(own, cluster), own.start_kernel(cluster)
     with own.connect(cluster, kernel, v1=v1) as channels:
         channels.execute("ran = []")
-        asked = [channels.submit(f"ran.append({number})") for number in range(20)]
-        with without_agent(own, cluster):
-            asked += [channels.submit(f"ran.append({number})") for number in range(20, 60)]
-        messages = receive_until_idle(channels, asked[-1])
-        replies = [each for each in messages if each["header"]["msg_type"] == "execute_reply"]
-        assert [each["parent_header"]["msg_id"] for each in replies] == asked
-        assert channels.execute("print(ran)").stdout == f"{list(range(60))}\n"
+        asked = []
+        for number in range(300):
+            # In the middle of a burst, so that some have arrived and nobody knows it.
+            if number in {50, 200}:
+                killer.aim()
+            if number in {150, 299}:
+                killer.kill()
+            asked.append(channels.submit(f"ran.append({number})"))
+        with killer.without_agent():
+            asked += [channels.submit(f"ran.append({number})") for number in range(300, 320)]
+        asked.append(channels.submit("pass"))
+        answered: list[str] = []
+        while answered[-1:] != asked[-1:]:
+            message = channels.receive()
+            if message["header"]["msg_type"] == "execute_reply":
+                answered.append(message["parent_header"]["msg_id"])
+        assert answered == asked
+        assert channels.execute("print(ran)").stdout == f"{list(range(320))}\n"
 
 
 @pytest.mark.parametrize("moment", ["", "request.json", "record.json"])
@@ -276,7 +292,7 @@ def test_without_an_agent_kernels_are_unavailable_but_never_gone(
     own: RunningRelay, cluster: str
 ) -> None:
     kernel = own.start_kernel(cluster)
-    with without_agent(own, cluster):
+    with Killer(own, cluster).without_agent():
         for _ in range(4):  # both workers, and again
             for target in ("", "/kernels", f"/kernels/{kernel}", "/kernelspecs"):
                 answer = own.request("GET", f"/{cluster}/api{target}")
@@ -292,7 +308,7 @@ def test_an_upgrade_waits_for_the_agent_to_come_back(own: RunningRelay, cluster:
     kernel = own.start_kernel(cluster)
     # Whatever happened before: a worker that has not heard of the agent since it was down last
     # lets its clients wait, too.
-    with without_agent(own, cluster):
+    with Killer(own, cluster).without_agent():
         assert own.request("GET", f"/{cluster}/api/kernels").status == 503
         with in_background(lambda: own.connect(cluster, kernel)) as opened:
             time.sleep(1)
