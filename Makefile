@@ -26,13 +26,19 @@ run: $(STAMP) ## Start the relay; ARGS="--https-port 9443" are passed on
 	$(BIN)/relay up $(ARGS)
 
 .PHONY: test
-test: lint ## Check the code, then run the tests
+test: lint node ## Check the code, then run the tests
 	$(PYTEST) -m "not slow"
 
 .PHONY: test-all
-test-all: lint ## As `test`, with the slow tests and the demonstration
+test-all: lint node ## As `test`, with the slow tests and the demonstration
 	$(PYTEST)
 	$(MAKE) demo
+
+# Some of the clients that the tests use are JavaScript. The tests install their packages.
+.PHONY: node
+node:
+	@command -v node >/dev/null && command -v npm >/dev/null || { \
+	  echo "The tests need node and npm. On Debian: apt-get install -y nodejs npm" >&2; exit 2; }
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types and layers
@@ -58,7 +64,8 @@ lock: $(STAMP) ## Choose the newest dependencies and write requirements.lock
 
 .PHONY: clean
 clean: ## Remove the environment, caches and whatever was built
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+	  tests/system/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. pip installs uv, by its hashes in the lock; uv installs the rest.

@@ -8,6 +8,7 @@ RelayError
 │   ├── NotFound           404
 │   ├── MethodNotAllowed   405
 │   ├── Conflict           409
+│   ├── TooMany            403: Jupyter's gateways answer a full house so
 │   ├── TooLarge           413, close code 1009
 │   └── MalformedMessage   400, close code 1007
 ├── AgentError         the cluster's side is wrong
@@ -87,6 +88,16 @@ class Conflict(ClientError):
 
     http_status = 409
     reason = "Conflict"
+
+
+class TooMany(ClientError):
+    """A limit on numbers was hit; the message names the setting.
+
+    403, not 429: clients repeat a 429 at once, and room is not made by waiting.
+    """
+
+    http_status = 403
+    reason = "Limit reached"
 
 
 class TooLarge(ClientError):

@@ -202,7 +202,8 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
         return _short_enough(private_folder(Path(noted.read_text().strip())))
     private_folder(state_dir)
     xdg = os.environ.get("XDG_RUNTIME_DIR", "")
-    if xdg and os.access(xdg, os.W_OK):
+    shared = bool(xdg) and os.access(xdg, os.W_OK)
+    if shared:
         folder = private_folder(Path(xdg) / "kernel-relay")
     else:
         folder = Path(tempfile.mkdtemp(prefix="relay-"))
@@ -210,7 +211,9 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
         # Whoever comes second takes the folder of whoever came first, and never reads half a note.
         _write_new(noted, f"{folder}\n".encode())
     except FileExistsError:
-        folder.rmdir()
+        if not shared:
+            # Ours alone, and of no use now.
+            folder.rmdir()
         return _short_enough(private_folder(Path(noted.read_text().strip())))
     return _short_enough(folder)
 

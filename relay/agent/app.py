@@ -16,7 +16,7 @@ from relay.config import AgentConfig
 from relay.errors import BadRequest, RelayError, Unauthorized
 from relay.http import TakenOver, error_response, transport_of
 from relay.routing.paths import parse_target
-from relay.routing.routes import Kind, Route, match
+from relay.routing.routes import STARTING, Kind, Route, match
 from relay.streams import adopt
 
 log = structlog.get_logger(__name__)
@@ -77,8 +77,9 @@ class App:
     async def _serve(self, request: web.BaseRequest, ticket: Ticket) -> web.StreamResponse:
         target = parse_target(request.raw_path)
         route = match(request.method, target.segments)
-        # A start names no kernel in its path: there the ticket brings the id of the new one.
-        ticket.require(route.action, ticket.kernel if route.kind is Kind.START else route.kernel_id)
+        # What may start a kernel names none in its path: the ticket brings the new one's id.
+        kernel_id = ticket.kernel if route.kind in STARTING else route.kernel_id
+        ticket.require(route.action, kernel_id)
         log.info("request", method=request.method, kind=route.kind, kernel_id=ticket.kernel)
         if route.kind is Kind.CHANNELS:
             return await self._channels(request, route, ticket)
@@ -101,6 +102,7 @@ class App:
         channels = Channels(
             streams,
             message_bytes=self._config.kernels.message_bytes,
+            gateway_bytes=self._config.kernels.gateway_message_bytes,
             max_record=self._max_record,
         )
         self._links.add(channels)

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay.agent.gateway import fitting
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
 from relay.bridge.records import (
@@ -46,15 +47,20 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Channels:
     """Carries one link between an edge and a holder.
 
-    ``message_bytes`` bounds one message to the client, ``max_record`` one record of either side.
+    ``message_bytes`` bounds one message to the client, ``gateway_bytes`` one to a Jupyter Server in
+    gateway mode, ``max_record`` one record of either side.
     """
 
-    def __init__(self, edge: Streams, *, message_bytes: int, max_record: int) -> None:
+    def __init__(
+        self, edge: Streams, *, message_bytes: int, gateway_bytes: int, max_record: int
+    ) -> None:
         self._edge_reader, self._edge = edge
         self._holder_reader: asyncio.StreamReader
         self._holder: asyncio.StreamWriter
         self._message_bytes = message_bytes
         self._max_record = max_record
+        self._gateway_bytes = gateway_bytes
+        self._gateway = False
         self._subprotocol = ws_codec.Subprotocol.LEGACY
         self._after = 0
         """The last message that the client has whole."""
@@ -99,6 +105,7 @@ class Channels:
         except ValueError as error:
             msg = "no such subprotocol"
             raise RecordError(msg) from error
+        self._gateway = attach.gateway
         streams = await asyncio.open_unix_connection(socket, limit=2 * _BATCH)
         self._holder_reader, self._holder = streams
         self._holder.write(struct_record(Kind.ATTACH, attach))
@@ -159,6 +166,8 @@ class Channels:
         return True
 
     def _encode(self, message: Message) -> ws_codec.Payload:
+        if self._gateway:
+            message = fitting(message, self._gateway_bytes)
         payload = ws_codec.encode(self._subprotocol, message)
         if payload.size > self._message_bytes:
             raise _too_large(payload.size, self._message_bytes)

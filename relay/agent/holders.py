@@ -22,9 +22,9 @@ import structlog
 
 from relay.agent.line import Line
 from relay.bridge.records import Phase
-from relay.config import AgentConfig
+from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Conflict, NotFound, RelayError, StartFailed
+from relay.errors import AgentUnavailable, Conflict, NotFound, RelayError, StartFailed, TooMany
 from relay.model import Principal
 from relay.registry import (
     Place,
@@ -38,6 +38,7 @@ from relay.registry import (
     sweep,
     write_atomic,
 )
+from relay.routing.routes import is_kernel_id
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +52,8 @@ _RETRY: Final = 0.02
 _TRIES: Final = 3
 _ALLOCATOR: Final = {
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_THRESHOLD_": "524288",
+    "MALLOC_TRIM_THRESHOLD_": "16777216",
 }
 _TAIL: Final = 250
 """Characters of a failed holder's log that go into the agent's."""
@@ -67,6 +68,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     owner: Principal
     environment: dict[str, str]
+    parameters: dict[str, str]
+    working_folder: str | None
+    cull: CullSettings
     launch_timeout: float
     request_id: str
 
@@ -109,21 +113,25 @@ class Holders:
 
     async def get(self, kernel_id: str) -> Line:
         """One kernel. Raises `NotFound`."""
+        if not is_kernel_id(kernel_id):
+            # An id becomes a path.
+            raise _no_such_kernel(kernel_id)
         line = self._lines.get(kernel_id)
         place = self._place(kernel_id)
         if line is None and kernel_id not in self._gone and place.exists():
             line = await self._within_answer(self._open(place))
         if line is None or line.status.phase is not Phase.READY:
-            raise _no_such_kernel()
+            raise _no_such_kernel(kernel_id)
         return line
 
     async def start(self, request: StartRequest) -> Line:
         """Start a kernel, or find the one that an earlier try with the same id started.
 
-        Raises `StartFailed`.
+        Raises `StartFailed`, `Conflict` for somebody else's kernel and `TooMany`.
         """
         line = self._lines.get(request.kernel_id)
         if line is None:
+            self._check_room(request.kernel_id)
             line = await self._open(self._place(request.kernel_id), request)
         if line is None:
             msg = "The kernel ended while it started."
@@ -143,6 +151,13 @@ class Holders:
             msg = "The kernel ended while it started."
             raise StartFailed(msg)
         return line
+
+    def _check_room(self, kernel_id: str) -> None:
+        limit = self._config.kernels.max_kernels
+        others = {place.kernel_id for place in places(self._state_dir, self._config.cluster)}
+        if limit and len((others - self._gone | self._opening.keys()) - {kernel_id}) >= limit:
+            log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
+            raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
 
     async def stop(self, kernel_id: str, request_id: str) -> None:
         """End a kernel. Raises `NotFound`."""
@@ -264,6 +279,9 @@ class Holders:
             created=time.time(),
             socket=str(self._runtime / f"{socket_name()}.sock"),
             environment=request.environment,
+            parameters=request.parameters,
+            working_folder=request.working_folder,
+            culling=request.cull,
             max_record=self._max_record,
             kernels=msgspec.structs.replace(
                 self._config.kernels, launch_timeout=request.launch_timeout
@@ -302,8 +320,9 @@ def _holder_environment() -> dict[str, str]:
     return own | _ALLOCATOR
 
 
-def _no_such_kernel() -> NotFound:
-    return NotFound("There is no such kernel.")
+def _no_such_kernel(kernel_id: str) -> NotFound:
+    # Jupyter Server's own words.
+    return NotFound(f"Kernel does not exist: {kernel_id[:64]}")
 
 
 def _is_free(place: Place) -> bool:

@@ -27,12 +27,16 @@ class KernelSpecs:
         return {"default": _default(list(models)), "kernelspecs": models}
 
     async def get(self, name: str) -> dict[str, Any]:
-        """One kernelspec's model. Raises `NotFound`."""
+        """One kernelspec's model, under its own name. Raises `NotFound`.
+
+        As everywhere in Jupyter, upper and lower case are the same.
+        """
         found = await asyncio.to_thread(self._manager.get_all_specs)
-        if name not in found:
+        own = name.lower()
+        if own not in found:
             msg = f"There is no kernelspec named {name!r}."
             raise NotFound(msg)
-        return self._model(name, found[name])
+        return self._model(own, found[own])
 
     async def default(self) -> str:
         """The kernelspec of those who name none. Raises `NotFound` where there is not any."""

@@ -18,6 +18,8 @@ from relay.agent.app import App
 from relay.agent.holders import Holders
 from relay.agent.kernelspecs import KernelSpecs
 from relay.agent.rest import Rest
+from relay.agent.sessions import Sessions
+from relay.agent.starts import Starts
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
 from relay.http import Server, server
@@ -58,7 +60,12 @@ async def _run(
     max_record = config.kernels.message_bytes + _RECORD_MARGIN
     async with asyncio.TaskGroup() as tasks:
         holders = Holders(config, max_record, tasks)
-        rest = Rest(config, holders, KernelSpecs(f"/{config.cluster}"))
+        kernelspecs = KernelSpecs(f"/{config.cluster}")
+        starts = Starts(config, holders, kernelspecs)
+        sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", holders, starts)
+        rest = Rest(
+            config, holders=holders, kernelspecs=kernelspecs, starts=starts, sessions=sessions
+        )
         app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
         http = server(app.handle)
         listener = await loop.create_server(http, sock=_listen(config), ssl=context, backlog=1024)

@@ -1,38 +1,35 @@
-"""The agent's REST API: kernels and kernelspecs, with the statuses that clients expect."""
+"""The agent's REST API: what Jupyter's clients ask of a server, with the statuses they expect."""
 
 from __future__ import annotations
 
-import fnmatch
-import os
-import re
-import uuid
+import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
 
 from relay import __version__
-from relay.agent.holders import Holders, StartRequest
+from relay.agent.holders import Holders
 from relay.agent.kernelspecs import KernelSpecs
+from relay.agent.sessions import NewSession, SessionChange, Sessions
+from relay.agent.starts import StartBody, Starts
 from relay.auth.tickets import Ticket
-from relay.config import AgentConfig, KernelEnvironment
+from relay.config import AgentConfig
 from relay.errors import BadRequest
 from relay.http import json_response, read_body
+from relay.model import jupyter_time
 from relay.routing.paths import Target
-from relay.routing.routes import Kind, Route, is_kernelspec_name
+from relay.routing.routes import Kind, Route
 
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_CLIENTS: Final = "KERNEL_"
-_USER: Final = "KERNEL_USERNAME"
-_LAUNCH_TIMEOUT: Final = "KERNEL_LAUNCH_TIMEOUT"
+Body = TypeVar("Body", bound=msgspec.Struct)
 
-
-class _StartBody(msgspec.Struct, frozen=True):
-    """What ``POST /api/kernels`` takes; fields of other servers are ignored."""
-
-    name: Annotated[str, msgspec.Meta(max_length=128)] | None = None
-    env: dict[str, Any] | None = None
+_RESOURCES = {
+    "kernels": ("read", "write", "execute"),
+    "kernelspecs": ("read",),
+    "sessions": ("read", "write"),
+}
+"""What Jupyter calls the things that this API has, and what may be done with them."""
 
 
 class _Asked(NamedTuple):
@@ -45,16 +42,33 @@ class _Asked(NamedTuple):
     def kernel_id(self) -> str:
         return self.route.kernel_id or ""
 
+    @property
+    def session_id(self) -> str:
+        return self.route.session_id or ""
+
 
 class Rest:
     """Performs what the edge has authorised."""
 
-    def __init__(self, config: AgentConfig, holders: Holders, kernelspecs: KernelSpecs) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        holders: Holders,
+        kernelspecs: KernelSpecs,
+        starts: Starts,
+        sessions: Sessions,
+    ) -> None:
         self._config = config
         self._holders = holders
         self._kernelspecs = kernelspecs
+        self._starts = starts
+        self._sessions = sessions
+        self._started = time.time()
         self._answers: dict[Kind, Callable[[_Asked], Awaitable[web.StreamResponse]]] = {
             Kind.VERSION: self._version,
+            Kind.STATUS: self._status,
+            Kind.ME: self._me,
             Kind.KERNELS: self._list,
             Kind.START: self._start,
             Kind.KERNEL: self._show,
@@ -64,6 +78,11 @@ class Rest:
             Kind.KERNELSPECS: self._list_kernelspecs,
             Kind.KERNELSPEC: self._show_kernelspec,
             Kind.RESOURCE: self._resource,
+            Kind.SESSIONS: self._list_sessions,
+            Kind.NEW_SESSION: self._new_session,
+            Kind.SESSION: self._show_session,
+            Kind.CHANGE_SESSION: self._change_session,
+            Kind.END_SESSION: self._end_session,
         }
 
     async def handle(
@@ -87,39 +106,8 @@ class Rest:
         return web.Response(status=204)
 
     async def _start(self, asked: _Asked) -> web.Response:
-        ticket = asked.ticket
-        body = await self._body(asked.request, _StartBody)
-        name = body.name or await self._kernelspecs.default()
-        if not is_kernelspec_name(name):
-            msg = "The kernelspec's name is malformed."
-            raise BadRequest(msg)
-        # Raises NotFound before anything is started.
-        await self._kernelspecs.get(name)
-        settings = self._config.environment
-        client_env = client_environment(body.env or {}, settings)
-        client_env[_USER] = ticket.principal.subject
-        line = await self._holders.start(
-            StartRequest(
-                kernel_id=ticket.kernel or str(uuid.uuid4()),
-                name=name,
-                owner=ticket.principal,
-                environment=inherited_environment(settings) | client_env,
-                launch_timeout=self._launch_timeout(client_env),
-                request_id=ticket.request_id,
-            )
-        )
-        response = json_response(line.model, status=201)
-        response.headers[hdrs.LOCATION] = f"/api/kernels/{line.place.kernel_id}"
-        return response
-
-    def _launch_timeout(self, client_env: dict[str, str]) -> float:
-        """Seconds: ours, or the client's where it gives up earlier than we would."""
-        limit = self._config.kernels.launch_timeout
-        try:
-            asked = float(client_env[_LAUNCH_TIMEOUT])
-        except (KeyError, ValueError):
-            return limit
-        return min(asked, limit) if asked > 0 else limit
+        line = await self._starts.start(await self._body(asked, StartBody), asked.ticket)
+        return _created(line.model, f"/api/kernels/{line.place.kernel_id}")
 
     async def _interrupt(self, asked: _Asked) -> web.Response:
         line = await self._holders.get(asked.kernel_id)
@@ -149,50 +137,74 @@ class Rest:
         route = asked.route
         return web.FileResponse(await self._kernelspecs.resource(route.name or "", route.file))
 
-    async def _body(self, request: web.BaseRequest, struct_type: type[_StartBody]) -> _StartBody:
-        data = await read_body(request, self._config.body_bytes, "body_bytes")
-        if not data.strip():
-            return struct_type()
+    async def _status(self, _: _Asked) -> web.Response:
+        models = [line.model for line in await self._holders.all()]
+        active = [model.last_activity for model in models]
+        return json_response(
+            {
+                "started": jupyter_time(self._started),
+                "last_activity": max([jupyter_time(self._started), *active]),
+                "kernels": len(models),
+                "connections": sum(model.connections for model in models),
+            }
+        )
+
+    async def _me(self, asked: _Asked) -> web.Response:
+        name = asked.ticket.principal.subject
+        identity = {
+            "username": str(asked.ticket.principal),
+            "name": name,
+            "display_name": name,
+            "initials": name[:2].upper(),
+            "avatar_url": None,
+            "color": None,
+        }
+        permissions = _permissions(asked.target.values("permissions"))
+        return json_response({"identity": identity, "permissions": permissions})
+
+    async def _list_sessions(self, _: _Asked) -> web.Response:
+        return json_response(await self._sessions.all())
+
+    async def _new_session(self, asked: _Asked) -> web.Response:
+        model = await self._sessions.create(await self._body(asked, NewSession), asked.ticket)
+        return _created(model, f"/api/sessions/{model['id']}")
+
+    async def _show_session(self, asked: _Asked) -> web.Response:
+        return json_response(await self._sessions.get(asked.session_id))
+
+    async def _change_session(self, asked: _Asked) -> web.Response:
+        body = await self._body(asked, SessionChange)
+        return json_response(await self._sessions.change(asked.session_id, body, asked.ticket))
+
+    async def _end_session(self, asked: _Asked) -> web.Response:
+        await self._sessions.delete(asked.session_id, asked.ticket)
+        return web.Response(status=204)
+
+    async def _body(self, asked: _Asked, struct_type: type[Body]) -> Body:
+        data = await read_body(asked.request, self._config.body_bytes, "body_bytes")
         try:
-            return msgspec.json.decode(data, type=struct_type)
+            return msgspec.json.decode(data.strip() or b"{}", type=struct_type)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             problem = str(error) if isinstance(error, msgspec.ValidationError) else "not JSON"
-            msg = f"The request body is wrong: {problem}."
-            raise BadRequest(msg) from error
+            raise BadRequest(f"The request body is wrong: {problem}.") from error
 
 
-def client_environment(asked: dict[str, Any], settings: KernelEnvironment) -> dict[str, str]:
-    """What a client may set of a kernel's environment; other names are left out, as elsewhere.
-
-    Raises `BadRequest` for a value that is no text, too long or has control characters.
-    """
-    passed = {}
-    for name, value in asked.items():
-        if not _NAME.fullmatch(name):
-            msg = "A name in env is malformed."
-            raise BadRequest(msg)
-        if not name.startswith(_CLIENTS) and name not in settings.allowed:
-            continue
-        if not isinstance(value, str):
-            msg = f"env: the value of {name} is not a string."
-            raise BadRequest(msg)
-        if len(value.encode(errors="surrogatepass")) > settings.value_bytes:
-            msg = (
-                f"env: the value of {name} is over {settings.value_bytes} bytes "
-                "(environment.value_bytes)."
-            )
-            raise BadRequest(msg)
-        if any(ord(character) < 32 or ord(character) == 127 for character in value):  # noqa: PLR2004
-            msg = f"env: the value of {name} has control characters."
-            raise BadRequest(msg)
-        passed[name] = value
-    return passed
+def _created(model: object, location: str) -> web.Response:
+    response = json_response(model, status=201)
+    response.headers[hdrs.LOCATION] = location
+    return response
 
 
-def inherited_environment(settings: KernelEnvironment) -> dict[str, str]:
-    """What a kernel gets of the agent's own environment."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.inherit)
+def _permissions(asked: tuple[str, ...]) -> dict[str, Any]:
+    """Of the permissions asked for, as ``{resource: [action]}`` in JSON, those that there are."""
+    if not asked or not asked[0]:
+        return {"updatable_fields": []}
+    try:
+        wanted = msgspec.json.decode(asked[0], type=dict[str, list[str]])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadRequest("permissions is a JSON object of lists of actions.") from error
+    granted: dict[str, Any] = {
+        resource: [action for action in actions if action in _RESOURCES.get(resource, ())]
+        for resource, actions in wanted.items()
     }
+    return granted | {"updatable_fields": []}

@@ -74,6 +74,8 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     principal: str
     session_id: str = ""
     subprotocol: str = ""
+    gateway: bool = False
+    """Whether the client is a Jupyter Server in gateway mode: its WebSocket takes text only."""
     position: Position | None = None
     request_id: str = ""
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from relay.config.settings import JournalSettings, KernelSettings, LogSettings, SessionSettings
+from relay.config.settings import (
+    CullSettings,
+    JournalSettings,
+    KernelSettings,
+    LogSettings,
+    SessionSettings,
+)
 
 
 class HolderConfig(Struct, frozen=True, kw_only=True):
@@ -22,10 +28,13 @@ class HolderConfig(Struct, frozen=True, kw_only=True):
     """Path of the unix socket to serve."""
     environment: dict[str, str]
     """The kernel's whole environment, before what its kernelspec adds."""
+    parameters: dict[str, str] = {}
+    """What stands in for ``{name}`` in the kernelspec's argv and env."""
     working_folder: str | None = None
     """Where the kernel starts; the agent's own folder by default."""
     max_record: int
     """Bytes of one record from an agent."""
+    culling: CullSettings
     kernels: KernelSettings
     journal: JournalSettings
     sessions: SessionSettings

@@ -7,10 +7,12 @@ value must be is in its type here; what several must be together is in ``__post_
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from relay.routing.clusters import check_name
 
@@ -44,12 +46,14 @@ def check_agent_url(url: str) -> None:
 
 # `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
 # for what the type alone cannot exclude, `path` takes a relative path from the right folder.
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=86_400)]
+_A_DAY: Final = 86_400
+Seconds = Annotated[float, Meta(gt=0, le=_A_DAY)]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=_A_DAY)]
 Size = Annotated[int, Meta(ge=1, extra={"read": read_size})]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Meta(ge=0, le=1_000_000)]
-Port = Annotated[int, Meta(ge=0, le=65_535)]
+_LAST_PORT: Final = 65_535
+Port = Annotated[int, Meta(ge=0, le=_LAST_PORT)]
 Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
@@ -268,6 +272,29 @@ class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Unanswered requests remembered; past that, the reply to the oldest finds nobody."""
 
 
+class CullSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a kernel that nobody uses is shut down, as Jupyter Server's settings of these names."""
+
+    cull_idle_timeout: SecondsOrZero = 0.0
+    """Seconds without activity after which a kernel is shut down; 0: never. A kernelspec's
+    ``metadata.cull_idle_timeout`` takes its place."""
+    cull_interval: Seconds = 300.0
+    """Seconds between two looks at whether a kernel is idle for too long."""
+    cull_connected: bool = False
+    """Whether a kernel with clients is shut down too."""
+    cull_busy: bool = False
+    """Whether a kernel that runs something is shut down too."""
+
+    def for_kernelspec(self, metadata: Mapping[str, Any] | None) -> CullSettings:
+        """These settings with what a kernelspec's metadata says instead."""
+        timeout = (metadata or {}).get("cull_idle_timeout")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            return self
+        if not 0 <= timeout <= _A_DAY:
+            return self
+        return replace(self, cull_idle_timeout=float(timeout))
+
+
 class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How kernels are run; per kernel."""
 
@@ -283,6 +310,26 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Bytes of one message to clients; beyond: close code 1009."""
     log_bytes: Size = 16 * _MIB
     """Bytes kept of what the kernel's process itself writes to stdout and stderr."""
+    max_kernels: CountOrZero = 0
+    """Kernels of one cluster on this node; beyond: 403. 0: as many as are asked for."""
+    allow_free_parameters: bool = False
+    """Whether clients may set parameters of a kernelspec that take any text, not just a choice."""
+    transport: Literal["ipc", "tcp"] = "ipc"
+    """How holder and kernel speak: unix sockets in a private folder, or loopback TCP, encrypted
+    where the kernel can. Through TCP's larger buffers a kernel loses less of a burst of thousands
+    of messages on a machine that has no time for its holder. Kernels that cannot do ipc use TCP."""
+    port_range: Annotated[str, Meta(pattern=r"\A([0-9]{1,5}-[0-9]{1,5})?\Z")] = ""
+    """TCP ports for kernels that cannot do ipc, as ``first-last``; empty: any free ones."""
+    gateway_message_bytes: Size = 10 * _MIB
+    """Bytes of one message to a Jupyter Server in gateway mode, whose WebSocket client gives up on
+    a larger one: it gets a notice instead."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a range that has not five ports."""
+        if self.port_range:
+            first, _, last = self.port_range.partition("-")
+            if not 1 <= int(first) <= int(last) - 4 <= _LAST_PORT - 4:
+                raise ValueError("port_range: expected first-last with five ports at least")
 
 
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -308,6 +355,11 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What is remembered of a kernel's clients."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
     """How kernels are run."""
+    culling: CullSettings = field(default_factory=CullSettings)
+    """When a kernel that nobody uses is shut down."""
+    root_dir: FilePath | None = None
+    """Folder below which the ``path`` of a request says where its kernel starts; by default the
+    folder that the agent was started in."""
     drain: SecondsOrZero = 5.0
     """Seconds between SIGTERM and the end of whatever is not finished by then; kernels go on."""
     body_bytes: Size = _MIB
@@ -336,6 +388,11 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Processes that share the two ports."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
     """How kernels are run."""
+    culling: CullSettings = field(default_factory=CullSettings)
+    """When a kernel that nobody uses is shut down."""
+    root_dir: FilePath | None = None
+    """Folder below which the ``path`` of a request says where its kernel starts; by default the
+    folder that ``relay up`` was started in."""
     journal: JournalSettings = field(default_factory=JournalSettings)
     """What is kept of a kernel's output."""
     sessions: SessionSettings = field(default_factory=SessionSettings)

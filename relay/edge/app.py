@@ -15,7 +15,7 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from relay.auth import credentials
 from relay.auth.chain import Chain
-from relay.auth.policy import Action, Policy
+from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
@@ -75,7 +75,7 @@ class App:
                     response.force_close()
                 if isinstance(error, MethodNotAllowed):
                     segments = parse_target(request.raw_path).segments
-                    response.headers[hdrs.ALLOW] = ", ".join(allowed_methods(segments[1:]))
+                    response.headers[hdrs.ALLOW] = _allowed(segments[1:])
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
             response.headers[hdrs.SERVER] = SERVER_NAME
@@ -97,6 +97,10 @@ class App:
         principal = self._who(request, target)
         cluster, *rest = target.segments
         self._upstream.require(cluster)
+        if not self._policy.actions(principal, cluster):
+            raise NotFound(NO_CLUSTER)
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
         route = match(request.method, tuple(rest))
         self._policy.authorise(principal, cluster, Action(route.action))
         log.info(
@@ -139,3 +143,8 @@ class App:
             websocket=upgrade and channels,
         )
         return self._chain.authenticate(credential, self._clock())
+
+
+def _allowed(segments: tuple[str, ...]) -> str:
+    """The ``Allow`` of a path below a cluster. Raises `NotFound`."""
+    return ", ".join((*allowed_methods(segments), "OPTIONS"))

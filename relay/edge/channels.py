@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
@@ -68,6 +68,7 @@ class Channels:
             principal=str(principal),
             session_id=session_id,
             subprotocol=subprotocol,
+            gateway=not subprotocol and _is_gateway(request),
             request_id=request_id,
         )
         # The client waits for its upgrade while an agent comes back: a refusal would make
@@ -148,6 +149,14 @@ class _Early:
 
     def feed_eof(self) -> None:
         """Nothing to do: the connection's end is noticed elsewhere."""
+
+
+def _is_gateway(request: web.BaseRequest) -> bool:
+    """Whether a client is Tornado's own WebSocket client, which Jupyter Server uses.
+
+    Node's says nothing of itself, and takes everything.
+    """
+    return request.headers.get(hdrs.USER_AGENT, "").startswith("Tornado/")
 
 
 def _handshake(request: web.BaseRequest) -> tuple[bytes, str]:

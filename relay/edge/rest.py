@@ -17,13 +17,15 @@ from relay.errors import AgentUnavailable
 from relay.http import read_body
 from relay.model import Principal
 from relay.routing.paths import Target
-from relay.routing.routes import Kind, Route
+from relay.routing.routes import STARTING, Kind, Route
 
 log = structlog.get_logger(__name__)
 
-_REPEATABLE_POSTS: Final = frozenset({Kind.START, Kind.STOP})
+_REPEATABLE: Final = STARTING | {Kind.STOP, Kind.END_SESSION}
 """A start names its kernel's id, so that a second one finds the first; an end ends once."""
-_SLOW: Final = frozenset({Kind.START, Kind.RESTART, Kind.STOP})
+_SLOW: Final = _REPEATABLE | {Kind.RESTART}
+_PARAMETERS: Final = {Kind.KERNELSPECS: "user", Kind.ME: "permissions"}
+"""The query parameters that agents know."""
 _PASSED: Final = (
     hdrs.CONTENT_TYPE,
     hdrs.ETAG,
@@ -65,13 +67,13 @@ class Rest:
             principal=principal,
             action=Action(route.action),
             # The edge chooses the id, so that it can ask again when an agent dies meanwhile.
-            kernel_id=str(uuid.uuid4()) if route.kind is Kind.START else route.kernel_id,
+            kernel_id=str(uuid.uuid4()) if route.kind in STARTING else route.kernel_id,
             request_id=request_id,
-            repeatable=request.method in {"GET", "HEAD"} or route.kind in _REPEATABLE_POSTS,
+            repeatable=request.method in {"GET", "HEAD"} or route.kind in _REPEATABLE,
             timeout=settings.start_timeout if slow else settings.request_timeout,
-            hold=settings.websocket_hold if route.kind is Kind.START else settings.hold,
+            hold=settings.websocket_hold if route.kind in STARTING else settings.hold,
             # A kernel may be starting by now: its client is not sent away.
-            hold_once_sent=settings.reattach if route.kind is Kind.START else settings.hold,
+            hold_once_sent=settings.reattach if route.kind in STARTING else settings.hold,
         )
         answer = await self._upstream.call(cluster, call)
         try:
@@ -108,6 +110,5 @@ async def _read_whole(answer: aiohttp.ClientResponse, cluster: str) -> bytes:
 
 def _query(target: Target, route: Route) -> str:
     """The parameters that an agent knows. Never the whole query, which may hold a token."""
-    if route.kind is Kind.KERNELSPECS:
-        return urlencode([("user", value) for value in target.values("user")])
-    return ""
+    name = _PARAMETERS.get(route.kind)
+    return urlencode([(name, value) for value in target.values(name)]) if name else ""

@@ -81,6 +81,21 @@ _STATES: Final[dict[str, ExecutionState]] = {
 }
 
 
+_ASIDE: Final = frozenset(
+    {
+        "comm_info_request",
+        "debug_request",
+        "interrupt_request",
+        "kernel_info_request",
+        "shutdown_request",
+    }
+)
+"""Requests that a kernel answers beside its work, some of them in a thread of their own: that it is
+idle again after one of these does not mean that its cell has ended. They are Jupyter Server's
+``untracked_message_types`` (services/kernels/kernelmanager.py), and no use of the kernel."""
+_NEW: Final = frozenset({"starting", "restarting"})
+
+
 class Hub:
     """Everything that one kernel's clients share.
 
@@ -149,7 +164,8 @@ class Hub:
             connection, number, message.channel, header.msg_id, header.session, header.msg_type
         )
         if any(isinstance(action, Forward) for action in self._perform(event)):
-            self.last_activity = time.time()
+            if header.msg_type not in _ASIDE:
+                self.last_activity = time.time()
             self._send(message)
 
     def _send(self, message: Message) -> None:
@@ -193,6 +209,10 @@ class Hub:
         self.set_state(state)
         self.publish("status", {"execution_state": state})
 
+    def say(self, text: str) -> None:
+        """Tell all clients something on stderr of the running cell."""
+        self.publish("stream", {"name": "stderr", "text": text})
+
     def publish(self, msg_type: str, content: dict[str, Any]) -> None:
         """Put a synthetic iopub message in the journal, for everybody."""
         message = self.notice(msg_type, content)
@@ -229,22 +249,28 @@ class Hub:
                 return
         if header.session:
             self._kernel_session = header.session
+        aside = parent.msg_type in _ASIDE
         if header.msg_type == "status":
-            self._note_status(message)
+            self._note_status(message, aside=aside)
         if parent.session == self._own_session:
             if channel is Channel.SHELL:
                 self.answered.set()
             return
-        self.last_activity = time.time()
+        if not aside or self.execution_state == "busy":
+            self.last_activity = time.time()
         self._append(Published(channel, parent.msg_id, parent.session), message)
 
-    def _note_status(self, message: Message) -> None:
+    def _note_status(self, message: Message, *, aside: bool) -> None:
         try:
             content = _STATUS_CONTENT.decode(message.content)
         except msgspec.DecodeError:
             return
         state = _STATES.get(content.execution_state)
-        if state is not None:
+        if aside:
+            if self.execution_state in _NEW and state in {"idle", "busy"}:
+                # It answers: the state of a kernel that has nothing to do.
+                self.set_state("idle")
+        elif state is not None:
             self.running_cell = message.parent_header if state == "busy" else _NO_PARENT
             self.set_state(state)
 

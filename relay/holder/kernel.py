@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
+import re
+import socket
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Literal
 
 import msgspec
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 
 from relay.bridge.messages import Channel
@@ -22,6 +26,8 @@ from relay.errors import StartFailed
 from relay.holder.sockets import Endpoints
 
 _LOCAL: Final = "local-provisioner"
+_PARAMETER: Final = re.compile(r"\{([A-Za-z0-9_]+)\}")
+_PORTS: Final = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,11 +36,60 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     kernel_id: str
     name: str
     environment: dict[str, str]
+    parameters: dict[str, str] = {}
     working_folder: str | None
     connection_file: Path
     log_file: Path
     ipc_prefix: Path
     shutdown_timeout: float
+    transport: Literal["ipc", "tcp"] = "ipc"
+    """What is tried first."""
+    port_range: str = ""
+    """``first-last`` for TCP, empty for any free ports."""
+
+
+class _Parameterised(KernelSpecManager):
+    """Finds kernelspecs and puts the chosen parameters into their argv and env (JEP 87)."""
+
+    def __init__(self, parameters: dict[str, str]) -> None:
+        super().__init__()
+        self._parameters = parameters
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """The kernelspec of that name. Raises ``NoSuchKernel``."""
+        spec = super().get_kernel_spec(kernel_name)
+        spec.argv = [self._fill(argument) for argument in spec.argv]
+        spec.env = {name: self._fill(value) for name, value in spec.env.items()}
+        return spec
+
+    def _fill(self, text: str) -> str:
+        # In one pass: a value that looks like a parameter is not one.
+        return _PARAMETER.sub(lambda found: self._parameters.get(found[1], found[0]), text)
+
+
+def _use_ports(manager: AsyncKernelManager, port_range: str) -> None:
+    """Give the manager five free ports of a range. Raises `StartFailed`."""
+    first, _, last = port_range.partition("-")
+    candidates = list(range(int(first), int(last) + 1))
+    # Holders choose at the same time: they rarely want the same ones first.
+    random.shuffle(candidates)
+    free = itertools.islice(filter(_is_free, candidates), len(_PORTS))
+    ports = dict(zip(_PORTS, free, strict=False))
+    if len(ports) < len(_PORTS):
+        msg = f"There are no five free ports in {port_range} (kernels.port_range)."
+        raise StartFailed(msg)
+    manager.cache_ports = False
+    for name, port in ports.items():
+        setattr(manager, name, port)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class KernelProcess:
@@ -42,7 +97,7 @@ class KernelProcess:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._manager = self._build("ipc")
+        self._manager = self._build(plan.transport)
         self._log: IO[bytes] | None = None
         self._log_start = 0
         """Bytes that earlier launches left in the log."""
@@ -55,10 +110,13 @@ class KernelProcess:
             connection_file=str(plan.connection_file),
             transport=transport,
             shutdown_wait_time=plan.shutdown_timeout,
+            kernel_spec_manager=_Parameterised(plan.parameters),
             # Within a folder that nobody else may enter, ipc needs no encryption.
             transport_encryption="disabled" if transport == "ipc" else "auto",
         )
         manager.ip = str(plan.ipc_prefix) if transport == "ipc" else "127.0.0.1"
+        if transport == "tcp" and plan.port_range:
+            _use_ports(manager, plan.port_range)
         return manager
 
     @property

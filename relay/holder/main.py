@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import signal
+import time
 import uuid
 from pathlib import Path
 from typing import Final
@@ -21,10 +22,11 @@ import structlog
 import uvloop
 
 from relay import log as logging
-from relay.bridge.records import Status
+from relay.bridge.records import Phase, Status
 from relay.bridge.session import Sessions
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
+from relay.holder.culling import Usage, is_idle
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
@@ -113,9 +115,13 @@ class Holder:
         self._note_process()
         await self._server.listen(Path(self._config.socket))
         async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(self._watch(), name="watch")
+            watchers = [
+                tasks.create_task(self._watch(), name="watch"),
+                tasks.create_task(self._cull(), name="cull"),
+            ]
             await self._life.run()
-            watch.cancel()
+            for watcher in watchers:
+                watcher.cancel()
         self._hub.end_all(1000, "the kernel was shut down")
         await self._server.deserted(_FAREWELL)
         self._server.close()
@@ -175,6 +181,20 @@ class Holder:
                 self._changed()
             self._cut_log(self._config.kernels.log_bytes)
 
+    async def _cull(self) -> None:
+        """Shut the kernel down when nobody has used it for long enough."""
+        settings = self._config.culling
+        while settings.cull_idle_timeout > 0:
+            await asyncio.sleep(settings.cull_interval)
+            usage = Usage(self._hub.last_activity, self._hub.execution_state, self._hub.connections)
+            if self._life.phase is Phase.READY and is_idle(usage, settings, time.time()):
+                log.warning("culled", setting="culling.cull_idle_timeout")
+                self._hub.say(
+                    "[relay] This kernel is shut down: nobody has used it for "
+                    f"{settings.cull_idle_timeout:g} s (culling.cull_idle_timeout).\n"
+                )
+                await self._life.stop()
+
     def _cut_log(self, limit: int) -> None:
         path = self._place.kernel_log
         with contextlib.suppress(OSError):
@@ -189,7 +209,10 @@ def _plan(place: Place, config: HolderConfig) -> LaunchPlan:
         kernel_id=place.kernel_id,
         name=config.name,
         environment=config.environment,
+        parameters=config.parameters,
         working_folder=config.working_folder,
+        transport=config.kernels.transport,
+        port_range=config.kernels.port_range,
         connection_file=place.connection_file,
         log_file=place.kernel_log,
         ipc_prefix=Path(config.socket).with_suffix(""),

@@ -23,6 +23,8 @@ class Kind(enum.StrEnum):
     """Everything a cluster can be asked for; also the route's label in metrics and logs."""
 
     VERSION = "version"
+    STATUS = "status"
+    ME = "me"
     KERNELS = "kernels"
     START = "start"
     KERNEL = "kernel"
@@ -33,6 +35,15 @@ class Kind(enum.StrEnum):
     KERNELSPECS = "kernelspecs"
     KERNELSPEC = "kernelspec"
     RESOURCE = "resource"
+    SESSIONS = "sessions"
+    NEW_SESSION = "new-session"
+    SESSION = "session"
+    CHANGE_SESSION = "change-session"
+    END_SESSION = "end-session"
+
+
+STARTING = frozenset({Kind.START, Kind.NEW_SESSION, Kind.CHANGE_SESSION})
+"""What may start a kernel: the edge chooses its id, so that the request can be repeated."""
 
 
 class Route(NamedTuple):
@@ -46,6 +57,8 @@ class Route(NamedTuple):
     """The kernelspec's name."""
     file: tuple[str, ...] = ()
     """The segments of a resource's path below its kernelspec's folder."""
+    session_id: str | None = None
+    """A Jupyter session's id."""
 
 
 _Methods = dict[str, tuple[Kind, str]]
@@ -56,6 +69,7 @@ class _Place(NamedTuple):
     kernel_id: str | None = None
     name: str | None = None
     file: tuple[str, ...] = ()
+    session_id: str | None = None
 
 
 def _get(kind: Kind, action: str) -> _Methods:
@@ -63,11 +77,28 @@ def _get(kind: Kind, action: str) -> _Methods:
 
 
 _VERSION = _get(Kind.VERSION, "list")
+_STATUS = _get(Kind.STATUS, "list")
+_ME = _get(Kind.ME, "list")
 _KERNELS = {**_get(Kind.KERNELS, "list"), "POST": (Kind.START, "start")}
 _KERNEL = {**_get(Kind.KERNEL, "view"), "DELETE": (Kind.STOP, "stop")}
 _KERNELSPECS = _get(Kind.KERNELSPECS, "list")
 _KERNELSPEC = _get(Kind.KERNELSPEC, "list")
 _RESOURCE = _get(Kind.RESOURCE, "list")
+_SESSIONS = {**_get(Kind.SESSIONS, "list"), "POST": (Kind.NEW_SESSION, "start")}
+_SESSION = {
+    **_get(Kind.SESSION, "view"),
+    # A session that is given another kernel starts one, and ends the one it had.
+    "PATCH": (Kind.CHANGE_SESSION, "start"),
+    "DELETE": (Kind.END_SESSION, "stop"),
+}
+_FIXED: dict[tuple[str, ...], _Methods] = {
+    ("api",): _VERSION,
+    ("api", "status"): _STATUS,
+    ("api", "me"): _ME,
+    ("api", "kernels"): _KERNELS,
+    ("api", "kernelspecs"): _KERNELSPECS,
+    ("api", "sessions"): _SESSIONS,
+}
 _ON_KERNEL: dict[str, _Methods] = {
     "interrupt": {"POST": (Kind.INTERRUPT, "interrupt")},
     # What the kernel holds in memory is gone after a restart, as after a stop.
@@ -86,7 +117,7 @@ def match(method: str, segments: tuple[str, ...]) -> Route:
     if method not in place.methods:
         raise MethodNotAllowed(f"this path takes {', '.join(place.methods)}")
     kind, action = place.methods[method]
-    return Route(kind, action, place.kernel_id, place.name, place.file)
+    return Route(kind, action, place.kernel_id, place.name, place.file, place.session_id)
 
 
 def allowed_methods(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -113,16 +144,13 @@ def is_kernelspec_name(text: str) -> bool:
 
 
 def _find(segments: tuple[str, ...]) -> _Place:
-    place: _Place | None = None
+    place = _Place(_FIXED[segments]) if segments in _FIXED else None
     match segments:
-        case ("api",):
-            place = _Place(_VERSION)
-        case ("api", "kernels"):
-            place = _Place(_KERNELS)
+        case ("api", "sessions", session_id) if is_kernel_id(session_id):
+            # Session ids look like kernel ids.
+            place = _Place(_SESSION, session_id=session_id)
         case ("api", "kernels", kernel_id, *rest) if is_kernel_id(kernel_id):
             place = _on_kernel(kernel_id, tuple(rest))
-        case ("api", "kernelspecs"):
-            place = _Place(_KERNELSPECS)
         case ("api", "kernelspecs", name) if is_kernelspec_name(name):
             place = _Place(_KERNELSPEC, name=name)
         case ("kernelspecs", name, *file) if is_kernelspec_name(name) and _is_file(file):

@@ -56,6 +56,8 @@ def agent_config(folder: StateFolder, config: UpConfig, cluster: str, port: int)
         environment=config.environment,
         journal=config.journal,
         sessions=config.sessions,
+        culling=config.culling,
+        root_dir=config.root_dir,
         kernels=config.kernels,
         # One limit, wherever a body is refused.
         body_bytes=config.limits.body_bytes,

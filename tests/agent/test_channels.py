@@ -108,7 +108,9 @@ async def connected(
     near, far = socket.socketpair()
     bench.edge = End(*await asyncio.open_unix_connection(sock=far))
     streams = await asyncio.open_unix_connection(sock=near)
-    bench.channels = Channels(streams, message_bytes=message_bytes, max_record=max_record)
+    bench.channels = Channels(
+        streams, message_bytes=message_bytes, gateway_bytes=1000, max_record=max_record
+    )
     async with asyncio.TaskGroup() as tasks:
         bench.task = tasks.create_task(bench.channels.run(path, ADA))
         yield bench

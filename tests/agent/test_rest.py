@@ -13,7 +13,9 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from relay.agent.holders import StartRequest
-from relay.agent.rest import Rest, client_environment, inherited_environment
+from relay.agent.rest import Rest
+from relay.agent.sessions import Sessions
+from relay.agent.starts import Starts
 from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
 from relay.config import AgentConfig, KernelEnvironment, KernelSettings, ListenSettings
@@ -22,93 +24,8 @@ from relay.model import KernelModel, Principal
 from relay.routing.paths import parse_target
 from relay.routing.routes import Kind, match
 
-SETTINGS = KernelEnvironment(allowed=["MY_VARIABLE"], value_bytes=20)
 LAUNCH_TIMEOUT = 60.0
 KERNEL_ID = "0a0a0a0a-0000-4000-8000-000000000000"
-
-# The environment
-
-
-def test_a_client_sets_kernel_variables_and_what_is_allowed() -> None:
-    asked = {
-        "KERNEL_ID": "k",
-        "KERNEL_": "empty name",
-        "MY_VARIABLE": "mine",
-        "PATH": "/evil",
-        "LD_PRELOAD": "/evil.so",
-        "PYTHONPATH": "/evil",
-        "MY_VARIABLE_TOO": "x",
-        "kernel_id": "x",
-        "XKERNEL_ID": "x",
-    }
-    assert client_environment(asked, SETTINGS) == {
-        "KERNEL_ID": "k",
-        "KERNEL_": "empty name",
-        "MY_VARIABLE": "mine",
-    }
-
-
-@pytest.mark.parametrize("value", ["", "x" * 20, "\u00e9" * 10, "a b=c;$(d)", "\U0001f600"])
-def test_values_are_passed_as_they_are(value: str) -> None:
-    assert client_environment({"KERNEL_X": value}, SETTINGS) == {"KERNEL_X": value}
-
-
-@pytest.mark.parametrize(
-    "name", ["", "A B", "A=B", "KERNEL_X=", "1A", "A\0", "KERNEL_\u00e9", "A-B"]
-)
-def test_a_malformed_name_is_refused(name: str) -> None:
-    with pytest.raises(BadRequest, match="name"):
-        client_environment({name: "x"}, SETTINGS)
-
-
-@pytest.mark.parametrize("value", [None, 1, 1.5, True, [], {}])
-def test_a_value_that_is_no_text_is_refused(value: object) -> None:
-    with pytest.raises(BadRequest, match="KERNEL_X is not a string"):
-        client_environment({"KERNEL_X": value}, SETTINGS)
-    assert client_environment({"OTHER": value}, SETTINGS) == {}
-
-
-@pytest.mark.parametrize("value", ["x" * 21, "\u00e9" * 11])
-def test_a_value_that_is_too_long_is_refused_by_its_setting(value: str) -> None:
-    with pytest.raises(BadRequest, match=r"environment\.value_bytes") as caught:
-        client_environment({"KERNEL_X": value}, SETTINGS)
-    assert value not in caught.value.message
-
-
-@pytest.mark.parametrize("character", ["\0", "\n", "\r", "\t", "\x1b", "\x1f", "\x7f"])
-def test_control_characters_are_refused(character: str) -> None:
-    with pytest.raises(BadRequest, match="control characters"):
-        client_environment({"KERNEL_X": f"a{character}b"}, SETTINGS)
-
-
-def test_a_kernel_inherits_what_is_listed_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    own = {
-        "PATH": "/bin",
-        "LC_ALL": "C",
-        "LC_": "x",
-        "MY_SECRET": "x",
-        "PATHS": "x",
-        "XLC_ALL": "x",
-        "path": "x",
-        "RELAY_TOKEN": "x",
-    }
-    monkeypatch.setattr("os.environ", own)
-    settings = KernelEnvironment(inherit=["PATH", "LC_*", "HOME"])
-    assert inherited_environment(settings) == {"PATH": "/bin", "LC_ALL": "C", "LC_": "x"}
-
-
-def test_nothing_of_the_relays_own_is_inherited_by_default(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    names = [
-        *("RELAY_STATE_DIR", "NOTIFY_SOCKET", "LISTEN_FDS", "XDG_RUNTIME_DIR"),
-        *("AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "PYTHONPATH", "LD_PRELOAD"),
-    ]
-    monkeypatch.setattr("os.environ", dict.fromkeys([*names, "HOME", "CONDA_PREFIX"], "x"))
-    assert inherited_environment(KernelEnvironment()) == {"HOME": "x", "CONDA_PREFIX": "x"}
-
 
 # Requests
 
@@ -127,7 +44,7 @@ class FakeSpecs:
     async def get(self, name: str) -> dict[str, Any]:
         if name not in {"python3", "ir"}:
             raise NotFound("no such kernelspec")
-        return {"name": name}
+        return {"name": name, "spec": {}}
 
     async def default(self) -> str:
         return "python3"
@@ -139,7 +56,7 @@ class FakeSpecs:
 class Desk:
     """The REST API in front of a fake kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.holders = FakeHolders()
         config = AgentConfig(
             cluster="alpha",
@@ -152,7 +69,11 @@ class Desk:
         )
         specs: Any = FakeSpecs()
         holders: Any = self.holders
-        self._rest = Rest(config, holders, specs)
+        starts = Starts(config, holders, specs)
+        sessions = Sessions(folder, holders, starts)
+        self.rest = Rest(
+            config, holders=holders, kernelspecs=specs, starts=starts, sessions=sessions
+        )
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", kernel: str | None = KERNEL_ID
@@ -169,7 +90,7 @@ class Desk:
         payload.feed_data(body)
         payload.feed_eof()
         request = make_mocked_request(method, path, payload=payload)
-        return await self._rest.handle(request, target, match(method, target.segments), ticket)
+        return await self.rest.handle(request, target, match(method, target.segments), ticket)
 
     async def start(self, body: object = None, **ticket: Any) -> StartRequest:
         raw = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
@@ -180,10 +101,17 @@ class Desk:
         return started
 
 
-async def test_a_kernel_is_started_as_the_ticket_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "sessions")
+
+
+async def test_a_kernel_is_started_as_the_ticket_says(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.environ", {"HOME": "/home/x", "SECRET": "x"})
     env = {"KERNEL_USERNAME": "mallory", "KERNEL_WORKING_DIR": "/w", "PATH": "/evil"}
-    started = await Desk().start({"name": "ir", "env": env, "path": "a/b"})
+    started = await desk.start({"name": "ir", "env": env, "path": "a/b"})
     assert started.kernel_id == KERNEL_ID
     assert started.name == "ir"
     assert started.owner == Principal("token", "ada")
@@ -195,20 +123,20 @@ async def test_a_kernel_is_started_as_the_ticket_says(monkeypatch: pytest.Monkey
 
 
 async def test_what_a_client_sets_goes_before_what_is_inherited(
-    monkeypatch: pytest.MonkeyPatch,
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.environ", {"KERNEL_X": "ours"})
-    monkeypatch.setattr("relay.agent.rest.inherited_environment", lambda _: {"KERNEL_X": "ours"})
-    assert (await Desk().start({"env": {"KERNEL_X": "theirs"}})).environment["KERNEL_X"] == "theirs"
+    monkeypatch.setattr("relay.agent.starts.inherited_environment", lambda _: {"KERNEL_X": "ours"})
+    assert (await desk.start({"env": {"KERNEL_X": "theirs"}})).environment["KERNEL_X"] == "theirs"
 
 
 @pytest.mark.parametrize("body", [b"", b"  \r\n", b"{}", b'{"name": null, "env": null}'])
-async def test_who_names_no_kernelspec_gets_the_default(body: bytes) -> None:
-    assert (await Desk().start(body)).name == "python3"
+async def test_who_names_no_kernelspec_gets_the_default(desk: Desk, body: bytes) -> None:
+    assert (await desk.start(body)).name == "python3"
 
 
-async def test_without_an_id_in_the_ticket_the_agent_makes_one() -> None:
-    assert uuid.UUID((await Desk().start(kernel=None)).kernel_id).version == 4
+async def test_without_an_id_in_the_ticket_the_agent_makes_one(desk: Desk) -> None:
+    assert uuid.UUID((await desk.start(kernel=None)).kernel_id).version == 4
 
 
 @pytest.mark.parametrize(
@@ -230,10 +158,10 @@ async def test_without_an_id_in_the_ticket_the_agent_makes_one() -> None:
     ],
 )
 async def test_the_launch_timeout_is_ours_or_a_shorter_one(
-    asked: str | None, seconds: float
+    desk: Desk, asked: str | None, seconds: float
 ) -> None:
     env = {} if asked is None else {"KERNEL_LAUNCH_TIMEOUT": asked}
-    assert (await Desk().start({"env": env})).launch_timeout == seconds
+    assert (await desk.start({"env": env})).launch_timeout == seconds
 
 
 @pytest.mark.parametrize(
@@ -253,20 +181,18 @@ async def test_the_launch_timeout_is_ours_or_a_shorter_one(
         b'{"x": ' + b"[" * 900,
     ],
 )
-async def test_a_body_that_makes_no_sense_is_refused(body: bytes) -> None:
-    desk = Desk()
+async def test_a_body_that_makes_no_sense_is_refused(desk: Desk, body: bytes) -> None:
     with pytest.raises(BadRequest):
         await desk.ask("POST", "/api/kernels", body)
     assert desk.holders.started == []
 
 
-async def test_a_body_over_the_limit_is_refused() -> None:
+async def test_a_body_over_the_limit_is_refused(desk: Desk) -> None:
     with pytest.raises(TooLarge, match="body_bytes"):
-        await Desk().ask("POST", "/api/kernels", b" " * 1001)
+        await desk.ask("POST", "/api/kernels", b" " * 1001)
 
 
-async def test_nothing_is_started_for_a_kernelspec_that_is_not_there() -> None:
-    desk = Desk()
+async def test_nothing_is_started_for_a_kernelspec_that_is_not_there(desk: Desk) -> None:
     with pytest.raises(NotFound):
         await desk.ask("POST", "/api/kernels", b'{"name": "julia"}')
     assert desk.holders.started == []
@@ -278,15 +204,15 @@ async def test_nothing_is_started_for_a_kernelspec_that_is_not_there() -> None:
         ("", {"default": "python3", "kernelspecs": {}}),
         ("?user=ada", {"default": "python3", "kernelspecs": {}}),
         # The gateway client glues the name to its user.
-        ("?user=ada/ir", {"name": "ir"}),
+        ("?user=ada/ir", {"name": "ir", "spec": {}}),
     ],
 )
-async def test_the_kernelspecs_of_a_user(query: str, found: object) -> None:
-    response = await Desk().ask("GET", f"/api/kernelspecs{query}")
+async def test_the_kernelspecs_of_a_user(desk: Desk, query: str, found: object) -> None:
+    response = await desk.ask("GET", f"/api/kernelspecs{query}")
     assert isinstance(response, web.Response)
     assert json.loads(response.body or b"") == found  # type: ignore[arg-type]
 
 
-def test_every_route_has_an_answer(tmp_path: Path) -> None:
+def test_every_route_has_an_answer(desk: Desk) -> None:
     # Channels are the one thing that REST does not serve.
-    assert set(Desk()._rest._answers) == set(Kind) - {Kind.CHANNELS}
+    assert set(desk.rest._answers) == set(Kind) - {Kind.CHANNELS}

@@ -26,6 +26,13 @@ def split(path: str) -> tuple[str, ...]:
 
 ROUTES = {
     ("GET", "/api"): Route(Kind.VERSION, "list"),
+    ("GET", "/api/status"): Route(Kind.STATUS, "list"),
+    ("GET", "/api/me"): Route(Kind.ME, "list"),
+    ("GET", "/api/sessions"): Route(Kind.SESSIONS, "list"),
+    ("POST", "/api/sessions"): Route(Kind.NEW_SESSION, "start"),
+    ("GET", f"/api/sessions/{ID}"): Route(Kind.SESSION, "view", session_id=ID),
+    ("PATCH", f"/api/sessions/{ID}"): Route(Kind.CHANGE_SESSION, "start", session_id=ID),
+    ("DELETE", f"/api/sessions/{ID}"): Route(Kind.END_SESSION, "stop", session_id=ID),
     ("GET", "/api/kernels"): Route(Kind.KERNELS, "list"),
     ("POST", "/api/kernels"): Route(Kind.START, "start"),
     ("GET", f"/api/kernels/{ID}"): Route(Kind.KERNEL, "view", ID),
@@ -92,8 +99,6 @@ def test_methods_are_compared_exactly(method: str) -> None:
         "/api/Kernels",
         "/api/kernel",
         "/api/kernelsx",
-        "/api/sessions",
-        "/api/status",
         "/api/contents/x",
         "/api/terminals",
         "/api/api",

@@ -14,7 +14,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from relay.supervisor import Ready
 from tests.system.running import Answer, Program, RunningRelay, environment, http_request
@@ -24,9 +24,14 @@ class JupyterServer:
     """An unmodified ``jupyter server --gateway-url`` in front of one cluster."""
 
     def __init__(
-        self, relay: RunningRelay, cluster: str, environ: Mapping[str, str] | None = None
+        self,
+        relay: RunningRelay,
+        cluster: str,
+        environ: Mapping[str, str] | None = None,
+        application: Literal["server", "lab"] = "server",
     ) -> None:
-        """``environ`` is set over what gateway mode needs."""
+        """``environ`` is set over what gateway mode needs; "lab" brings the pages with it."""
+        self._application = application
         self.token = secrets.token_hex(16)
         self.folder = Path(tempfile.mkdtemp(prefix=f"jupyter-{cluster}-", dir=relay.folder))
         self.log = self.folder / "jupyter.log"
@@ -48,7 +53,7 @@ class JupyterServer:
         root = ("--allow-root",) if os.geteuid() == 0 else ()
         options = ("--no-browser", "--ip", "127.0.0.1", "--port", "0", *root)
         gateway = ("--gateway-url", self._gateway_url)
-        argv = ("-m", "jupyter", "server", *options, *gateway, str(self.notebooks))
+        argv = ("-m", "jupyter", self._application, *options, *gateway, str(self.notebooks))
         self._program = program = Program(argv, self.log, self._environ)
         info = Path(self._environ["JUPYTER_RUNTIME_DIR"])
         self.url = program.wait_until("its address", lambda: _server_url(info))

@@ -100,16 +100,25 @@ class Person(NotebookClient):
                 return
 
 
-def main(url: str) -> None:
-    """Execute the notebook on standard input."""
-    token = os.environ.pop("PERSON_TOKEN")
+def use_gateway(url: str, ws_url: str, token: str) -> None:
+    """Have this process's gateway client ask this server."""
     gateway = GatewayClient.instance()
-    gateway.url, gateway.ws_url = url, url.replace("http", "ws", 1)
+    gateway.url, gateway.ws_url = url, ws_url
     gateway.auth_token = token
-    # The gateway's client sends no credentials with its WebSocket.
+
+
+def send_credentials(token: str) -> None:
+    """Have it authenticate its WebSockets too, which it opens without any credentials."""
     websocket.create_connection = functools.partial(
         websocket.create_connection, header={"Authorization": f"token {token}"}
     )
+
+
+def main(url: str) -> None:
+    """Execute the notebook on standard input."""
+    token = os.environ.pop("PERSON_TOKEN")
+    use_gateway(url, url.replace("http", "ws", 1), token)
+    send_credentials(token)
     notebook = nbformat.reads(sys.stdin.read(), as_version=4)
     person = Person(
         notebook,

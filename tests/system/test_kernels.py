@@ -443,3 +443,19 @@ def test_what_a_kernels_process_prints_itself(relay: RunningRelay) -> None:
         code = 'import sys; os.write(sys.__stdout__.fileno(), b\'{"not": "a message"}\\n\')'
         assert channels.execute(f"{code}; print(1)").replies[0]["status"] == "ok"
     assert ask(relay, "DELETE", kernel_id).status == 204
+
+
+def test_a_kernel_stays_busy_while_it_answers_aside(relay: RunningRelay, kernel: str) -> None:
+    with relay.connect("alpha", kernel) as channels:
+        running = channels.send("shell", "execute_request", {"code": "import time; time.sleep(2)"})
+        # Answered by another thread, with a busy and an idle of its own: JupyterLab asks so
+        # whenever it reconnects.
+        asked = channels.send("control", "kernel_info_request", {})
+        states: list[str] = []
+        while "idle" not in states:
+            message = channels.receive()
+            if message["parent_header"].get("msg_id") == asked:
+                states.append(message["content"].get("execution_state", ""))
+        model = relay.request("GET", f"/alpha/api/kernels/{kernel}").json
+        assert model["execution_state"] == "busy"
+        channels.collect(running)

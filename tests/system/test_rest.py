@@ -449,3 +449,8 @@ def test_a_compressed_body_is_refused(relay: RunningRelay, ask: Ask, encoding: s
     # Whatever is in it: this one would be good.
     answer = ask("POST", "/alpha/api/kernels", {"name": "python3"}, headers=headers)
     assert "Compressed" in refusal(answer, 400, "Bad request")
+
+
+def test_a_kernelspecs_name_is_the_same_in_capitals(ask: Ask) -> None:
+    shown = ask("GET", "/beta/api/kernelspecs/Python3")
+    assert (shown.status, shown.json["name"]) == (200, "python3")

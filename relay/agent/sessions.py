@@ -1,0 +1,218 @@
+"""Jupyter's sessions: which document runs on which kernel. One small file each.
+
+``STATE_DIR/<cluster>/sessions/<id>.json``. A session lives no longer than its kernel: one whose
+kernel is gone is forgotten the next time somebody looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from relay.agent.holders import Holders
+from relay.agent.line import Line
+from relay.agent.starts import StartBody, Starts
+from relay.auth.tickets import Ticket
+from relay.errors import BadRequest, NotFound
+from relay.registry import private_folder, write_atomic
+
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class KernelChoice(msgspec.Struct, frozen=True):
+    """The kernel in a request: an id that runs, or the name of a kernelspec to start."""
+
+    id: _Text | None = None
+    name: _Text | None = None
+    env: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class NewSession(msgspec.Struct, frozen=True):
+    """The body of ``POST /api/sessions``."""
+
+    path: _Text
+    type: _Text
+    name: _Text | None = None
+    kernel: KernelChoice | None = None
+
+
+class SessionChange(msgspec.Struct, frozen=True):
+    """The body of ``PATCH /api/sessions/<id>``: what is left out stays."""
+
+    path: _Text | None = None
+    type: _Text | None = None
+    name: _Text | None = None
+    kernel: KernelChoice | None = None
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One session as it is kept."""
+
+    id: str
+    path: str
+    name: str
+    type: str
+    kernel_id: str
+    owner: str
+
+
+class Sessions:
+    """The sessions of one cluster; agents that share the state folder share them."""
+
+    def __init__(self, folder: Path, holders: Holders, starts: Starts) -> None:
+        self._folder = private_folder(folder)
+        self._holders = holders
+        self._starts = starts
+        self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def all(self) -> list[dict[str, Any]]:
+        """Every session's model. Raises `AgentUnavailable` rather than leave one out."""
+        lines = {line.place.kernel_id: line for line in await self._holders.all()}
+        models = []
+        for session in self._read_all():
+            # One that has come since the kernels were listed is no session without a kernel.
+            with contextlib.suppress(NotFound):
+                line = lines.get(session.kernel_id) or await self._line(session)
+                models.append(_model(session, line))
+        return models
+
+    async def get(self, session_id: str) -> dict[str, Any]:
+        """One session's model. Raises `NotFound`."""
+        session = self._read(session_id)
+        return _model(session, await self._line(session))
+
+    async def create(self, body: NewSession, ticket: Ticket) -> dict[str, Any]:
+        """Make a session, and a kernel for it unless it names one that runs.
+
+        A path that has a session keeps it. Raises what `Starts.start` raises.
+        """
+        owner = str(ticket.principal)
+        async with self._creating.setdefault((owner, body.path), asyncio.Lock()):
+            return await self._create(body, owner, ticket)
+
+    async def _create(self, body: NewSession, owner: str, ticket: Ticket) -> dict[str, Any]:
+        for session in self._read_all():
+            if session.path == body.path and session.owner == owner:
+                with contextlib.suppress(NotFound):
+                    return _model(session, await self._line(session))
+        line = await self._kernel(body.kernel or KernelChoice(), body.path, ticket)
+        session = Session(
+            id=str(uuid.uuid4()),
+            path=body.path,
+            name=body.name or "",
+            type=body.type,
+            kernel_id=line.place.kernel_id,
+            owner=owner,
+        )
+        self._write(session)
+        return _model(session, line)
+
+    async def change(self, session_id: str, body: SessionChange, ticket: Ticket) -> dict[str, Any]:
+        """Rename a session or give it another kernel; the one it had is shut down.
+
+        Raises `NotFound` and what `Starts.start` raises.
+        """
+        before = self._read(session_id)
+        line = await self._line(before)
+        if body.kernel is not None and (body.kernel.id or body.kernel.name):
+            line = await self._kernel(body.kernel, body.path or before.path, ticket)
+        session = msgspec.structs.replace(
+            before,
+            path=before.path if body.path is None else body.path,
+            name=before.name if body.name is None else body.name,
+            type=before.type if body.type is None else body.type,
+            kernel_id=line.place.kernel_id,
+        )
+        self._write(session)
+        if session.kernel_id != before.kernel_id:
+            await self._stop(before.kernel_id, ticket)
+        return _model(session, line)
+
+    async def delete(self, session_id: str, ticket: Ticket) -> None:
+        """End a session and its kernel. Raises `NotFound`."""
+        session = self._read(session_id)
+        # In this order: what is asked again after an agent's death finds the session still.
+        await self._stop(session.kernel_id, ticket)
+        self._forget(session)
+
+    async def _kernel(self, choice: KernelChoice, path: str, ticket: Ticket) -> Line:
+        if choice.id is not None:
+            try:
+                return await self._holders.get(choice.id)
+            except NotFound:
+                if choice.name is None:
+                    raise BadRequest("The session's kernel does not exist.") from None
+        body = StartBody(
+            name=choice.name,
+            kernel_id=choice.id,
+            path=path,
+            env=choice.env,
+            parameters=choice.parameters,
+        )
+        return await self._starts.start(body, ticket)
+
+    async def _stop(self, kernel_id: str, ticket: Ticket) -> None:
+        try:
+            await self._holders.stop(kernel_id, ticket.request_id)
+        except NotFound:
+            # It ended before its session did.
+            return
+
+    async def _line(self, session: Session) -> Line:
+        try:
+            return await self._holders.get(session.kernel_id)
+        except NotFound:
+            self._forget(session)
+            raise _no_such_session() from None
+
+    # Files.
+
+    def _path(self, session_id: str) -> Path:
+        return self._folder / f"{session_id}.json"
+
+    def _read(self, session_id: str) -> Session:
+        try:
+            return msgspec.json.decode(self._path(session_id).read_bytes(), type=Session)
+        except (OSError, msgspec.MsgspecError):
+            raise _no_such_session() from None
+
+    def _read_all(self) -> list[Session]:
+        found = []
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            try:
+                found.append(self._read(path.stem))
+            except NotFound:
+                # Deleted by another agent in between.
+                continue
+        return found
+
+    def _write(self, session: Session) -> None:
+        write_atomic(self._path(session.id), msgspec.json.encode(session))
+
+    def _forget(self, session: Session) -> None:
+        self._path(session.id).unlink(missing_ok=True)
+
+
+def _no_such_session() -> NotFound:
+    return NotFound("There is no such session.")
+
+
+def _model(session: Session, line: Line) -> dict[str, Any]:
+    model = {
+        "id": session.id,
+        "path": session.path,
+        "name": session.name,
+        "type": session.type,
+        "kernel": line.model,
+    }
+    if session.type == "notebook":
+        # Clients from before Jupyter 4.1 look here.
+        model["notebook"] = {"path": session.path, "name": session.name}
+    return model
