@@ -294,7 +294,7 @@ def test_an_unknown_kernelspec(ask: Ask, nothing_starts: None) -> None:
         ("POST", "/alpha/api/kernelspecs", {"GET", "HEAD"}),
         ("DELETE", "/alpha/api/kernelspecs/python3", {"GET", "HEAD"}),
         ("PATCH", "/alpha/kernelspecs/python3/logo-64x64.png", {"GET", "HEAD"}),
-        ("OPTIONS", "/alpha/api/kernels", {"GET", "HEAD", "POST"}),
+        ("PUT", f"/alpha/api/sessions/{ABSENT}", {"GET", "HEAD", "PATCH", "DELETE"}),
         ("TRACE", "/alpha/api", {"GET", "HEAD"}),
     ],
 )
@@ -305,7 +305,25 @@ def test_a_method_that_a_path_does_not_take(
     assert answer.status == 405
     if method != "HEAD":
         refusal(answer, 405, "Method not allowed")
+    assert set(answer.headers["Allow"].split(", ")) == allowed | {"OPTIONS"}
+
+
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        ("/alpha/api/kernels", {"GET", "HEAD", "POST", "OPTIONS"}),
+        (f"/alpha/api/sessions/{ABSENT}", {"GET", "HEAD", "PATCH", "DELETE", "OPTIONS"}),
+    ],
+)
+def test_what_a_path_takes_can_be_asked(ask: Ask, target: str, allowed: set[str]) -> None:
+    answer = ask("OPTIONS", target)
+    assert (answer.status, answer.body) == (204, b"")
     assert set(answer.headers["Allow"].split(", ")) == allowed
+
+
+def test_what_is_not_there_has_no_options(ask: Ask) -> None:
+    refusal(ask("OPTIONS", "/alpha/api/absent"), 404, "Not found")
+    refusal(ask("OPTIONS", "/absent/api"), 404, "Not found")
 
 
 # --- what a kernel is started with ---
