@@ -241,18 +241,31 @@ def test_requests_around_a_kill_run_once_and_in_order(
     own: RunningRelay, cluster: str, v1: bool
 ) -> None:
     killer, kernel = Killer(own, cluster), own.start_kernel(cluster)
+    record = place_of(own, cluster, kernel).read_record()
+    assert record is not None
     with own.connect(cluster, kernel, v1=v1) as channels:
         channels.execute("ran = []")
-        asked = []
-        for number in range(300):
-            # In the middle of a burst, so that some have arrived and nobody knows it.
-            if number in {50, 200}:
-                killer.aim()
-            if number in {150, 299}:
-                killer.kill()
-            asked.append(channels.submit(f"ran.append({number})"))
+        asked: list[str] = []
+
+        def ask(number: int) -> None:
+            first = len(asked)
+            asked.extend(channels.submit(f"ran.append({first + n})") for n in range(number))
+
+        # Some arrive at the holder, and nobody learns of it: the agent is dead before it answers.
+        os.kill(record.holder_pid, signal.SIGSTOP)
+        ask(20)
+        time.sleep(0.5)
+        killer.kill()
+        killer.aim()
+        ask(20)
+        os.kill(record.holder_pid, signal.SIGCONT)
+        # Some are under way.
+        ask(20)
+        killer.kill()
+        ask(20)
+        # And some must wait.
         with killer.without_agent():
-            asked += [channels.submit(f"ran.append({number})") for number in range(300, 320)]
+            ask(20)
         asked.append(channels.submit("pass"))
         answered: list[str] = []
         while answered[-1:] != asked[-1:]:
@@ -260,7 +273,7 @@ def test_requests_around_a_kill_run_once_and_in_order(
             if message["header"]["msg_type"] == "execute_reply":
                 answered.append(message["parent_header"]["msg_id"])
         assert answered == asked
-        assert channels.execute("print(ran)").stdout == f"{list(range(320))}\n"
+        assert channels.execute("print(ran)").stdout == f"{list(range(100))}\n"
 
 
 @pytest.mark.parametrize("moment", ["", "request.json", "record.json"])
