@@ -251,21 +251,20 @@ def test_requests_around_a_kill_run_once_and_in_order(
             first = len(asked)
             asked.extend(channels.submit(f"ran.append({first + n})") for n in range(number))
 
-        # Some arrive at the holder, and nobody learns of it: the agent is dead before it answers.
+        # Some arrive at the holder, and nobody learns of it: the agent dies before it answers.
         os.kill(record.holder_pid, signal.SIGSTOP)
         ask(20)
         time.sleep(0.5)
-        killer.kill()
+        with killer.without_agent():
+            os.kill(record.holder_pid, signal.SIGCONT)
+            # Some must wait for the next agent.
+            ask(20)
+            time.sleep(0.2)
+        # And some are just under way when that is killed.
         killer.aim()
         ask(20)
-        os.kill(record.holder_pid, signal.SIGCONT)
-        # Some are under way.
-        ask(20)
         killer.kill()
         ask(20)
-        # And some must wait.
-        with killer.without_agent():
-            ask(20)
         asked.append(channels.submit("pass"))
         answered: list[str] = []
         while answered[-1:] != asked[-1:]:
@@ -273,7 +272,9 @@ def test_requests_around_a_kill_run_once_and_in_order(
             if message["header"]["msg_type"] == "execute_reply":
                 answered.append(message["parent_header"]["msg_id"])
         assert answered == asked
-        assert channels.execute("print(ran)").stdout == f"{list(range(100))}\n"
+        assert channels.execute("print(ran)").stdout == f"{list(range(80))}\n"
+    # An ipykernel drops, and says so, what it is sent twice: the relay is not to rely on that.
+    assert "Duplicate Signature" not in place_of(own, cluster, kernel).kernel_log.read_text()
 
 
 @pytest.mark.parametrize("moment", ["", "request.json", "record.json"])

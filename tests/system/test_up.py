@@ -178,6 +178,10 @@ def check_relay_json(relay: RunningRelay) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(120)
+def wait_until_served(relay: RunningRelay, cluster: str) -> None:
+    wait_for(cluster, lambda: relay.request("GET", f"/{cluster}/api").status == 200)
+
+
 def test_relay_json_is_kept_current_until_the_end() -> None:
     options = ("--edge-workers", "1")
     with RunningRelay(("one", "two"), options) as relay:
@@ -201,7 +205,8 @@ def test_relay_json_is_kept_current_until_the_end() -> None:
         assert second["pids"]["agents"]["one"] == first["pids"]["agents"]["one"]
         assert {**second, "pids": None} == {**first, "pids": None}
         for cluster in ("one", "two"):
-            assert relay.request("GET", f"/{cluster}/api").status == 200
+            # The new agent is a process before it listens.
+            wait_until_served(relay, cluster)
 
         # A second one on its folder, or on its ports.
         state = ("--state-dir", str(relay.state), "--https-port", "0", "--wss-port", "0")
