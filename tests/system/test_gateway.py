@@ -90,3 +90,20 @@ def test_a_cell_is_interrupted_through_it(server: JupyterServer) -> None:
         done = channels.execute(code, seen=interrupt)
     assert done.replies[0]["ename"] == "KeyboardInterrupt"
     assert server.request("DELETE", f"/api/kernels/{kernel}").status == 204
+
+
+def test_what_is_too_large_for_its_websocket_is_told_of_and_ends_nothing(
+    server: JupyterServer,
+) -> None:
+    kernel = server.request("POST", "/api/kernels", {"name": "python3"}).json["id"]
+    url = f"{server.url.replace('http', 'ws', 1)}/api/kernels/{kernel}/channels"
+    authorization = {"Authorization": f"token {server.token}"}
+    with connect(url, headers=authorization, v1=False, session="large") as channels:
+        # Tornado's WebSocket client gives up beyond 10 MiB.
+        done = channels.execute("print('x' * (12 * 1024 * 1024))")
+        assert done.stdout == ""
+        assert "kernels.gateway_message_bytes" in done.stderr
+        fits = channels.execute("print('x' * (9 * 1024 * 1024))")
+        assert len(fits.stdout) == 9 * 1024 * 1024 + 1
+        assert channels.execute("print(1)").stdout == "1\n"
+    assert server.request("DELETE", f"/api/kernels/{kernel}").status == 204

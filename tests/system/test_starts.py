@@ -6,9 +6,12 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
+from tests.system.channels import Channels, Message
 from tests.system.running import RunningRelay, wait_for
 
 SPEC = {
@@ -41,12 +44,23 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRelay]:
         "JUPYTER_PATH": str(folder / "share"),
         "RELAY_ROOT_DIR": str(folder / "root"),
         "RELAY_CULLING__CULL_INTERVAL": "0.5",
+        "RELAY_CULLING__CULL_CONNECTED": "true",
         "RELAY_KERNELS__MAX_KERNELS": "4",
         "RELAY_KERNELS__PORT_RANGE": "21000-21999",
         "RELAY_KERNELS__TRANSPORT": "tcp",
     }
     with RunningRelay(("alpha",), environ=environ) as running:
         yield running
+
+
+def read_on(channels: Channels, into: list[Message]) -> NoReturn:
+    """Read until that raises."""
+    while True:
+        into.append(channels.receive())
+
+
+def place_of(relay: RunningRelay, kernel: str) -> Path:
+    return relay.state / "alpha" / "kernels" / kernel
 
 
 def run(relay: RunningRelay, kernel: str, code: str) -> str:
@@ -71,7 +85,7 @@ def test_parameters_path_and_id_of_ones_own(own: RunningRelay) -> None:
     assert run(own, kernel, code) == "blue none work"
     # The same id again is the same kernel, whatever else is asked for.
     assert own.start_kernel("alpha", name="chosen", kernel_id=chosen) == chosen
-    connection = own.state / "alpha" / "kernels" / kernel / "connection.json"
+    connection = place_of(own, kernel) / "connection.json"
     ports = {
         value for key, value in json.loads(connection.read_text()).items() if key.endswith("_port")
     }
@@ -115,19 +129,17 @@ def test_no_more_kernels_than_there_may_be(own: RunningRelay) -> None:
         end(own, kernel)
 
 
-def test_a_kernel_nobody_uses_is_culled(own: RunningRelay) -> None:
-    used = own.start_kernel("alpha", name="quick")
-    idle = own.start_kernel("alpha", name="quick")
-    with own.connect("alpha", used) as channels:
-
-        def is_gone() -> bool:
-            return own.request("GET", f"/alpha/api/kernels/{idle}").status == 404
-
-        wait_for("the end of the idle kernel", is_gone)
-        # A client keeps its kernel.
+def test_a_kernel_nobody_uses_is_culled_and_its_clients_are_told(own: RunningRelay) -> None:
+    kernel = own.start_kernel("alpha", name="quick")
+    with own.connect("alpha", kernel) as channels:
         assert channels.execute("print(1)").stdout == "1\n"
-    assert not (Path(own.state) / "alpha" / "kernels" / idle).exists()
-    wait_for(
-        "the end of the other",
-        lambda: own.request("GET", f"/alpha/api/kernels/{used}").status == 404,
-    )
+        came: list[Message] = []
+        with pytest.raises(ConnectionClosed) as closed:
+            read_on(channels, came)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+    contents = [each["content"] for each in came]
+    assert any("culling.cull_idle_timeout" in each.get("text", "") for each in contents)
+    assert contents[-1] == {"execution_state": "dead"}
+    assert own.request("GET", f"/alpha/api/kernels/{kernel}").status == 404
+    wait_for("its folder's end", lambda: not place_of(own, kernel).exists())
