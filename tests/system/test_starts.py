@@ -141,5 +141,6 @@ def test_a_kernel_nobody_uses_is_culled_and_its_clients_are_told(own: RunningRel
     contents = [each["content"] for each in came]
     assert any("culling.cull_idle_timeout" in each.get("text", "") for each in contents)
     assert contents[-1] == {"execution_state": "dead"}
-    assert own.request("GET", f"/alpha/api/kernels/{kernel}").status == 404
+    target = f"/alpha/api/kernels/{kernel}"
+    wait_for("its end", lambda: own.request("GET", target).status == 404)
     wait_for("its folder's end", lambda: not place_of(own, kernel).exists())
