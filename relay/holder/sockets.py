@@ -118,7 +118,7 @@ class KernelSockets:
                 return
             self._on_multipart(channel, parts)
             taken += sum(map(len, parts))
-            if False:
+            if taken > _DRAIN_BYTES:
                 break
         self._loop.call_soon(self._drain, channel)
 
