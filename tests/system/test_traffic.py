@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import websockets
@@ -113,12 +114,21 @@ def test_a_client_whose_host_is_gone_is_found_by_its_silence() -> None:
         def connections() -> int:
             return int(relay.request("GET", f"/alpha/api/kernels/{kernel}").json["connections"])
 
-        channels = relay.connect("alpha", kernel)
-        wait_for("a connection", lambda: connections() == 1)
-        # Nothing is read or answered any more, and nothing is closed: as after a power cut.
-        silent = socket.socket(fileno=channels.socket.socket.detach())
-        try:
+        url = urlsplit(relay.info.wss_url)
+        handshake = (
+            f"GET /alpha/api/kernels/{kernel}/channels HTTP/1.1\r\n"
+            f"Host: {url.netloc}\r\nAuthorization: token {relay.info.token}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        address = str(url.hostname), int(url.port or 0)
+        with (
+            socket.create_connection(address) as plain,
+            relay.tls.wrap_socket(plain, server_hostname=url.hostname) as silent,
+        ):
+            silent.sendall(handshake.encode())
+            assert silent.recv(4096).startswith(b"HTTP/1.1 101")
+            wait_for("a connection", lambda: connections() == 1)
+            # Nothing is read or answered any more, and nothing is closed: as after a power cut.
             wait_for("its end", lambda: connections() == 0)
             assert "websocket.pong_timeout" in relay.log_text()
-        finally:
-            silent.close()
