@@ -37,15 +37,15 @@ def test_100_mb_come_and_50_mb_go(relay: RunningRelay, v1: bool) -> None:
     kernel = relay.start_kernel("alpha")
     with relay.connect("alpha", kernel, v1=v1) as channels:
         channels.execute("import os, hashlib; big = os.urandom(50 * 1024 * 1024)")
-        shown = channels.submit(
+        shown = channels.execute(
             "from IPython.display import display\ndisplay({'text/plain': big.hex()}, raw=True)"
         )
-        text = next_of(channels, "display_data")["content"]["data"]["text/plain"]
+        (display,) = shown.of("display_data")
+        text = display["content"]["data"]["text/plain"]
         assert len(text) == 100 * MIB
-        channels.collect(shown)
         digest = channels.execute("print(hashlib.sha256(big).hexdigest())").stdout.strip()
         assert hashlib.sha256(bytes.fromhex(text)).hexdigest() == digest
-        del text
+        del shown, display, text
         channels.execute(
             "from ipykernel.comm import Comm\n"
             "def opened(comm, message):\n"
