@@ -76,6 +76,11 @@ class Place(msgspec.Struct, frozen=True):
         return self.folder / "journal"
 
     @property
+    def sessions(self) -> Path:
+        """What the holder remembers of its clients (``holder/memory.py``)."""
+        return self.folder / "sessions.log"
+
+    @property
     def kernel_log(self) -> Path:
         """The kernel process's own stdout and stderr."""
         return self.folder / "kernel.log"

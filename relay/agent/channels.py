@@ -17,6 +17,7 @@ import structlog
 from relay.agent.gateway import fitting
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
+from relay.bridge.notices import left_out, with_seq
 from relay.bridge.records import (
     Attach,
     Attached,
@@ -61,6 +62,8 @@ class Channels:
         self._max_record = max_record
         self._gateway_bytes = gateway_bytes
         self._gateway = False
+        self._asks = False
+        self._epoch = ""
         self._subprotocol = ws_codec.Subprotocol.LEGACY
         self._after = 0
         """The last message that the client has whole."""
@@ -105,7 +108,7 @@ class Channels:
         except ValueError as error:
             msg = "no such subprotocol"
             raise RecordError(msg) from error
-        self._gateway = attach.gateway
+        self._gateway, self._asks = attach.gateway, attach.asks
         streams = await asyncio.open_unix_connection(socket, limit=2 * _BATCH)
         self._holder_reader, self._holder = streams
         self._holder.write(struct_record(Kind.ATTACH, attach))
@@ -120,10 +123,15 @@ class Channels:
                 return
             match kind:
                 case Kind.ENTRIES:
-                    if not await self._send_entries(payload):
+                    try:
+                        await self._send_entries(payload)
+                    except ClientError as error:
+                        # A holder takes no such message from its kernel.
+                        self._refuse(error)
                         return
                 case Kind.ATTACHED:
                     attached = read_struct(payload, Attached)
+                    self._epoch = attached.position.epoch
                     self._after, self._skip = attached.position.seq, attached.position.fragment
                     self._edge.write(record(kind, payload))
                 case Kind.ACK:
@@ -136,21 +144,14 @@ class Channels:
                     msg = f"{kind.name} is not for this connection"
                     raise RecordError(msg)
 
-    async def _send_entries(self, entries: bytes) -> bool:
-        """Send messages on as frames; false when one of them ends the link."""
+    async def _send_entries(self, entries: bytes) -> None:
+        """Send messages on as frames."""
         ready: list[bytes] = []
         size = 0
         for entry in read_entries(entries):
             header, parent, metadata, content, *buffers = entry.parts
             message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
-            try:
-                payload = self._encode(message)
-            except ClientError as error:
-                # What comes before it is whole and goes out.
-                if ready:
-                    await self._send_frames(ready)
-                self._refuse(error)
-                return False
+            payload = self._encode(message, entry.seq)
             last = ws_codec.fragments(payload)
             for number, frame in enumerate(ws_codec.frames(payload, self._skip), self._skip + 1):
                 ready.append(frame)
@@ -163,14 +164,17 @@ class Channels:
                     ready, size = [], 0
         if ready:
             await self._send_frames(ready)
-        return True
 
-    def _encode(self, message: Message) -> ws_codec.Payload:
+    def _encode(self, message: Message, seq: int) -> ws_codec.Payload:
         if self._gateway:
             message = fitting(message, self._gateway_bytes)
+        if self._asks:
+            message = with_seq(message, f"{self._epoch}-{seq}")
         payload = ws_codec.encode(self._subprotocol, message)
         if payload.size > self._message_bytes:
-            raise _too_large(payload.size, self._message_bytes)
+            _log_too_large(payload.size, self._message_bytes)
+            why = f"it is over {self._message_bytes} (kernels.message_bytes)"
+            payload = ws_codec.encode(self._subprotocol, left_out(message, why))
         return payload
 
     async def _send_frames(self, frames: list[bytes]) -> None:
@@ -228,5 +232,9 @@ class Channels:
 
 
 def _too_large(size: int, limit: int) -> TooLarge:
-    log.warning("message_too_large", size=size, limit=limit, setting="kernels.message_bytes")
+    _log_too_large(size, limit)
     return TooLarge(f"a message of {size} bytes is over {limit} (kernels.message_bytes)")
+
+
+def _log_too_large(size: int, limit: int) -> None:
+    log.warning("message_too_large", size=size, limit=limit, setting="kernels.message_bytes")

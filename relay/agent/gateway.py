@@ -12,7 +12,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from relay.bridge.messages import Channel, Message, parse_header, synthetic
+from relay.bridge.messages import Message
+from relay.bridge.notices import left_out
 
 log = structlog.get_logger(__name__)
 
@@ -32,17 +33,4 @@ def fitting(message: Message, limit: int) -> Message:
         return message
     setting = "kernels.gateway_message_bytes"
     log.warning("message_too_large", size=message.size, limit=limit, setting=setting)
-    header = parse_header(message.header)
-    text = (
-        f"[relay] A {header.msg_type} message of {message.size} bytes is left out: a Jupyter "
-        f"Server in gateway mode takes {limit} ({setting}).\n"
-    )
-    return synthetic(
-        Channel.IOPUB,
-        "stream",
-        {"name": "stderr", "text": text},
-        session=header.session,
-        msg_id=f"{header.msg_id}-left-out",
-        date=str(header.date or ""),
-        parent_header=message.parent_header,
-    )
+    return left_out(message, f"a Jupyter Server in gateway mode takes {limit} ({setting})")

@@ -9,6 +9,7 @@ on the way.
 from __future__ import annotations
 
 import enum
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ _CLIENT: Final = struct.Struct("<QB")
 _NUMBER: Final = struct.Struct("<Q")
 _ENTRY: Final = struct.Struct("<QBI")
 _LENGTH: Final = struct.Struct("<Q")
+_POSITION: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,18})", re.ASCII)
 _JSON_PARTS: Final = 4
 """Parts that every message has: header, parent_header, metadata, content."""
 
@@ -62,6 +64,17 @@ class Position(msgspec.Struct, frozen=True):
     seq: int
     fragment: int = 0
 
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """A position as clients write it, ``<epoch>-<seq>``. Raises ``ValueError``."""
+        found = _POSITION.fullmatch(text)
+        if found is None:
+            raise ValueError("a position is <epoch>-<seq>, as in a message's relay_seq")
+        return cls(found[1], int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
 
 class Attach(msgspec.Struct, frozen=True, kw_only=True):
     """A client wants a kernel's channels.
@@ -77,6 +90,11 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     gateway: bool = False
     """Whether the client is a Jupyter Server in gateway mode: its WebSocket takes text only."""
     position: Position | None = None
+    """How far the edge has sent the journal on this WebSocket already."""
+    asks: bool = False
+    """Whether the client wants to hear the seq of every message, and repeats its requests."""
+    last_seq: Position | None = None
+    """How far the client says that it has come."""
     request_id: str = ""
 
 
@@ -94,10 +112,24 @@ class Close(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Detach(msgspec.Struct, frozen=True):
-    """The client's WebSocket ended; ``clean`` when it said goodbye."""
+class Departure(enum.StrEnum):
+    """How a client left."""
 
-    clean: bool
+    GOODBYE = "goodbye"
+    """It closed its WebSocket in good order."""
+    BROKEN = "broken"
+    """Its connection broke, or it closed because of what it had been sent."""
+
+
+class Detach(msgspec.Struct, frozen=True, kw_only=True):
+    """The client's WebSocket ended; no ``departure`` where it was the edge that ended it.
+
+    It had been sent everything up to ``seq``, and ``fragment`` frames of the message after.
+    """
+
+    departure: Departure | None = None
+    seq: int = 0
+    fragment: int = 0
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

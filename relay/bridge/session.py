@@ -1,10 +1,15 @@
 """Sessions: who hears what of a kernel, from where, and whose request a reply answers.
 
-Sans I/O: `Sessions.handle` takes one event and returns the actions to perform, in order. The
-holder performs them (``holder/hub.py``); nothing here knows of sockets, files or clocks.
+Sans I/O: `Sessions.handle` takes one event and the time, and returns the actions to perform, in
+order. The holder performs them (``holder/hub.py``); nothing here knows of sockets, files or clocks.
+The same events always make the same table, so that whoever keeps them (``holder/memory.py``) can
+make it again.
 
 Every kernel→client message gets one ``seq``, in one order over all channels. A reply belongs to
 the session that sent the request it answers; iopub belongs to everybody.
+
+A session's cursor says how far its client has come for certain: it moves on proof only. A client
+that comes back reads on from there, whatever became of its connection.
 """
 
 from __future__ import annotations
@@ -15,8 +20,25 @@ from typing import Final
 
 import msgspec
 
+from relay.bridge.events import (
+    Acknowledge,
+    Action,
+    Append,
+    Attached,
+    Detached,
+    Discard,
+    End,
+    Event,
+    Forward,
+    HolderLost,
+    KernelLost,
+    Proved,
+    Published,
+    Start,
+    Submitted,
+)
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Position
+from relay.bridge.records import Attach, Departure, Position
 
 EVERYBODY: Final = b""
 _KEY_BYTES: Final = 8
@@ -24,170 +46,147 @@ _UNANSWERED: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
 """Message types that no kernel replies to, and of which widgets send very many."""
 _REPLACED_LINKS: Final = 64
 """WebSockets remembered, per session, that a newer one has replaced."""
+_FAREWELLS: Final = 16
+"""Messages remembered on which clients say goodbye."""
+_STRIKES: Final = 3
+"""Connections that must have ended on one message until it is left out."""
 REPLACED: Final = (1000, "replaced by a newer connection of this session")
 
 
-# Events: what happened.
+class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered at the most; seconds for the lifetimes of those who are away."""
 
-
-class Attached(msgspec.Struct, frozen=True):
-    """A connection (the holder's own number for it) asks for a session."""
-
-    connection: int
-    attach: Attach
-
-
-class Detached(msgspec.Struct, frozen=True):
-    """A connection ended; ``clean`` when the client said goodbye."""
-
-    connection: int
-    clean: bool
-
-
-class Submitted(msgspec.Struct, frozen=True):
-    """A client's message ``number``, with the ids from its header."""
-
-    connection: int
-    number: int
-    channel: Channel
-    msg_id: str
-    session: str
-    msg_type: str = ""
-
-
-class Published(msgspec.Struct, frozen=True):
-    """A kernel's message, with the ids from its parent header."""
-
-    channel: Channel
-    parent_msg_id: str
-    parent_session: str
-
-
-class Proved(msgspec.Struct, frozen=True):
-    """The client of this connection has received everything up to ``seq``."""
-
-    connection: int
-    seq: int
-
-
-class KernelLost(msgspec.Struct, frozen=True):
-    """The kernel process is gone: what was asked of it stays unanswered."""
+    sessions: int
+    requests: int
+    repeats: int
+    lifetime: float
+    anonymous_lifetime: float
 
 
 _Request = tuple[Channel, str, str]
 """Where a request went, and its ``msg_id`` and ``session``: clients may share the latter two."""
 
-Event = Attached | Detached | Submitted | Published | Proved | KernelLost
+
+class _Session(msgspec.Struct, kw_only=True):
+    """One client on one kernel."""
+
+    key: bytes
+    principal: str
+    anonymous: bool
+    cursor: int
+    """Up to here its client has everything for certain."""
+    audiences: frozenset[bytes]
+    """Whose messages it hears: everybody's, its own, and of those it cannot be told from."""
+    asks: bool = False
+    """Whether its client says where it stands, and repeats what it does not know to be done."""
+    link: str = ""
+    received: int = 0
+    """The last of its client's messages on this link."""
+    replaced: list[str] = []
+    known: dict[str, None] = {}
+    """The requests of a client that repeats them, oldest first."""
+    connection: int | None = None
+    left: float = 0.0
+    """When its last connection ended."""
+    strikes: int = 0
+    """Connections that ended in a row with the cursor where it is."""
+    struck: int = -1
 
 
-# Actions: what to do about it.
+class _Waiting(msgspec.Struct, frozen=True):
+    """Requests with the same ids, and the keys of those who sent them, in order."""
+
+    request: _Request
+    keys: list[bytes]
 
 
-class Start(msgspec.Struct, frozen=True):
-    """Let the connection read from ``position`` on what is addressed to ``audience``."""
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `Sessions` knows, to be written down."""
 
-    connection: int
-    audience: bytes
-    position: Position
-    acknowledged: int
-
-
-class End(msgspec.Struct, frozen=True):
-    """Close the connection with a code and a reason."""
-
-    connection: int
-    code: int
-    reason: str
-
-
-class Forward(msgspec.Struct, frozen=True):
-    """Send the submitted message to the kernel."""
-
-
-class Acknowledge(msgspec.Struct, frozen=True):
-    """Tell the connection that ``number`` needs no repeating."""
-
-    connection: int
-    number: int
-
-
-class Append(msgspec.Struct, frozen=True):
-    """Write the published message to the journal."""
-
+    epoch: str
     seq: int
-    audience: bytes
-
-
-class Discard(msgspec.Struct, frozen=True):
-    """The published message answers nobody that is known here."""
-
-
-Action = Start | End | Forward | Acknowledge | Append | Discard
-
-
-class _Session:
-    """One client on one kernel. ``cursor``: up to here its client has everything for certain."""
-
-    __slots__ = ("anonymous", "connection", "cursor", "key", "link", "received", "replaced")
-
-    def __init__(self, key: bytes, cursor: int, *, anonymous: bool) -> None:
-        self.key = key
-        self.cursor = cursor
-        self.anonymous = anonymous
-        self.link = ""
-        self.received = 0
-        self.replaced: deque[str] = deque(maxlen=_REPLACED_LINKS)
-        self.connection: int | None = None
+    sessions: list[_Session]
+    waiting: list[_Waiting]
+    farewells: list[int]
 
 
 class Sessions:
-    """The sessions of one kernel.
+    """The sessions of one kernel."""
 
-    ``limit`` sessions and ``request_limit`` unanswered requests are kept; past that the oldest
-    detached session, or the oldest request, is forgotten.
-    """
-
-    def __init__(self, epoch: str, seq: int = 0, *, limit: int, request_limit: int) -> None:
+    def __init__(self, epoch: str, limits: SessionLimits, seq: int = 0) -> None:
         self.epoch = epoch
         self.seq = seq
-        self._limit = limit
-        self._request_limit = request_limit
+        """The newest message's."""
+        self._limits = limits
         self._sessions: dict[bytes, _Session] = {}
+        """In the order of their last use."""
         self._connections: dict[int, _Session] = {}
         self._requests: dict[_Request, deque[bytes]] = {}
         self._unanswered = 0
+        self._farewells: deque[int] = deque(maxlen=_FAREWELLS)
+
+    @classmethod
+    def restore(cls, table: Table, limits: SessionLimits) -> Sessions:
+        """The sessions that `dump` wrote down."""
+        made = cls(table.epoch, limits, table.seq)
+        made._farewells.extend(table.farewells)
+        for session in table.sessions:
+            made._sessions[session.key] = session
+            if session.connection is not None:
+                made._connections[session.connection] = session
+        for waiting in table.waiting:
+            made._requests[waiting.request] = deque(waiting.keys)
+            made._unanswered += len(waiting.keys)
+        return made
+
+    def dump(self) -> Table:
+        """Everything, as it is now; it changes with the next event."""
+        return Table(
+            epoch=self.epoch,
+            seq=self.seq,
+            sessions=list(self._sessions.values()),
+            waiting=[_Waiting(request, list(keys)) for request, keys in self._requests.items()],
+            farewells=list(self._farewells),
+        )
 
     @property
     def connections(self) -> int:
         """How many connections are attached."""
         return len(self._connections)
 
-    def handle(self, event: Event) -> list[Action]:
-        """Take one event; perform what it returns, in order."""
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event, ``now`` in seconds; perform what it returns, in order."""
         match event:
             case Published():
                 return [self._published(event)]
             case Submitted():
                 return self._submitted(event)
             case Attached():
-                return self._attached(event)
+                return self._attached(event, now)
             case Detached():
-                self._detached(event)
+                self._detached(event, now)
             case Proved():
                 self._proved(event)
             case KernelLost():
                 self._requests.clear()
                 self._unanswered = 0
+            case HolderLost():
+                for connection in list(self._connections):
+                    self._detached(Detached(connection), now)
         return []
 
-    def _attached(self, event: Attached) -> list[Action]:
+    # Connections.
+
+    def _attached(self, event: Attached, now: float) -> list[Action]:
         attach = event.attach
+        self._forget_expired(now)
         session = self._session(attach)
-        position = self._start(session, attach.position)
+        session.asks = session.asks or attach.asks
+        position = self._start(session, attach)
         if attach.link in session.replaced:
             # While nobody reads it, a WebSocket cannot be told that it was replaced. Once it
             # asks again, for a link that it lost, it must not take the session back.
-            start = Start(event.connection, session.key, position, 0)
+            start = Start(event.connection, session.audiences, position, 0)
             return [start, End(event.connection, *REPLACED)]
         actions: list[Action] = []
         if session.connection is not None:
@@ -195,31 +194,78 @@ class Sessions:
             self._connections.pop(session.connection, None)
         if session.link != attach.link:
             if session.link:
-                session.replaced.append(session.link)
+                session.replaced = [*session.replaced, session.link][-_REPLACED_LINKS:]
             # Numbers of client messages are counted per link.
             session.link, session.received = attach.link, 0
         session.connection = event.connection
         self._connections[event.connection] = session
-        actions.append(Start(event.connection, session.key, position, session.received))
+        poison = session.strikes >= _STRIKES and position == Position(self.epoch, session.cursor)
+        actions.append(
+            Start(event.connection, session.audiences, position, session.received, poison)
+        )
         return actions
 
-    def _start(self, session: _Session, asked: Position | None) -> Position:
-        if asked is not None and asked.epoch == self.epoch and asked.seq <= self.seq:
-            return asked
-        return Position(self.epoch, session.cursor)
+    def _start(self, session: _Session, attach: Attach) -> Position:
+        sent, has = attach.position, attach.last_seq
+        if has is not None and has.epoch == self.epoch:
+            # Nobody knows better than the client itself; of an edge's word for it this is proof.
+            self._move(session, has.seq)
+        if sent is not None and sent.epoch == self.epoch and sent.seq <= self.seq:
+            return sent
+        if has is None:
+            return Position(self.epoch, session.cursor)
+        if has.epoch != self.epoch:
+            # Of this kernel it has nothing.
+            return Position(self.epoch, 0)
+        return Position(self.epoch, min(has.seq, self.seq))
 
     def _session(self, attach: Attach) -> _Session:
-        # Without an id of its own a session is just this one WebSocket of the edge.
-        name = f"s {attach.session_id}" if attach.session_id else f"l {attach.link}"
-        key = session_key(attach.principal, name)
+        session = self._named(attach) if attach.session_id else self._nameless(attach)
         # Taken out and put back, so that the dictionary's order is the order of last use.
-        session = self._sessions.pop(key, None)
-        if session is None:
-            if len(self._sessions) >= self._limit:
-                self._forget_oldest_detached()
-            session = _Session(key, self.seq, anonymous=not attach.session_id)
-        self._sessions[key] = session
+        self._sessions.pop(session.key, None)
+        if len(self._sessions) >= self._limits.sessions:
+            self._forget_oldest_detached()
+        self._sessions[session.key] = session
         return session
+
+    def _named(self, attach: Attach) -> _Session:
+        key = session_key(attach.principal, f"s {attach.session_id}")
+        return self._sessions.get(key) or self._new(key, attach)
+
+    def _nameless(self, attach: Attach) -> _Session:
+        """The session of a client without a ``session_id``: who it is, its principal alone says.
+
+        It takes the place of one that broke off and is away. Which of several, nobody can tell:
+        so it gets what any of them has not had, and so will the others. Some of it comes twice
+        then, but nothing not at all.
+        """
+        mine = [
+            each
+            for each in self._sessions.values()
+            if each.anonymous and each.principal == attach.principal
+        ]
+        for session in mine:
+            if session.link == attach.link:
+                return session
+        session = self._new(session_key(attach.principal, f"l {attach.link}"), attach)
+        away = [each for each in mine if each.connection is None]
+        if away and attach.position is None:
+            session.cursor = min(each.cursor for each in away)
+            shared = frozenset[bytes]().union(*(each.audiences for each in away))
+            session.audiences |= shared
+            for each in away:
+                each.cursor, each.audiences = session.cursor, shared
+            del self._sessions[away[0].key]
+        return session
+
+    def _new(self, key: bytes, attach: Attach) -> _Session:
+        return _Session(
+            key=key,
+            principal=attach.principal,
+            anonymous=not attach.session_id,
+            cursor=self.seq,
+            audiences=frozenset((EVERYBODY, key)),
+        )
 
     def _forget_oldest_detached(self) -> None:
         for key, session in self._sessions.items():
@@ -227,17 +273,50 @@ class Sessions:
                 del self._sessions[key]
                 return
 
-    def _detached(self, event: Detached) -> None:
+    def _forget_expired(self, now: float) -> None:
+        limits = self._limits
+        for key, session in list(self._sessions.items()):
+            lifetime = limits.anonymous_lifetime if session.anonymous else limits.lifetime
+            if session.connection is None and now - session.left > lifetime:
+                del self._sessions[key]
+
+    def _detached(self, event: Detached, now: float) -> None:
         session = self._connections.pop(event.connection, None)
         if session is None:
             # Replaced by a newer one.
             return
         session.connection = None
+        session.left = now
         # Leaving is the last use: who left first is forgotten first.
         del self._sessions[session.key]
-        if not (event.clean and session.anonymous):
-            # The others can be named again.
-            self._sessions[session.key] = session
+        if session.anonymous and event.departure is Departure.GOODBYE:
+            # Nobody can mean it any more; the others can be named again.
+            return
+        self._sessions[session.key] = session
+        if event.departure is Departure.GOODBYE:
+            # What a client had not read when it decided to leave, it has not had. But on what
+            # made it leave it must not meet again, or it would leave and come back for ever.
+            self._move(session, max((f for f in self._farewells if f <= event.sent), default=0))
+        elif event.departure is Departure.BROKEN:
+            self._strike(session, event)
+
+    def _strike(self, session: _Session, event: Detached) -> None:
+        """Count the connections that end before anything more was proved."""
+        if event.sent > session.cursor or event.begun:
+            session.strikes = session.strikes + 1 if session.struck == session.cursor else 1
+            session.struck = session.cursor
+
+    def _proved(self, event: Proved) -> None:
+        session = self._connections.get(event.connection)
+        if session is not None:
+            self._move(session, event.seq)
+
+    def _move(self, session: _Session, seq: int) -> None:
+        if session.cursor < seq <= self.seq:
+            session.cursor = seq
+            session.strikes = 0
+
+    # Messages.
 
     def _submitted(self, event: Submitted) -> list[Action]:
         session = self._connections.get(event.connection)
@@ -247,30 +326,46 @@ class Sessions:
         if event.number <= session.received:
             return [acknowledge]
         session.received = event.number
-        if event.channel is Channel.IOPUB:
+        if event.channel is Channel.IOPUB or (session.asks and self._is_known(event, session)):
             # A kernel's iopub takes nothing.
             return [acknowledge]
         if event.channel is not Channel.STDIN and event.msg_type not in _UNANSWERED:
             self._remember(event, session)
         return [Forward(), acknowledge]
 
+    def _is_known(self, event: Submitted, session: _Session) -> bool:
+        request = f"{event.channel:d} {len(event.msg_id)} {event.msg_id} {event.session}"
+        known = request in session.known
+        session.known[request] = None
+        if len(session.known) > self._limits.repeats:
+            del session.known[next(iter(session.known))]
+        return known
+
     def _remember(self, event: Submitted, session: _Session) -> None:
         request = event.channel, event.msg_id, event.session
         waiting = self._requests.setdefault(request, deque())
         waiting.append(session.key)
         self._unanswered += 1
-        if self._unanswered > self._request_limit:
+        if self._unanswered > self._limits.requests:
             oldest = next(iter(self._requests))
             self._unanswered -= len(self._requests.pop(oldest))
 
     def _published(self, event: Published) -> Action:
-        audience: bytes | None = EVERYBODY
-        if event.channel is not Channel.IOPUB:
-            audience = self._asker(event)
+        audience = self._audience(event)
         if audience is None:
             return Discard()
         self.seq += 1
+        if event.farewell:
+            self._farewells.append(self.seq)
         return Append(self.seq, audience)
+
+    def _audience(self, event: Published) -> bytes | None:
+        if event.channel is not Channel.IOPUB:
+            return self._asker(event)
+        if event.connection is None:
+            return EVERYBODY
+        session = self._connections.get(event.connection)
+        return session.key if session else None
 
     def _asker(self, event: Published) -> bytes | None:
         if event.channel is Channel.STDIN:
@@ -290,11 +385,6 @@ class Sessions:
 
     def _waiting(self, channel: Channel, event: Published) -> deque[bytes] | None:
         return self._requests.get((channel, event.parent_msg_id, event.parent_session))
-
-    def _proved(self, event: Proved) -> None:
-        session = self._connections.get(event.connection)
-        if session is not None and session.cursor < event.seq <= self.seq:
-            session.cursor = event.seq
 
 
 def session_key(principal: str, name: str) -> bytes:

@@ -270,6 +270,14 @@ class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Clients remembered, connected or not; past that, the one that left first is forgotten."""
     requests: Count = 10_000
     """Unanswered requests remembered; past that, the reply to the oldest finds nobody."""
+    repeats: Count = 1000
+    """Requests remembered of a client that repeats them (``last_seq``), so that each runs once."""
+    lifetime: Seconds = 86400.0
+    """Seconds after which a client that stays away is forgotten: it would begin at the newest
+    message, like a new one."""
+    anonymous_lifetime: Seconds = 300.0
+    """The same for clients without a ``session_id``, in whose place the next one of the same
+    person begins."""
 
 
 class CullSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -307,7 +315,8 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     restart_window: Seconds = 60.0
     """Seconds a kernel must live for its next death to count as the first in a row."""
     message_bytes: Size = 256 * _MIB
-    """Bytes of one message to clients; beyond: close code 1009."""
+    """Bytes of one message. A client gets a notice instead of a larger one, and is closed with
+    1009 when it sends one."""
     log_bytes: Size = 16 * _MIB
     """Bytes kept of what the kernel's process itself writes to stdout and stderr."""
     max_kernels: CountOrZero = 0

@@ -113,12 +113,14 @@ class App:
         )
         if route.kind is Kind.CHANNELS:
             session_id = target.values("session_id")
+            last_seq = target.values("last_seq")
             return await self._channels.handle(
                 request,
                 cluster=cluster,
                 kernel_id=route.kernel_id or "",
                 principal=principal,
                 session_id=session_id[0] if session_id else "",
+                last_seq=last_seq[0] if last_seq else None,
                 request_id=request_id,
             )
         if channels_only:

@@ -14,7 +14,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from relay.bridge.records import Attach
+from relay.bridge.records import Attach, Position
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.link import Link
@@ -53,6 +53,7 @@ class Channels:
         kernel_id: str,
         principal: Principal,
         session_id: str,
+        last_seq: str | None,
         request_id: str,
     ) -> web.StreamResponse:
         """Serve one WebSocket from its handshake to its end.
@@ -69,6 +70,8 @@ class Channels:
             session_id=session_id,
             subprotocol=subprotocol,
             gateway=not subprotocol and _is_gateway(request),
+            asks=last_seq is not None,
+            last_seq=_position(last_seq),
             request_id=request_id,
         )
         # The client waits for its upgrade while an agent comes back: a refusal would make
@@ -157,6 +160,16 @@ def _is_gateway(request: web.BaseRequest) -> bool:
     Node's says nothing of itself, and takes everything.
     """
     return request.headers.get(hdrs.USER_AGENT, "").startswith("Tornado/")
+
+
+def _position(text: str | None) -> Position | None:
+    """What a client says of how far it has come. Raises `BadRequest`."""
+    if not text:
+        return None
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise BadRequest(f"last_seq: {error}.") from None
 
 
 def _handshake(request: web.BaseRequest) -> tuple[bytes, str]:

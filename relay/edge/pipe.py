@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import math
 import struct
-import termios
 from collections import deque
 from typing import Final
 
 import structlog
 from websockets.exceptions import PayloadTooBig
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import OPEN, Protocol, Side
 
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     Close,
+    Departure,
     Detach,
     Kind,
     Position,
@@ -44,8 +44,18 @@ _REASON_BYTES: Final = 123
 """What a close frame holds beside its code (RFC 6455 §5.5)."""
 _MOMENT: Final = 0.01
 """Seconds past a deadline at which it has certainly passed."""
-_INT: Final = struct.Struct("i")
 _PROOF: Final = struct.Struct("<Q")
+_COMPLAINTS: Final = frozenset(
+    {
+        CloseCode.PROTOCOL_ERROR,
+        CloseCode.UNSUPPORTED_DATA,
+        CloseCode.INVALID_DATA,
+        CloseCode.POLICY_VIOLATION,
+        CloseCode.MESSAGE_TOO_BIG,
+        CloseCode.INTERNAL_ERROR,
+    }
+)
+"""With these a client closes because of what it was sent (RFC 6455 §7.4.1)."""
 
 
 class Pipe(asyncio.Protocol):
@@ -76,6 +86,10 @@ class Pipe(asyncio.Protocol):
         self._proved = 0
         self._ping: tuple[bytes, float] | None = None
         """The one ping in flight and when it was sent, in seconds of the loop."""
+        self._pinged = -math.inf
+        """When the last one was sent."""
+        self._ended_here = False
+        """Whether it was this side that cut the connection."""
         self._last_heard = self._loop.time()
         self._timer = self._loop.call_later(settings.ping_interval, self._on_timer)
         self._timer_is_for_proof = False
@@ -92,7 +106,7 @@ class Pipe(asyncio.Protocol):
         self.unlinked.clear()
         if self.finished.is_set() or self._frames.state is not OPEN:
             # The client left, or was sent away, while the link was being opened.
-            self._drop_link(clean=self._frames.close_rcvd is not None)
+            self._drop_link(self._departure)
             return
         attached = link.attached
         before = self.position
@@ -178,11 +192,12 @@ class Pipe(asyncio.Protocol):
             short = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
             self._frames.send_close(code, short)
             self._flush()
-        self._drop_link(clean=False)
-        self._loop.call_later(_CLOSE_TIMEOUT, self._client.abort)
+        self._drop_link(self._departure)
+        self._loop.call_later(_CLOSE_TIMEOUT, self.abort)
 
     def abort(self) -> None:
         """Cut the client's connection."""
+        self._ended_here = True
         self._client.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -192,12 +207,9 @@ class Pipe(asyncio.Protocol):
         for event in self._frames.events_received():
             if isinstance(event, Frame):
                 self._on_frame(event)
-        if self._said_goodbye and self._link is not None:
-            # What has just been acknowledged may make room for more, which goes out in this turn
-            # of the loop: whether that was all can be told in the next.
-            self._loop.call_soon(self._part)
-        else:
-            self._flush()
+        if self._said_goodbye:
+            self._drop_link(self._departure)
+        self._flush()
         if self._frames.parser_exc is not None:
             self._log_bad_frame(self._frames.parser_exc)
 
@@ -205,17 +217,15 @@ class Pipe(asyncio.Protocol):
     def _said_goodbye(self) -> bool:
         return self._frames.close_rcvd is not None and self._frames.parser_exc is None
 
-    def _part(self) -> None:
-        """Let go of a client that has said goodbye.
-
-        What its host has acknowledged to the last byte, it is not sent again when it comes back.
-        JupyterLab closes and comes back when it hears that a kernel restarts: told once more, it
-        would do so for ever.
-        """
-        if self._link is not None and _is_acknowledged(self._client):
-            self._link.write(number_record(Kind.PROVED, self._seq))
-        self._drop_link(clean=True)
-        self._flush()
+    @property
+    def _departure(self) -> Departure | None:
+        """How the client leaves; None where it is sent away."""
+        close = self._frames.close_rcvd
+        if self._frames.close_sent is not None and not self._frames.close_rcvd_then_sent:
+            return None
+        if close is None:
+            return None if self._ended_here else Departure.BROKEN
+        return Departure.BROKEN if close.code in _COMPLAINTS else Departure.GOODBYE
 
     def _log_bad_frame(self, problem: Exception) -> None:
         if isinstance(problem, PayloadTooBig):
@@ -265,15 +275,17 @@ class Pipe(asyncio.Protocol):
         """The client is gone."""
         del exc
         self._timer.cancel()
-        self._drop_link(clean=self._frames.close_rcvd is not None)
+        self._drop_link(self._departure)
         self.finished.set()
         self.unlinked.set()
 
-    def _drop_link(self, *, clean: bool) -> None:
+    def _drop_link(self, departure: Departure | None) -> None:
         link, self._link = self._link, None
         if link is not None:
+            fragment = self.position.fragment if self.position else 0
+            detach = Detach(departure=departure, seq=self._seq, fragment=fragment)
             with contextlib.suppress(OSError):
-                link.write(struct_record(Kind.DETACH, Detach(clean)))
+                link.write(struct_record(Kind.DETACH, detach))
             link.close()
 
     def pause_writing(self) -> None:
@@ -291,8 +303,14 @@ class Pipe(asyncio.Protocol):
     # Pings: whether the client lives, and how far it has come for certain.
 
     def _want_proof(self) -> None:
-        if not self._timer_is_for_proof:
-            self._schedule(self._settings.proof_interval, for_proof=True)
+        """Ask for one: right behind the first output after a pause, then now and again."""
+        if self._ping is not None or self._seq <= self._proved:
+            return
+        wait = self._pinged + self._settings.proof_interval - self._loop.time()
+        if wait <= 0:
+            self._on_timer()
+        elif not self._timer_is_for_proof:
+            self._schedule(wait, for_proof=True)
 
     def _schedule(self, seconds: float, *, for_proof: bool) -> None:
         self._timer.cancel()
@@ -308,7 +326,7 @@ class Pipe(asyncio.Protocol):
                 self._send_ping(now)
         elif not self._client_paused and self._silent_for(now) > self._settings.pong_timeout:
             log.info("client_silent", setting="websocket.pong_timeout")
-            self._client.abort()
+            self.abort()
             return
         interval = self._settings.proof_interval if behind else self._settings.ping_interval
         if self._ping is not None:
@@ -320,6 +338,7 @@ class Pipe(asyncio.Protocol):
     def _send_ping(self, now: float) -> None:
         payload = _PROOF.pack(self._seq)
         self._ping = payload, now
+        self._pinged = now
         if self._frames.state is OPEN:
             self._frames.send_ping(payload)
             self._flush()
@@ -336,15 +355,4 @@ class Pipe(asyncio.Protocol):
             self._proved = seq
             if self._link is not None:
                 self._link.write(number_record(Kind.PROVED, seq))
-
-
-def _is_acknowledged(transport: asyncio.Transport) -> bool:
-    """Whether the other host has acknowledged all that was written (``tcp(7)``, SIOCOUTQ)."""
-    connection = transport.get_extra_info("socket")
-    if connection is None or transport.get_write_buffer_size():
-        return False
-    try:
-        queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
-    except OSError:
-        return False
-    return bool(_INT.unpack(queued)[0] == 0)
+        self._want_proof()

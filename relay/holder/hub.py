@@ -17,15 +17,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
-from relay.bridge.messages import (
-    Buffer,
-    Channel,
-    Message,
-    parse_header,
-    synthetic,
-)
-from relay.bridge.records import Attach
-from relay.bridge.session import (
+from relay.bridge.events import (
     Acknowledge,
     Action,
     Append,
@@ -37,12 +29,20 @@ from relay.bridge.session import (
     KernelLost,
     Proved,
     Published,
-    Sessions,
     Start,
     Submitted,
 )
+from relay.bridge.messages import (
+    Buffer,
+    Channel,
+    Message,
+    parse_header,
+    synthetic,
+)
+from relay.bridge.records import Attach, Detach
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
+from relay.holder.memory import Memory
 from relay.holder.sockets import KernelSockets
 from relay.holder.store import Entry, Journal
 from relay.model import ExecutionState
@@ -102,7 +102,7 @@ class Hub:
     ``on_change`` is called when something that `bridge.records.Status` shows has changed.
     """
 
-    def __init__(self, sessions: Sessions, journal: Journal, on_change: Callable[[], None]) -> None:
+    def __init__(self, memory: Memory, journal: Journal, on_change: Callable[[], None]) -> None:
         self.journal = journal
         self.heard = asyncio.Event()
         """Set when iopub has been heard from the present kernel process."""
@@ -112,7 +112,7 @@ class Hub:
         self.last_activity = time.time()
         self.running_cell: Buffer = _NO_PARENT
         """The parent header of what the kernel is busy with."""
-        self._sessions = sessions
+        self._memory = memory
         self._on_change = on_change
         self._readers: dict[int, Reader] = {}
         self._next_connection = 0
@@ -129,12 +129,12 @@ class Hub:
     @property
     def epoch(self) -> str:
         """The journal's epoch: a seq means something together with it only."""
-        return self._sessions.epoch
+        return self._memory.sessions.epoch
 
     @property
     def connections(self) -> int:
         """How many clients are attached."""
-        return self._sessions.connections
+        return self._memory.sessions.connections
 
     def attach(self, reader: Reader, attach: Attach) -> int:
         """A client comes; returns the number its connection has from now on."""
@@ -145,10 +145,11 @@ class Hub:
         self._on_change()
         return connection
 
-    def detach(self, connection: int, *, clean: bool) -> None:
-        """A client's connection ended."""
+    def detach(self, connection: int, detach: Detach | None) -> None:
+        """A client's connection ended; without a ``detach``, its edge or agent did."""
         self._readers.pop(connection, None)
-        self._perform(Detached(connection, clean))
+        told = detach or Detach()
+        self._perform(Detached(connection, told.departure, told.seq, told.fragment > 0))
         self._on_change()
 
     def prove(self, connection: int, seq: int) -> None:
@@ -283,7 +284,7 @@ class Hub:
     # The journal.
 
     def _append(self, event: Published, message: Message) -> None:
-        for action in self._sessions.handle(event):
+        for action in self._memory.handle(event, time.time()):
             if isinstance(action, Append):
                 self._unwritten.append(
                     Entry(action.seq, message.channel, action.audience, _parts(message))
@@ -311,7 +312,7 @@ class Hub:
                 log.info("journal_written_again", unsaved=self.journal.unsaved)
 
     def _perform(self, event: Event) -> Sequence[Action]:
-        actions = self._sessions.handle(event)
+        actions = self._memory.handle(event, time.time())
         for action in actions:
             match action:
                 case Start():

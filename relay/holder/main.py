@@ -13,7 +13,6 @@ import os
 import secrets
 import signal
 import time
-import uuid
 from pathlib import Path
 from typing import Final
 
@@ -23,13 +22,15 @@ import uvloop
 
 from relay import log as logging
 from relay.bridge.records import Phase, Status
-from relay.bridge.session import Sessions
+from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
+from relay.holder.channels import ChannelLimits
 from relay.holder.culling import Usage, is_idle
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
+from relay.holder.memory import Memory
 from relay.holder.serve import Server
 from relay.holder.store import Journal
 from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
@@ -85,14 +86,15 @@ class Holder:
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
-        limits = config.sessions
-        sessions = Sessions(
-            uuid.uuid4().hex[:12],
-            journal.last_seq,
-            limit=limits.sessions,
-            request_limit=limits.requests,
+        limits = SessionLimits(
+            sessions=config.sessions.sessions,
+            requests=config.sessions.requests,
+            repeats=config.sessions.repeats,
+            lifetime=config.sessions.lifetime,
+            anonymous_lifetime=config.sessions.anonymous_lifetime,
         )
-        self._hub = Hub(sessions, journal, self._changed)
+        self._memory = Memory.open(place.sessions, limits, journal.last_seq, time.time())
+        self._hub = Hub(self._memory, journal, self._changed)
         self._process = KernelProcess(_plan(place, config))
         self._life = Life(
             self._process,
@@ -107,7 +109,9 @@ class Holder:
             status=self._status,
             operate=self.operate,
             max_record=config.max_record,
-            journal_limit=config.journal.bytes,
+            limits=ChannelLimits(
+                message_bytes=config.kernels.message_bytes, journal_bytes=config.journal.bytes
+            ),
         )
 
     async def run(self) -> None:
@@ -126,6 +130,7 @@ class Holder:
         await self._server.deserted(_FAREWELL)
         self._server.close()
         self._hub.journal.close()
+        self._memory.close()
         Path(self._config.socket).unlink(missing_ok=True)
         log.info("ended", phase=self._life.phase)
 

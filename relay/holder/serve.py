@@ -17,30 +17,20 @@ from typing import Final
 
 import structlog
 
-from relay.bridge.messages import Message
 from relay.bridge.records import (
     Attach,
-    Attached,
     Call,
-    Close,
-    Detach,
-    Entry,
     Failure,
     Kind,
     RecordError,
     Result,
     Status,
-    entries_record,
-    number_record,
-    read_number,
     read_struct,
-    read_submit,
     struct_record,
 )
-from relay.bridge.session import EVERYBODY, Start
-from relay.errors import MalformedMessage, RelayError
+from relay.errors import RelayError
+from relay.holder.channels import ChannelLimits, Channels
 from relay.holder.hub import Hub
-from relay.holder.store import Batch
 from relay.streams import read_record
 
 log = structlog.get_logger(__name__)
@@ -55,8 +45,7 @@ Operation = Callable[[str], Coroutine[None, None, None]]
 class Server:
     """Serves one kernel's hub to agents of the same user.
 
-    ``max_record`` in bytes bounds one record from an agent; ``journal_limit`` is shown in gap
-    notices.
+    ``max_record`` in bytes bounds one record from an agent.
     """
 
     def __init__(
@@ -66,13 +55,13 @@ class Server:
         status: Callable[[], Status],
         operate: Operation,
         max_record: int,
-        journal_limit: int,
+        limits: ChannelLimits,
     ) -> None:
         self._hub = hub
         self._status = status
         self._operate = operate
         self._max_record = max_record
-        self._journal_limit = journal_limit
+        self._limits = limits
         self._version = 0
         self._connected = 0
         self._nobody = asyncio.Event()
@@ -115,7 +104,7 @@ class Server:
             kind, payload = await read_record(reader, self._max_record)
             if kind is Kind.ATTACH:
                 attach = read_struct(payload, Attach)
-                channels = _Channels(self._hub, writer, attach, self._journal_limit)
+                channels = Channels(self._hub, writer, attach, self._limits)
                 with structlog.contextvars.bound_contextvars(request_id=attach.request_id):
                     log.info("attached", link=attach.link)
                     await channels.run(reader, self._max_record)
@@ -168,126 +157,6 @@ class Server:
                 log.warning("call_failed", op=call.op, problem=error.message)
                 failure = Failure(error.message, error.reason, error.http_status)
         writer.write(struct_record(Kind.RESULT, Result(id=call.id, failure=failure)))
-
-
-class _Channels:
-    """One client's channels: reads from the journal at the client's own pace."""
-
-    def __init__(
-        self, hub: Hub, writer: asyncio.StreamWriter, attach: Attach, journal_limit: int
-    ) -> None:
-        self._hub = hub
-        self._writer = writer
-        self._attach = attach
-        self._journal_limit = journal_limit
-        self._start: Start
-        self._close: Close | None = None
-        self._more = asyncio.Event()
-
-    # What the hub calls.
-
-    def start(self, action: Start) -> None:
-        self._start = action
-        attached = Attached(position=action.position, acknowledged=action.acknowledged)
-        self._writer.write(struct_record(Kind.ATTACHED, attached))
-
-    def end(self, code: int, reason: str) -> None:
-        self._close = Close(code, reason)
-        self._more.set()
-
-    def acknowledge(self, number: int) -> None:
-        self._writer.write(number_record(Kind.ACK, number))
-
-    def wake(self) -> None:
-        self._more.set()
-
-    async def run(self, reader: asyncio.StreamReader, max_record: int) -> None:
-        """Serve until the client or the kernel is done."""
-        connection = self._hub.attach(self, self._attach)
-        clean = False
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(self._pump(self._start), name="pump")
-                try:
-                    clean = await self._receive(reader, connection, max_record)
-                finally:
-                    pump.cancel()
-        finally:
-            self._hub.detach(connection, clean=clean)
-
-    async def _receive(
-        self, reader: asyncio.StreamReader, connection: int, max_record: int
-    ) -> bool:
-        while True:
-            kind, payload = await read_record(reader, max_record)
-            match kind:
-                case Kind.SUBMIT:
-                    self._submit(connection, payload)
-                case Kind.PROVED:
-                    self._hub.prove(connection, read_number(payload))
-                case Kind.DETACH:
-                    return read_struct(payload, Detach).clean
-                case _:
-                    msg = f"{kind.name} is not for this connection"
-                    raise RecordError(msg)
-            # An agent that does not read its acknowledgements sends no more.
-            await self._writer.drain()
-
-    def _submit(self, connection: int, payload: bytes) -> None:
-        number, channel, parts = read_submit(payload)
-        header, parent, metadata, content, *buffers = parts
-        message = Message(channel, header, parent, metadata, content, tuple(buffers))
-        try:
-            self._hub.submit(connection, number, message)
-        except MalformedMessage as error:
-            self.end(error.close_code, error.message)
-
-    async def _pump(self, start: Start) -> None:
-        after, fragment = start.position.seq, start.position.fragment
-        while True:
-            self._more.clear()
-            batch = self._hub.journal.read(after, _BATCH_BYTES)
-            if batch.gap and not self._bridge_gap(batch, fragment):
-                return
-            mine = [
-                Entry(entry.seq, entry.channel, entry.parts)
-                for entry in batch.entries
-                if entry.audience in (EVERYBODY, start.audience)
-            ]
-            if mine:
-                self._writer.write(entries_record(mine))
-                fragment = 0
-                await self._writer.drain()
-            if batch.entries:
-                after = batch.entries[-1].seq
-                continue
-            if self._close is not None:
-                self._writer.write(struct_record(Kind.CLOSE, self._close))
-                return
-            await self._more.wait()
-
-    def _bridge_gap(self, batch: Batch, fragment: int) -> bool:
-        """Say what is missing; false where half a message has been sent and its rest is gone."""
-        log.warning("gap", messages=batch.gap)
-        if fragment:
-            close = Close(1011, "the rest of a message is gone from the journal (journal.bytes)")
-            self._writer.write(struct_record(Kind.CLOSE, close))
-            return False
-        text = (
-            # Some of them may have been replies to other clients: the journal no longer knows.
-            f"[relay] Up to {batch.gap} messages are missing here: they are no longer in the "
-            f"journal (journal.bytes = {self._journal_limit}).\n"
-        )
-        # Of the cell that the next message comes from: what runs by now may be another, or
-        # nothing, and clients show no output that belongs to no cell.
-        heard = [entry for entry in batch.entries if entry.audience == EVERYBODY]
-        _, parent_header, *_ = (heard or batch.entries)[0].parts
-        content = {"name": "stderr", "text": text}
-        notice = self._hub.notice("stream", content, parent_header)
-        parts = notice.header, notice.parent_header, notice.metadata, notice.content
-        seq = batch.entries[0].seq - 1
-        self._writer.write(entries_record([Entry(seq, notice.channel, parts)]))
-        return True
 
 
 def _is_this_user(writer: asyncio.StreamWriter) -> bool:

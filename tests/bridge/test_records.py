@@ -18,6 +18,7 @@ from relay.bridge.records import (
     Attached,
     Call,
     Close,
+    Departure,
     Detach,
     Entry,
     Failure,
@@ -65,7 +66,7 @@ STRUCTS: list[tuple[Kind, msgspec.Struct]] = [
     ),
     (Kind.ATTACHED, Attached(position=POSITION, acknowledged=2**63)),
     (Kind.CLOSE, Close(1011, 'why "so"')),
-    (Kind.DETACH, Detach(clean=True)),
+    (Kind.DETACH, Detach(departure=Departure.GOODBYE, seq=4, fragment=1)),
     (Kind.CALL, Call(id=7, op="interrupt", request_id="r")),
     (Kind.RESULT, Result(id=7)),
     (Kind.RESULT, Result(id=7, failure=Failure("no", "Kernel error", 504))),
@@ -187,7 +188,7 @@ def test_what_is_cut_out_of_a_record_is_not_copied() -> None:
 
 
 def test_fields_that_a_newer_version_adds_are_ignored() -> None:
-    assert read_struct(b'{"clean": true, "why": [1]}', Detach) == Detach(clean=True)
+    assert read_struct(b'{"seq": 4, "why": [1]}', Detach) == Detach(seq=4)
 
 
 # Cut short, or not what they say

@@ -2,15 +2,12 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Position
-from relay.bridge.session import (
-    EVERYBODY,
-    REPLACED,
+from relay.bridge.events import (
     Acknowledge,
     Action,
     Append,
@@ -20,12 +17,21 @@ from relay.bridge.session import (
     End,
     Event,
     Forward,
+    HolderLost,
     KernelLost,
     Proved,
     Published,
-    Sessions,
     Start,
     Submitted,
+)
+from relay.bridge.messages import Channel
+from relay.bridge.records import Attach, Departure, Position
+from relay.bridge.session import (
+    EVERYBODY,
+    REPLACED,
+    SessionLimits,
+    Sessions,
+    Table,
     session_key,
 )
 from tests.playbook import Playbook
@@ -56,8 +62,34 @@ def at(seq: int, fragment: int = 0, epoch: str = EPOCH) -> Position:
     return Position(epoch, seq, fragment)
 
 
+def start(
+    connection: int,
+    own: bytes,
+    position: Position,
+    acknowledged: int,
+    *others: bytes,
+    poison: bool = False,
+) -> Start:
+    audiences = frozenset((EVERYBODY, own, *others))
+    return Start(connection, audiences, position, acknowledged, poison)
+
+
+def limits(sessions: int = 10, requests: int = 10, repeats: int = 10) -> SessionLimits:
+    return SessionLimits(
+        sessions=sessions,
+        requests=requests,
+        repeats=repeats,
+        lifetime=1000.0,
+        anonymous_lifetime=100.0,
+    )
+
+
 def play(seq: int = 0, limit: int = 10, request_limit: int = 10) -> Playbook[Event, Action]:
-    return Playbook(Sessions(EPOCH, seq, limit=limit, request_limit=request_limit).handle)
+    return played(Sessions(EPOCH, limits(limit, request_limit), seq))
+
+
+def played(sessions: Sessions, now: float = 0.0) -> Playbook[Event, Action]:
+    return Playbook(lambda event: sessions.handle(event, now))
 
 
 def ask(connection: int, number: int, msg_id: str = "m", session: str = "k") -> Submitted:
@@ -75,9 +107,9 @@ def test_iopub_goes_to_everybody_and_a_reply_to_who_asked() -> None:
     (
         play()
         >> Attached(1, attach("a"))
-        << [Start(1, key("a"), at(0), 0)]
+        << [start(1, key("a"), at(0), 0)]
         >> Attached(2, attach("b", link="l2"))
-        << [Start(2, key("b"), at(0), 0)]
+        << [start(2, key("b"), at(0), 0)]
         >> ask(2, 1)
         << [Forward(), Acknowledge(2, 1)]
         >> PRINT
@@ -141,12 +173,12 @@ def test_a_reply_finds_a_session_that_is_away() -> None:
         play()
         >> Attached(1, attach())
         >> ask(1, 1)
-        >> Detached(1, clean=False)
+        >> Detached(1)
         << []
         >> reply()
         << [Append(1, key())]
         >> Attached(2, attach(link="l2"))
-        << [Start(2, key(), at(0), 0)]
+        << [start(2, key(), at(0), 0)]
     )
 
 
@@ -213,10 +245,10 @@ def test_repeats_on_the_same_link_are_acknowledged_and_dropped() -> None:
         >> ask(1, 1)
         >> ask(1, 2, "n")
         << [Forward(), Acknowledge(1, 2)]
-        >> Detached(1, clean=False)
+        >> Detached(1)
         # The same link through another agent, which repeats what was not acknowledged.
         >> Attached(2, attach(position=at(0)))
-        << [Start(2, key(), at(0), 2)]
+        << [start(2, key(), at(0), 2)]
         >> ask(2, 1)
         << [Acknowledge(2, 1)]
         >> ask(2, 2, "n")
@@ -235,9 +267,9 @@ def test_a_new_link_of_the_same_session_counts_from_one() -> None:
         play()
         >> Attached(1, attach(link="l1"))
         >> ask(1, 1)
-        >> Detached(1, clean=True)
+        >> Detached(1, Departure.GOODBYE)
         >> Attached(2, attach(link="l2"))
-        << [Start(2, key(), at(0), 0)]
+        << [start(2, key(), at(0), 0)]
         >> ask(2, 1, "n")
         << [Forward(), Acknowledge(2, 1)]
     )
@@ -249,14 +281,14 @@ def test_the_newest_connection_of_a_session_wins() -> None:
         >> Attached(1, attach(link="l1"))
         >> ask(1, 1)
         >> Attached(2, attach(link="l2"))
-        << [End(1, *REPLACED), Start(2, key(), at(0), 0)]
+        << [End(1, *REPLACED), start(2, key(), at(0), 0)]
         # What the old one still sends is for nobody, and so is its proof.
         >> ask(1, 2, "n")
         << []
         >> PRINT
         >> Proved(1, 1)
         << []
-        >> Detached(1, clean=True)
+        >> Detached(1, Departure.GOODBYE)
         << []
         >> ask(2, 1, "o")
         << [Forward(), Acknowledge(2, 1)]
@@ -264,7 +296,7 @@ def test_the_newest_connection_of_a_session_wins() -> None:
         >> reply("m")
         << [Append(2, key())]
         >> Attached(3, attach(link="l3"))
-        << [End(2, *REPLACED), Start(3, key(), at(0), 0)]
+        << [End(2, *REPLACED), start(3, key(), at(0), 0)]
     )
 
 
@@ -276,16 +308,16 @@ def test_a_replaced_link_that_comes_again_takes_nothing_back() -> None:
         >> Attached(2, attach(link="l2"))
         >> PRINT
         >> Attached(3, attach(link="l1", position=at(1)))
-        << [Start(3, key(), at(1), 0), End(3, *REPLACED)]
+        << [start(3, key(), at(1), 0), End(3, *REPLACED)]
         >> ask(3, 2, "n")
         << []
-        >> Detached(3, clean=False)
+        >> Detached(3)
         << []
         >> ask(2, 1, "n")
         << [Forward(), Acknowledge(2, 1)]
         # The newest may come again as often as it likes.
         >> Attached(4, attach(link="l2", position=at(1)))
-        << [End(2, *REPLACED), Start(4, key(), at(1), 1)]
+        << [End(2, *REPLACED), start(4, key(), at(1), 1)]
     )
 
 
@@ -295,7 +327,7 @@ def test_the_old_connection_of_a_link_is_ended_when_it_comes_again() -> None:
         >> Attached(1, attach())
         >> ask(1, 1)
         >> Attached(2, attach(position=at(0)))
-        << [End(1, *REPLACED), Start(2, key(), at(0), 1)]
+        << [End(1, *REPLACED), start(2, key(), at(0), 1)]
     )
 
 
@@ -305,7 +337,7 @@ def test_sessions_of_two_principals_are_two() -> None:
         play()
         >> Attached(1, attach("s", principal=ADA))
         >> Attached(2, attach("s", principal=BOB))
-        << [Start(2, key("s", BOB), at(0), 0)]
+        << [start(2, key("s", BOB), at(0), 0)]
     )
 
 
@@ -329,9 +361,9 @@ def test_without_a_session_id_each_link_is_a_session() -> None:
     (
         play()
         >> Attached(1, attach("", "l1"))
-        << [Start(1, key_of_link("l1"), at(0), 0)]
+        << [start(1, key_of_link("l1"), at(0), 0)]
         >> Attached(2, attach("", "l2"))
-        << [Start(2, key_of_link("l2"), at(0), 0)]
+        << [start(2, key_of_link("l2"), at(0), 0)]
         >> ask(2, 1)
         >> reply()
         << [Append(1, key_of_link("l2"))]
@@ -350,13 +382,13 @@ def test_a_link_without_session_id_lives_on_when_it_breaks_off() -> None:
         >> PRINT
         >> Proved(1, 1)
         >> PRINT
-        >> Detached(1, clean=False)
+        >> Detached(1)
         >> Attached(2, attach("", "l1"))
-        << [Start(2, key_of_link("l1"), at(1), 0)]
-        >> Detached(2, clean=True)
+        << [start(2, key_of_link("l1"), at(1), 0)]
+        >> Detached(2, Departure.GOODBYE)
         # Nobody can mean it now: a new one begins at the head.
         >> Attached(3, attach("", "l1"))
-        << [Start(3, key_of_link("l1"), at(2), 0)]
+        << [start(3, key_of_link("l1"), at(2), 0)]
     )
 
 
@@ -365,14 +397,14 @@ def test_a_named_session_outlives_a_goodbye() -> None:
         play()
         >> Attached(1, attach())
         >> PRINT
-        >> Detached(1, clean=True)
+        >> Detached(1, Departure.GOODBYE)
         >> Attached(2, attach(link="l2"))
-        << [Start(2, key(), at(0), 0)]
+        << [start(2, key(), at(0), 0)]
     )
 
 
 def test_a_new_session_begins_at_the_head() -> None:
-    play(seq=41) >> PRINT >> Attached(1, attach()) << [Start(1, key(), at(42), 0)]
+    play(seq=41) >> PRINT >> Attached(1, attach()) << [start(1, key(), at(42), 0)]
 
 
 def test_the_cursor_moves_only_on_proof_and_only_forwards() -> None:
@@ -383,21 +415,21 @@ def test_the_cursor_moves_only_on_proof_and_only_forwards() -> None:
         >> PRINT
         >> PRINT
         >> Attached(2, attach(link="l2"))
-        << [End(1, *REPLACED), Start(2, key(), at(0), 0)]
+        << [End(1, *REPLACED), start(2, key(), at(0), 0)]
         >> Proved(2, 2)
         << []
         >> Proved(2, 1)
         << []
         >> Attached(3, attach(link="l3"))
-        << [End(2, *REPLACED), Start(3, key(), at(2), 0)]
+        << [End(2, *REPLACED), start(3, key(), at(2), 0)]
         # Of what has not been printed yet there is no proof.
         >> Proved(3, 4)
         << []
         >> Attached(4, attach(link="l4"))
-        << [End(3, *REPLACED), Start(4, key(), at(2), 0)]
+        << [End(3, *REPLACED), start(4, key(), at(2), 0)]
         >> Proved(4, 3)
         >> Attached(5, attach(link="l5"))
-        << [End(4, *REPLACED), Start(5, key(), at(3), 0)]
+        << [End(4, *REPLACED), start(5, key(), at(3), 0)]
     )
 
 
@@ -407,11 +439,11 @@ def test_no_proof_comes_from_a_connection_that_is_not_attached(connection: int) 
         play()
         >> Attached(1, attach())
         >> PRINT
-        >> Detached(1, clean=False)
+        >> Detached(1)
         >> Proved(connection, 1)
         << []
         >> Attached(2, attach(link="l2"))
-        << [Start(2, key(), at(0), 0)]
+        << [start(2, key(), at(0), 0)]
     )
 
 
@@ -438,9 +470,9 @@ def test_a_position_counts_within_its_epoch_only(asked: Position | None, given: 
         >> PRINT
         >> PRINT
         >> Proved(1, 1)
-        >> Detached(1, clean=False)
+        >> Detached(1)
         >> Attached(2, attach(position=asked))
-        << [Start(2, key(), given, 0)]
+        << [start(2, key(), given, 0)]
     )
 
 
@@ -481,8 +513,8 @@ def test_past_the_limit_the_reply_to_the_oldest_request_finds_nobody() -> None:
 
 
 def test_requests_with_the_same_ids_count_each() -> None:
-    sessions = Sessions(EPOCH, limit=10, request_limit=3)
-    book = Playbook(sessions.handle) >> Attached(1, attach())
+    sessions = Sessions(EPOCH, limits(requests=3))
+    book = played(sessions) >> Attached(1, attach())
     book >> ask(1, 1, "a")
     for number in range(2, 50):
         book >> ask(1, number, "same") << [Forward(), Acknowledge(1, number)]
@@ -518,15 +550,15 @@ def test_past_the_limit_the_session_that_left_first_is_forgotten() -> None:
         >> Attached(2, attach("b"))
         >> Attached(3, attach("c"))
         >> PRINT
-        >> Detached(2, clean=False)
-        >> Detached(1, clean=False)
+        >> Detached(2)
+        >> Detached(1)
         >> Attached(4, attach("d"))
-        << [Start(4, key("d"), at(1), 0)]
+        << [start(4, key("d"), at(1), 0)]
         # a came first but left last: it is still known.
         >> Attached(5, attach("a"))
-        << [Start(5, key("a"), at(0), 0)]
+        << [start(5, key("a"), at(0), 0)]
         >> Attached(6, attach("b"))
-        << [Start(6, key("b"), at(1), 0)]
+        << [start(6, key("b"), at(1), 0)]
     )
 
 
@@ -537,31 +569,31 @@ def test_a_session_that_is_attached_is_never_forgotten() -> None:
         >> PRINT
         # One too many, but whom to send away?
         >> Attached(2, attach("", "l2"))
-        << [Start(2, key_of_link("l2"), at(1), 0)]
+        << [start(2, key_of_link("l2"), at(1), 0)]
         >> PRINT
-        >> Detached(2, clean=False)
+        >> Detached(2)
         >> Attached(3, attach("", "l2"))
-        << [Start(3, key_of_link("l2"), at(1), 0)]
-        >> Detached(3, clean=True)
+        << [start(3, key_of_link("l2"), at(1), 0)]
+        >> Detached(3, Departure.GOODBYE)
         << []
         >> Attached(4, attach("a", "l4"))
-        << [End(1, *REPLACED), Start(4, key("a"), at(0), 0)]
+        << [End(1, *REPLACED), start(4, key("a"), at(0), 0)]
     )
 
 
 def test_connections_are_counted() -> None:
-    sessions = Sessions(EPOCH, limit=10, request_limit=10)
+    sessions = Sessions(EPOCH, limits())
     counts = []
     for event in (
         Attached(1, attach("a")),
         Attached(2, attach("b")),
         Attached(3, attach("a", "l2")),
-        Detached(1, clean=False),
-        Detached(1, clean=False),
-        Detached(3, clean=True),
-        Detached(2, clean=True),
+        Detached(1),
+        Detached(1),
+        Detached(3, Departure.GOODBYE),
+        Detached(2, Departure.GOODBYE),
     ):
-        sessions.handle(event)
+        sessions.handle(event, 0.0)
         counts.append(sessions.connections)
     assert counts == [1, 2, 2, 2, 2, 1, 0]
 
@@ -573,12 +605,12 @@ class Traffic(RuleBasedStateMachine):
     """
 
     open_connections = Bundle("open_connections")
-    names = st.sampled_from(["", "a", "b", "c"])
+    names = st.sampled_from(["a", "b", "c"])
     ids = st.sampled_from(["m", "n", ""])
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions = Sessions(EPOCH, limit=1000, request_limit=1000)
+        self.sessions = Sessions(EPOCH, limits(1000, 1000))
         self.connections = 0
         self.seq = 0
         self.keys: dict[int, bytes] = {}
@@ -600,25 +632,25 @@ class Traffic(RuleBasedStateMachine):
         """The same link, after its agent died."""
         self.connections += 1
         link, audience = self.links[old], self.keys[old]
-        session = next((s for s in "abc" if key(s) == audience), "")
+        session = next(name for name in "abc" if key(name) == audience)
         if self.newest[audience] == link:
             return self._attach(session, link, acknowledged=self.numbers[old])
         connection = self.connections
-        actions = self.sessions.handle(Attached(connection, attach(session, link)))
-        start = Start(connection, audience, at(self.cursors[audience]), 0)
-        assert actions == [start, End(connection, *REPLACED)]
+        actions = self.sessions.handle(Attached(connection, attach(session, link)), 0.0)
+        started = start(connection, audience, at(self.cursors[audience]), 0)
+        assert actions == [started, End(connection, *REPLACED)]
         self.keys[connection], self.links[connection] = audience, link
         self.numbers[connection] = 0
         return connection
 
     def _attach(self, session: str, link: str, acknowledged: int) -> int:
         connection = self.connections
-        audience = key(session) if session else key_of_link(link)
-        actions = self.sessions.handle(Attached(connection, attach(session, link)))
+        audience = key(session)
+        actions = self.sessions.handle(Attached(connection, attach(session, link)), 0.0)
         cursor = self.cursors.setdefault(audience, self.seq)
-        start = Start(connection, audience, at(cursor), acknowledged)
+        started = start(connection, audience, at(cursor), acknowledged)
         replaced = self.attached.get(audience)
-        assert actions == ([End(replaced, *REPLACED)] if replaced else []) + [start]
+        assert actions == ([End(replaced, *REPLACED)] if replaced else []) + [started]
         self.keys[connection], self.links[connection] = audience, link
         self.newest[audience] = link
         self.numbers[connection] = acknowledged
@@ -627,7 +659,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(connection=consumes(open_connections))
     def detach(self, connection: int) -> None:
-        assert self.sessions.handle(Detached(connection, clean=False)) == []
+        assert self.sessions.handle(Detached(connection), 0.0) == []
         if self._is_attached(connection):
             del self.attached[self.keys[connection]]
 
@@ -635,7 +667,7 @@ class Traffic(RuleBasedStateMachine):
     def submit(self, connection: int, msg_id: str, session: str, repeat: bool) -> None:
         repeat = repeat and self.numbers[connection] > 0
         number = self.numbers[connection] + (not repeat)
-        actions = self.sessions.handle(ask(connection, number, msg_id, session))
+        actions = self.sessions.handle(ask(connection, number, msg_id, session), 0.0)
         if not self._is_attached(connection):
             assert actions == []
             return
@@ -647,30 +679,30 @@ class Traffic(RuleBasedStateMachine):
     @rule(msg_id=ids, session=ids)
     def reply(self, msg_id: str, session: str) -> None:
         waiting = self.waiting[msg_id, session]
-        actions = self.sessions.handle(reply(msg_id, session))
+        actions = self.sessions.handle(reply(msg_id, session), 0.0)
         assert actions == ([self._append(waiting.popleft())] if waiting else [Discard()])
 
     @rule(msg_id=ids, session=ids)
     def ask_for_input(self, msg_id: str, session: str) -> None:
         waiting = self.waiting[msg_id, session]
-        actions = self.sessions.handle(Published(STDIN, msg_id, session))
+        actions = self.sessions.handle(Published(STDIN, msg_id, session), 0.0)
         assert actions == ([self._append(waiting[0])] if waiting else [Discard()])
 
     @rule()
     def print(self) -> None:
-        assert self.sessions.handle(PRINT) == [self._append(EVERYBODY)]
+        assert self.sessions.handle(PRINT, 0.0) == [self._append(EVERYBODY)]
 
     @rule(connection=open_connections, back=st.integers(-2, 5))
     def prove(self, connection: int, back: int) -> None:
         seq = max(0, self.seq - back)
-        assert self.sessions.handle(Proved(connection, seq)) == []
+        assert self.sessions.handle(Proved(connection, seq), 0.0) == []
         if self._is_attached(connection) and seq <= self.seq:
             audience = self.keys[connection]
             self.cursors[audience] = max(self.cursors[audience], seq)
 
     @rule()
     def lose_the_kernel(self) -> None:
-        assert self.sessions.handle(KernelLost()) == []
+        assert self.sessions.handle(KernelLost(), 0.0) == []
         self.waiting.clear()
 
     @invariant()
@@ -687,3 +719,396 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
+
+
+# Clients without a session_id.
+
+
+def test_a_client_without_a_name_takes_the_place_of_one_that_broke_off() -> None:
+    (
+        play()
+        >> Attached(1, attach("", "l1"))
+        >> PRINT
+        >> Proved(1, 1)
+        >> PRINT
+        >> ask(1, 1)
+        >> Detached(1)
+        >> reply()
+        << [Append(3, key_of_link("l1"))]
+        >> Attached(2, attach("", "l2"))
+        << [start(2, key_of_link("l2"), at(1), 0, key_of_link("l1"))]
+        # The place is taken: the next one is new.
+        >> Attached(3, attach("", "l3"))
+        << [start(3, key_of_link("l3"), at(3), 0)]
+    )
+
+
+def test_the_place_of_somebody_else_is_not_to_be_had() -> None:
+    (
+        play()
+        >> Attached(1, attach("", "l1", ADA))
+        >> PRINT
+        >> Detached(1, Departure.BROKEN)
+        >> Attached(2, attach("", "l2", BOB))
+        << [start(2, key_of_link("l2", BOB), at(1), 0)]
+    )
+
+
+def test_of_two_that_broke_off_neither_misses_what_it_has_not_had() -> None:
+    both = key_of_link("l1"), key_of_link("l2")
+    (
+        play()
+        >> Attached(1, attach("", "l1"))
+        >> Attached(2, attach("", "l2"))
+        >> PRINT
+        >> PRINT
+        >> Proved(1, 2)
+        >> Proved(2, 1)
+        >> Detached(1)
+        >> Detached(2)
+        >> Attached(3, attach("", "l3"))
+        << [start(3, key_of_link("l3"), at(1), 0, *both)]
+        >> Attached(4, attach("", "l4"))
+        << [start(4, key_of_link("l4"), at(1), 0, *both)]
+    )
+
+
+def test_whose_place_was_taken_goes_on_where_it_was() -> None:
+    # It lost its agent, not its edge, and comes again for the same WebSocket.
+    (
+        play()
+        >> Attached(1, attach("", "l1"))
+        >> PRINT
+        >> Detached(1)
+        >> Attached(2, attach("", "l2"))
+        << [start(2, key_of_link("l2"), at(0), 0, key_of_link("l1"))]
+        >> Attached(3, attach("", "l1", position=at(1, 4)))
+        << [start(3, key_of_link("l1"), at(1, 4), 0)]
+    )
+
+
+@pytest.mark.parametrize(("session", "lifetime"), [("s", 1000.0), ("", 100.0)])
+def test_who_stays_away_for_too_long_is_forgotten(session: str, lifetime: float) -> None:
+    for away, begins in ((lifetime, 0), (lifetime + 1, 1)):
+        sessions = Sessions(EPOCH, limits())
+        played(sessions) >> Attached(1, attach(session, "l1")) >> PRINT
+        # While it is there, it may take its time.
+        played(sessions, 5000.0) >> Attached(2, attach("other")) >> Detached(1)
+        ((*_, came),) = ([*sessions.handle(Attached(3, attach(session)), 5000.0 + away)],)
+        assert isinstance(came, Start)
+        assert came.position == at(begins)
+
+
+# Goodbyes and messages that nobody can take.
+
+FAREWELL = Published(IOPUB, "", "", farewell=True)
+
+
+def test_a_goodbye_says_that_what_clients_leave_on_was_heard() -> None:
+    # JupyterLab closes and comes back on a restarting status: told once more it would do so again.
+    (
+        play()
+        >> Attached(1, attach())
+        >> PRINT
+        >> FAREWELL
+        >> PRINT
+        >> Detached(1, Departure.GOODBYE, sent=3)
+        >> Attached(2, attach(link="l2"))
+        << [start(2, key(), at(2), 0)]
+        # A later one that had not been sent yet was not what it left on.
+        >> FAREWELL
+        >> Detached(2, Departure.GOODBYE, sent=3)
+        >> Attached(3, attach(link="l3"))
+        << [start(3, key(), at(2), 0)]
+        # Broken off is no goodbye.
+        >> Detached(3, Departure.BROKEN, sent=4)
+        >> Attached(4, attach(link="l4"))
+        << [start(4, key(), at(2), 0)]
+    )
+
+
+def break_off(book: Playbook[Event, Action], times: int, sent: int = 1, **how: bool) -> None:
+    for connection in range(1, times + 1):
+        book >> Attached(connection, attach(link=f"l{connection}"))
+        book >> Detached(connection, Departure.BROKEN, sent, **how)
+
+
+def test_a_message_on_which_three_connections_ended_is_left_out() -> None:
+    book = play() >> Attached(9, attach()) >> Detached(9) >> PRINT >> PRINT
+    break_off(book, 2)
+    book >> Attached(7, attach(link="l7")) << [start(7, key(), at(0), 0)]
+    book >> Detached(7, Departure.BROKEN, 0, begun=True)
+    (
+        book
+        >> Attached(8, attach(link="l8"))
+        << [start(8, key(), at(0), 0, poison=True)]
+        # The notice in its place arrived: so much for that one.
+        >> Proved(8, 1)
+        >> Detached(8, Departure.BROKEN, 1)
+        >> Attached(9, attach(link="l9"))
+        << [start(9, key(), at(1), 0)]
+    )
+
+
+@pytest.mark.parametrize(
+    "end",
+    [Detached(0), Detached(0, Departure.GOODBYE, 1), Detached(0, Departure.BROKEN, 0)],
+    ids=["the edge died", "goodbye", "nothing was sent"],
+)
+def test_other_ends_are_no_ones_fault(end: Detached) -> None:
+    book = play() >> Attached(9, attach()) >> Detached(9) >> PRINT
+    for connection in range(1, 9):
+        book >> Attached(connection, attach(link=f"l{connection}"))
+        book << [start(connection, key(), at(0), 0)]
+        book >> Detached(connection, end.departure, end.sent)
+
+
+def test_ends_on_different_messages_do_not_add_up() -> None:
+    book = play() >> Attached(9, attach()) >> PRINT >> PRINT >> PRINT >> PRINT >> Detached(9)
+    for connection in range(1, 5):
+        book >> Attached(connection, attach(link=f"l{connection}"))
+        book << [start(connection, key(), at(connection - 1), 0)]
+        book >> Proved(connection, connection)
+        book >> Detached(connection, Departure.BROKEN, 4)
+
+
+# Clients that say where they stand.
+
+
+def asking(
+    link: str = "l1", last_seq: Position | None = None, position: Position | None = None
+) -> Attach:
+    return msgspec.structs.replace(
+        attach("s", link, position=position), asks=True, last_seq=last_seq
+    )
+
+
+@pytest.mark.parametrize(
+    ("asks", "begins"),
+    [
+        (asking("l2"), 2),
+        (asking("l2", at(3)), 3),
+        (asking("l2", at(1)), 1),
+        (asking("l2", at(99)), 4),
+        (asking("l2", at(3, epoch="e0")), 0),
+        (asking("l2", at(1), position=at(4)), 4),
+    ],
+    ids=["says nothing", "has more", "has less", "cannot be", "of another kernel", "sent on"],
+)
+def test_a_client_that_says_where_it_stands_goes_on_from_there(asks: Attach, begins: int) -> None:
+    book = play() >> Attached(1, asking()) >> PRINT >> PRINT >> PRINT >> PRINT >> Proved(1, 2)
+    book >> Detached(1) >> Attached(2, asks)
+    book << [start(2, key(), at(begins), 0)]
+
+
+def test_what_a_client_says_it_has_is_proved_and_what_an_edge_has_sent_is_not() -> None:
+    book = play() >> Attached(1, asking()) >> PRINT >> PRINT >> Detached(1)
+    book >> Attached(2, asking("l1", position=at(2))) >> Detached(2)
+    book >> Attached(3, attach(link="l3")) << [start(3, key(), at(0), 0)]
+    book >> Attached(4, asking("l4", at(1))) >> Attached(5, attach(link="l5"))
+    book << [End(4, *REPLACED), start(5, key(), at(1), 0)]
+
+
+def test_what_it_repeats_runs_once() -> None:
+    (
+        play()
+        >> Attached(1, asking())
+        >> ask(1, 1, "m")
+        << [Forward(), Acknowledge(1, 1)]
+        >> Detached(1)
+        >> Attached(2, asking("l2"))
+        << [start(2, key(), at(0), 0)]
+        >> ask(2, 1, "m")
+        << [Acknowledge(2, 1)]
+        # On another channel, or of another session, it is another one.
+        >> Submitted(2, 2, CONTROL, "m", "k", "interrupt_request")
+        << [Forward(), Acknowledge(2, 2)]
+        >> ask(2, 3, "m", "other")
+        << [Forward(), Acknowledge(2, 3)]
+        >> reply("m")
+        << [Append(1, key())]
+        # Long answered, and a new kernel: it ran.
+        >> KernelLost()
+        >> ask(2, 4, "m")
+        << [Acknowledge(2, 4)]
+    )
+
+
+def test_past_the_limit_it_is_not_known_any_more() -> None:
+    sessions = Sessions(EPOCH, limits(repeats=2))
+    book = played(sessions) >> Attached(1, asking())
+    for number, msg_id in enumerate("abc", 1):
+        book >> ask(1, number, msg_id)
+    book >> ask(1, 4, "b") << [Acknowledge(1, 4)] >> ask(1, 5, "a")
+    book << [Forward(), Acknowledge(1, 5)]
+
+
+def test_a_client_that_does_not_ask_may_use_an_id_twice() -> None:
+    book = play() >> Attached(1, attach()) >> ask(1, 1, "m")
+    book >> ask(1, 2, "m") << [Forward(), Acknowledge(1, 2)]
+
+
+def test_what_is_meant_for_one_connection_reaches_its_session_only() -> None:
+    (
+        play()
+        >> Attached(1, attach("a"))
+        >> Attached(2, attach("b", "l2"))
+        >> Published(IOPUB, "m", "k", connection=2)
+        << [Append(1, key("b"))]
+        >> Detached(2)
+        >> Published(IOPUB, "m", "k", connection=2)
+        << [Discard()]
+    )
+
+
+# What outlives the holder.
+
+
+def test_all_that_is_known_can_be_written_down() -> None:
+    sessions = Sessions(EPOCH, limits(), 5)
+    book = played(sessions, 7.0)
+    book >> Attached(1, asking()) >> ask(1, 1) >> ask(1, 2, "n") >> PRINT >> Proved(1, 6)
+    book >> Attached(2, attach("", "l2")) >> ask(2, 1) >> FAREWELL
+    break_off(book >> Attached(3, attach("b", "l3")) >> PRINT, 1, sent=8)
+    table = msgspec.json.decode(msgspec.json.encode(sessions.dump()), type=Table)
+    again = Sessions.restore(table, limits())
+    assert again.dump() == sessions.dump()
+    (
+        played(again, 8.0)
+        >> HolderLost()
+        >> Attached(4, attach(link="l4"))
+        << [start(4, key(), at(6), 0)]
+        >> reply()
+        << [Append(9, key())]
+        >> reply()
+        << [Append(10, key_of_link("l2"))]
+        >> Attached(5, asking("l5"))
+        << [End(4, *REPLACED), start(5, key(), at(6), 0)]
+        >> ask(5, 1, "n")
+        << [Acknowledge(5, 1)]
+    )
+    assert again.connections == 1
+
+
+class Delivery(RuleBasedStateMachine):
+    """Any way to lose and find a kernel again: nobody misses anything, whatever dies.
+
+    Clients read what they are sent in order. The model keeps what each of them has had, and looks
+    at where it is let in again: before the first that it lacks. Cursors move on proof alone.
+    """
+
+    clients = st.sampled_from(["a", "b", "x", "y"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sessions = Sessions(EPOCH, limits(1000, 1000))
+        self.journal: list[bytes] = []
+        self.connections = 0
+        self.reading: dict[str, Start] = {}
+        self.links: dict[str, str] = {}
+        self.sent: dict[str, int] = {}
+        """The last that each client was sent, and reads if its connection lasts."""
+        self.had: dict[str, int] = {}
+        self.proved: dict[str, int] = {}
+        self.owed: dict[str, set[int]] = defaultdict(set)
+        """Replies that a client has not had."""
+        self.asked: dict[str, str] = {}
+
+    @rule(client=clients)
+    def come(self, client: str) -> None:
+        """A new WebSocket; a second one without a name would be a second client."""
+        named = client in "ab"
+        away = [each for each in "xy" if each in self.had and each not in self.reading]
+        if not named and (client in self.reading or (client not in self.had and away)):
+            # Somebody new without a name takes the place of who is away: nobody can tell them.
+            return
+        self.connections += 1
+        self.links[client] = f"link {self.connections}"
+        self._begin(client, None)
+
+    @rule(client=clients)
+    def lose_the_agent(self, client: str) -> None:
+        if client in self.reading:
+            before = at(self.sent[client])
+            self._handle(Detached(self.reading.pop(client).connection))
+            self.connections += 1
+            self._begin(client, before)
+
+    def _begin(self, client: str, position: Position | None) -> None:
+        session = client if client in "ab" else ""
+        request = attach(session, self.links[client], position=position)
+        *_, begun = self._handle(Attached(self.connections, request))
+        assert isinstance(begun, Start)
+        if position is not None:
+            assert begun.position == position
+        had = self.had.setdefault(client, begun.position.seq)
+        self.proved.setdefault(client, begun.position.seq)
+        # Not one message that it had not had lies before, not one of its replies is hidden.
+        assert begun.position.seq <= had
+        for seq in self.owed[client]:
+            assert begun.position.seq < seq
+            assert self.journal[seq - 1] in begun.audiences
+        if session:
+            assert position or begun.position.seq == self.proved[client]
+        self.reading[client] = begun
+        self.sent[client] = begun.position.seq
+
+    @rule(client=clients, count=st.integers(1, 5))
+    def read(self, client: str, count: int) -> None:
+        if client in self.reading:
+            self.sent[client] = min(self.sent[client] + count, len(self.journal))
+            self.had[client] = max(self.had[client], self.sent[client])
+            self.owed[client] -= set(range(self.sent[client] + 1))
+
+    @rule(client=clients)
+    def prove(self, client: str) -> None:
+        if client in self.reading:
+            self._handle(Proved(self.reading[client].connection, self.sent[client]))
+            self.proved[client] = max(self.proved[client], self.sent[client])
+
+    @rule(client=clients)
+    def ask(self, client: str) -> None:
+        if client in self.reading and client not in self.asked:
+            number = len(self.journal) + 1000
+            self._handle(ask(self.reading[client].connection, number, client))
+            self.asked[client] = client
+
+    @rule(client=clients)
+    def reply(self, client: str) -> None:
+        if self.asked.pop(client, None):
+            self._handle(reply(client))
+            self.owed[client].add(len(self.journal))
+
+    @rule(times=st.integers(1, 4))
+    def print(self, times: int) -> None:
+        for _ in range(times):
+            self._handle(PRINT)
+
+    @rule(client=clients)
+    def break_off(self, client: str) -> None:
+        if client in self.reading:
+            gone = Detached(self.reading.pop(client).connection, Departure.BROKEN, 0)
+            self._handle(gone)
+
+    @rule()
+    def lose_the_edge(self) -> None:
+        for client in list(self.reading):
+            self._handle(Detached(self.reading.pop(client).connection))
+
+    @rule()
+    def lose_the_holder(self) -> None:
+        table = msgspec.json.decode(msgspec.json.encode(self.sessions.dump()), type=Table)
+        self.sessions = Sessions.restore(table, limits(1000, 1000))
+        self._handle(HolderLost())
+        self.reading.clear()
+
+    def _handle(self, event: Event) -> list[Action]:
+        actions = self.sessions.handle(event, 0.0)
+        for action in actions:
+            if isinstance(action, Append):
+                self.journal.append(action.audience)
+                assert action.seq == len(self.journal)
+        return actions
+
+
+TestDelivery = Delivery.TestCase

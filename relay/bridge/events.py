@@ -1,0 +1,127 @@
+"""What happens to a kernel's sessions, and what is to be done about it.
+
+The words between `bridge.session`, which decides, and the holder, which performs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from relay.bridge.messages import Channel
+from relay.bridge.records import Attach, Departure, Position
+
+# Events: what happened.
+
+
+class Attached(msgspec.Struct, frozen=True, tag=True):
+    """A connection (the holder's own number for it) asks for a session."""
+
+    connection: int
+    attach: Attach
+
+
+class Detached(msgspec.Struct, frozen=True, tag=True):
+    """A connection ended.
+
+    ``departure`` is how the client left, as far as its edge could tell; ``None`` where the edge,
+    or the agent, did not live to tell. ``sent`` is the last message that had been written to the
+    client whole, ``begun`` says whether any of the next one had.
+    """
+
+    connection: int
+    departure: Departure | None = None
+    sent: int = 0
+    begun: bool = False
+
+
+class Submitted(msgspec.Struct, frozen=True, tag=True):
+    """A client's message ``number``, with the ids from its header."""
+
+    connection: int
+    number: int
+    channel: Channel
+    msg_id: str
+    session: str
+    msg_type: str = ""
+
+
+class Published(msgspec.Struct, frozen=True, tag=True):
+    """A kernel's message, with the ids from its parent header.
+
+    ``connection`` is the only one that shall hear it, where there is such a one. ``farewell`` says
+    that clients close their WebSocket when they hear it.
+    """
+
+    channel: Channel
+    parent_msg_id: str
+    parent_session: str
+    connection: int | None = None
+    farewell: bool = False
+
+
+class Proved(msgspec.Struct, frozen=True, tag=True):
+    """The client of this connection has received everything up to ``seq``."""
+
+    connection: int
+    seq: int
+
+
+class KernelLost(msgspec.Struct, frozen=True, tag=True):
+    """The kernel process is gone: what was asked of it stays unanswered."""
+
+
+class HolderLost(msgspec.Struct, frozen=True, tag=True):
+    """The process that held the connections is gone, and they with it."""
+
+
+Event = Attached | Detached | Submitted | Published | Proved | KernelLost | HolderLost
+
+
+# Actions: what to do about it.
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Let the connection read from ``position`` on what is addressed to ``audiences``.
+
+    Its client's messages up to number ``acknowledged`` are known. The first message is left out
+    where ``poison`` says that this client cannot take it.
+    """
+
+    connection: int
+    audiences: frozenset[bytes]
+    position: Position
+    acknowledged: int
+    poison: bool = False
+
+
+class End(msgspec.Struct, frozen=True):
+    """Close the connection with a code and a reason."""
+
+    connection: int
+    code: int
+    reason: str
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """Send the submitted message to the kernel."""
+
+
+class Acknowledge(msgspec.Struct, frozen=True):
+    """Tell the connection that ``number`` needs no repeating."""
+
+    connection: int
+    number: int
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Write the published message to the journal."""
+
+    seq: int
+    audience: bytes
+
+
+class Discard(msgspec.Struct, frozen=True):
+    """The published message answers nobody that is known here."""
+
+
+Action = Start | End | Forward | Acknowledge | Append | Discard
