@@ -78,7 +78,7 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def sessions(self) -> Path:
         """What the holder remembers of its clients (``holder/memory.py``)."""
-        return self.folder / "sessions.log"
+        return self.folder / "sessions.jsonl"
 
     @property
     def kernel_log(self) -> Path:

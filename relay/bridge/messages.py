@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -83,6 +83,8 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     username: str | None = ""
     version: str | None = ""
     date: str | float | None = None
+    subshell_id: Any = None
+    """Of the subshell that runs it (JEP 91); None for the main shell."""
 
 
 _HEADER = msgspec.json.Decoder(Header)

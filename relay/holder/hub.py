@@ -35,6 +35,7 @@ from relay.bridge.events import (
 from relay.bridge.messages import (
     Buffer,
     Channel,
+    Header,
     Message,
     parse_header,
     synthetic,
@@ -123,6 +124,8 @@ class Hub:
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
         self._disk_failed = False
+        self._info: Buffer | None = None
+        """The content of the present kernel process's last kernel_info_reply."""
 
     # Towards clients.
 
@@ -167,7 +170,34 @@ class Hub:
         if any(isinstance(action, Forward) for action in self._perform(event)):
             if header.msg_type not in _ASIDE:
                 self.last_activity = time.time()
-            self._send(message)
+            if self._info is not None and self._is_answered_here(message, header):
+                self._answer(connection, message, header, self._info)
+            else:
+                self._send(message)
+
+    def _is_answered_here(self, message: Message, header: Header) -> bool:
+        """Whether the kernel has no time to say what it has said before."""
+        return (
+            header.msg_type == "kernel_info_request"
+            and message.channel is Channel.SHELL
+            and header.subshell_id is None
+            and self.execution_state == "busy"
+        )
+
+    def _answer(self, connection: int, request: Message, header: Header, info: Buffer) -> None:
+        """Answer a client's kernel_info_request as the kernel would, without asking it.
+
+        The client takes the kernel for idle after that, as after any request; so it is told once
+        more what the kernel does. Nobody else hears of it.
+        """
+        for state in ("busy", "idle"):
+            if state == "idle":
+                reply = self.notice("kernel_info_reply", {}, request.header)
+                reply = msgspec.structs.replace(reply, channel=Channel.SHELL, content=info)
+                self._append(Published(Channel.SHELL, header.msg_id, header.session), reply)
+            status = self.notice("status", {"execution_state": state}, request.header)
+            self._tell(status, connection)
+        self._tell(self.notice("status", {"execution_state": "busy"}), connection)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
@@ -184,6 +214,7 @@ class Hub:
         self._sockets, self._signer = sockets, signer
         self.heard.clear()
         self.answered.clear()
+        self._info = None
 
     def close(self) -> None:
         """The kernel process has ended; what it had sent is taken first."""
@@ -208,16 +239,20 @@ class Hub:
     def announce(self, state: ExecutionState) -> None:
         """Tell all clients a state that the kernel itself cannot tell any more."""
         self.set_state(state)
-        self.publish("status", {"execution_state": state})
+        # JupyterLab closes its WebSocket when it hears this one, and comes back.
+        farewell = state == "restarting"
+        self._tell(self.notice("status", {"execution_state": state}), farewell=farewell)
 
     def say(self, text: str) -> None:
         """Tell all clients something on stderr of the running cell."""
-        self.publish("stream", {"name": "stderr", "text": text})
+        self._tell(self.notice("stream", {"name": "stderr", "text": text}))
 
-    def publish(self, msg_type: str, content: dict[str, Any]) -> None:
-        """Put a synthetic iopub message in the journal, for everybody."""
-        message = self.notice(msg_type, content)
-        self._append(Published(Channel.IOPUB, "", ""), message)
+    def _tell(
+        self, message: Message, connection: int | None = None, *, farewell: bool = False
+    ) -> None:
+        """Put a message on iopub, for everybody or for one connection's session."""
+        event = Published(Channel.IOPUB, "", "", connection=connection, farewell=farewell)
+        self._append(event, message)
 
     def notice(
         self, msg_type: str, content: dict[str, Any], parent_header: Buffer | None = None
@@ -251,8 +286,11 @@ class Hub:
         if header.session:
             self._kernel_session = header.session
         aside = parent.msg_type in _ASIDE
-        if header.msg_type == "status":
+        if header.msg_type == "status" and parent.subshell_id is None:
+            # What a subshell does is done beside the kernel's work.
             self._note_status(message, aside=aside)
+        if header.msg_type == "kernel_info_reply" and channel is Channel.SHELL:
+            self._info = message.content
         if parent.session == self._own_session:
             if channel is Channel.SHELL:
                 self.answered.set()

@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
+from urllib.parse import urlencode
 
 from jupyter_server.services.kernels.connection.base import (
     deserialize_binary_message,
@@ -190,10 +191,13 @@ def connect(
     tls: ssl.SSLContext | None = None,
     v1: bool = True,
     session: str = "",
+    last_seq: str | None = None,
 ) -> Channels:
     """Open ``…/channels``. Raises websockets' ``InvalidStatus`` where that is refused."""
+    query = {"session_id": session or None, "last_seq": last_seq}
+    given = {name: value for name, value in query.items() if value is not None}
     socket = open_socket(
-        f"{url}?session_id={session}" if session else url,
+        f"{url}?{urlencode(given)}" if given else url,
         ssl=tls,
         additional_headers=headers,
         subprotocols=[V1] if v1 else None,

@@ -378,6 +378,7 @@ class RunningRelay:
         *,
         v1: bool = True,
         session: str | None = None,
+        last_seq: str | None = None,
         port: Literal["https", "wss"] = "wss",
     ) -> Channels:
         """A WebSocket to a kernel's channels, by v1 or the legacy subprotocol.
@@ -391,4 +392,5 @@ class RunningRelay:
             tls=self.tls_for_threads,
             v1=v1,
             session=secrets.token_hex(16) if session is None else session,
+            last_seq=last_seq,
         )
