@@ -223,7 +223,7 @@ def test_a_busy_kernel_is_known_within_a_second(relay: RunningRelay, v1: bool) -
             assert done.stdout == "next\n"
             assert time.monotonic() - began > 3
         # Nobody else heard of it, and the cell went on.
-        heard = []
+        heard: list[dict[str, Any]] = []
         while not heard or heard[-1]["content"].get("text") != "next\n":
             heard.append(running.receive())
         assert all(m["parent_header"].get("msg_id") != asked for m in heard)
