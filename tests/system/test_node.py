@@ -129,6 +129,19 @@ def test_comms_with_buffers_both_ways(relay: RunningRelay, kernel: str, legacy: 
 
 
 @both_in_time
+def test_a_busy_kernel_answers(relay: RunningRelay, legacy: bool) -> None:
+    done = services("busy", relay, "alpha", legacy=legacy)
+    assert done["info"] == "ipython"
+    assert done["usable"] < 1000
+    assert done["meanwhile"] == ["busy", "busy", ""]
+    # It kept its place behind the cell, which nobody disturbed.
+    assert (done["next"]["stdout"], ended(done["next"])) == ("next\n", ONCE)
+    assert done["took"] > 3000
+    assert (done["ran"]["stdout"], ended(done["ran"])) == ("begins\nends\n", ONCE)
+    assert done["states"][0] == "idle"
+
+
+@both_in_time
 def test_interrupt(relay: RunningRelay, legacy: bool) -> None:
     done = services("interrupt", relay, "alpha", legacy=legacy)
     assert ended(done["ran"]) == FAILED

@@ -304,6 +304,25 @@ page.send({'number': 2}, buffers=[every * 4096])`);
     };
   },
 
+  busy: () => withKernel(async kernel => {
+    const states = [];
+    const ran = start(kernel, "import time\nprint('begins', flush=True)\ntime.sleep(5)\nprint('ends')");
+    await until('its line', () => ran.stdout);
+    kernel.statusChanged.connect((_, status) => states.push(status));
+    const began = Date.now();
+    // Like another tab, or a page that was reloaded.
+    const late = connect(kernel.id);
+    const info = await late.info;
+    await until('its state', () => late.status === 'busy');
+    const usable = Date.now() - began;
+    const queued = start(late, "print('next')");
+    await sleep(1000);
+    const meanwhile = [late.status, kernel.status, queued.stdout];
+    const next = await end(queued);
+    const took = Date.now() - began;
+    return { info: info.implementation, usable, meanwhile, next, took, ran: await end(ran), states };
+  }),
+
   interrupt: () => withKernel(async kernel => {
     const ran = start(kernel, "import time\nprint('sleeps', flush=True)\ntime.sleep(60)");
     await until('its line', () => ran.stdout);
