@@ -197,7 +197,9 @@ class Hub:
                 self._append(Published(Channel.SHELL, header.msg_id, header.session), reply)
             status = self.notice("status", {"execution_state": state}, request.header)
             self._tell(status, connection)
-        self._tell(self.notice("status", {"execution_state": "busy"}), connection)
+        # Of no cell: the one that runs has said so itself, to whom it concerns.
+        status = self.notice("status", {"execution_state": "busy"}, _NO_PARENT)
+        self._tell(status, connection)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
