@@ -21,7 +21,6 @@ import structlog
 from relay.bridge.messages import (
     Buffer,
     Channel,
-    Header,
     Message,
     parse_header,
     synthetic,
@@ -45,7 +44,7 @@ from relay.bridge.session import (
 )
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
-from relay.holder.requests import Request, Requests, request
+from relay.holder.requests import MAIN, Request, Requests, request
 from relay.holder.sockets import KernelSockets
 from relay.holder.store import Entry, Journal
 from relay.model import ExecutionState
@@ -155,6 +154,8 @@ class Hub:
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
         self._disk_failed = False
+        self._held: list[Message] | None = None
+        """Requests that wait until the kernel has done what an earlier holder sent it."""
 
     # Towards clients.
 
@@ -198,13 +199,18 @@ class Hub:
         if any(isinstance(action, Forward) for action in self._perform(event)):
             if header.msg_type not in _ASIDE:
                 self.last_activity = time.time()
-            self._note_request(message, header)
-            self._send(message)
+            asked = request(message.channel, message.header, b"")
+            self._note_request(asked)
+            if self._held is not None and asked.lane == MAIN:
+                self._held.append(message)
+            else:
+                self._send(message)
 
-    def _note_request(self, message: Message, header: Header) -> None:
-        asker = self._sessions.asker(message.channel, header.msg_id, header.session)
+    def _note_request(self, asked: Request) -> None:
+        asker = self._sessions.asker(asked.channel, asked.msg_id, asked.session)
         if asker is not None and self._sockets is not None:
-            self._requests.add(request(message.channel, message.header, asker))
+            asked.asker = asker
+            self._requests.add(asked)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
@@ -229,10 +235,11 @@ class Hub:
         """
         self.open(sockets, signer)
         self.set_state("busy")
+        self._held = []
         for asked in self._requests:
             if not asked.answered:
                 self._sessions.expect(asked.channel, asked.msg_id, asked.session, asked.asker)
-        running = (asked for asked in self._requests if asked.lane == (Channel.SHELL, ""))
+        running = (asked for asked in self._requests if asked.lane == MAIN)
         self.running_cell = next((bytes(asked.header) for asked in running), _NO_PARENT)
         self.say(notice)
 
@@ -255,6 +262,14 @@ class Hub:
             self.running_cell = _NO_PARENT
         if self.running_cell == _NO_PARENT:
             self.announce("idle")
+        held, self._held = self._held or [], None
+        for message in held:
+            self._send(message)
+
+    def drop_inherited(self) -> None:
+        """No reply to what an earlier holder sent will come any more."""
+        if self._sockets is not None:
+            self._sockets.drop_inherited()
 
     def close(self) -> None:
         """The kernel process has ended; what it had sent is taken first."""
@@ -268,6 +283,7 @@ class Hub:
         for probe in self._probes.values():
             probe.lose()
         self._probes.clear()
+        self._held = None
         self.running_cell = _NO_PARENT
 
     def ask(self, channel: Channel = Channel.SHELL, subshell: str = "") -> Probe:

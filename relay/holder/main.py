@@ -87,7 +87,6 @@ class Holder:
         self._place = place
         self._config = config
         self._left = left
-        self._identity = left.identity if left else secrets.token_hex(8)
         journal = Journal.open(
             place.journal,
             max_bytes=config.journal.bytes,
@@ -110,7 +109,7 @@ class Holder:
             self._process,
             self._hub,
             config.kernels,
-            identity=self._identity.encode(),
+            identity=secrets.token_hex(8),
             on_change=self._changed,
             on_note=self._note,
         )
@@ -138,8 +137,7 @@ class Holder:
                 tasks.create_task(self._cull(), name="cull"),
             ]
             if self._left is not None:
-                making_up = make_up(self._hub, self._requests)
-                watchers.append(tasks.create_task(making_up, name="make up"))
+                watchers.append(tasks.create_task(self._make_up(), name="make up"))
             await self._life.run()
             for watcher in watchers:
                 watcher.cancel()
@@ -150,6 +148,10 @@ class Holder:
         self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)
         log.info("ended", phase=self._life.phase)
+
+    async def _make_up(self) -> None:
+        await make_up(self._hub, self._requests)
+        self._life.made_up()
 
     async def operate(self, operation: str) -> None:
         """Do what an agent asks. Raises `KernelError`."""
@@ -189,7 +191,7 @@ class Holder:
             holder_started=process_started(os.getpid()) or 0,
             epoch=self._hub.epoch,
             state=self._life.state,
-            identity=self._identity,
+            identities=self._life.identities,
             kernel_pid=pid,
             kernel_started=process_started(pid) if pid else None,
             kernel_session=self._hub.kernel_session,
