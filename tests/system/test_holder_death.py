@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,10 +27,92 @@ SLOW = "import time\nfor n in range({0}): print('line', n, flush=True); time.sle
 both = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 
 
+IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+# A kernel whose ZMQ cannot do ipc.
+TCP_ONLY = """
+import json, sys
+from ipykernel.kernelapp import launch_new_instance
+if json.load(open(sys.argv[1]))["transport"] == "ipc":
+    sys.exit(3)
+launch_new_instance(["-f", sys.argv[1]])
+"""
+# A provisioner that knows its kernel by a number of its own, not as a process of the holder.
+BY_NUMBER = """
+import os, signal, subprocess
+from pathlib import Path
+from jupyter_client.provisioning import LocalProvisioner
+
+class ByNumber(LocalProvisioner):
+    number = None
+
+    async def launch_kernel(self, cmd, **kwargs):
+        info = await super().launch_kernel(cmd, **kwargs)
+        self.number, self.process = self.process.pid, None
+        return info
+
+    @property
+    def has_process(self):
+        return self.number is not None
+
+    async def poll(self):
+        try:
+            os.waitpid(self.number, os.WNOHANG)
+        except ChildProcessError:
+            pass
+        return None if Path(f"/proc/{self.number}").exists() else 1
+
+    async def wait(self):
+        self.number = None
+        return 1
+
+    async def send_signal(self, number):
+        os.killpg(self.number, number)
+
+    async def kill(self, restart=False):
+        await self.send_signal(signal.SIGKILL)
+
+    async def terminate(self, restart=False):
+        await self.send_signal(signal.SIGTERM)
+
+    async def get_provisioner_info(self):
+        return {**await super().get_provisioner_info(), "number": self.number}
+
+    async def load_provisioner_info(self, info):
+        await super().load_provisioner_info(info)
+        self.number = info["number"]
+"""
+
+
+def kernelspec(folder: Path, name: str, *argv: str, **more: Any) -> None:
+    place = folder / "kernels" / name
+    place.mkdir(parents=True)
+    spec = {"argv": argv, "display_name": name, "language": "python", **more}
+    (place / "kernel.json").write_text(json.dumps(spec))
+
+
+def provisioner(folder: Path) -> None:
+    """Install `BY_NUMBER` as a distribution that has an entry point."""
+    (folder / "by_number.py").write_text(BY_NUMBER)
+    metadata = folder / "by_number-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: by-number\nVersion: 1\n")
+    group = "[jupyter_client.kernel_provisioners]"
+    (metadata / "entry_points.txt").write_text(f"{group}\nby-number = by_number:ByNumber\n")
+
+
 @pytest.fixture(scope="module")
 def own() -> Iterator[RunningRelay]:
     """A relay of this file's own, to be killed in parts."""
-    with RunningRelay(("alpha",)) as running:
+    running = RunningRelay(("alpha",))
+    specs = running.folder / "specs"
+    curve = {"supported_encryption": ["curve"]}
+    tcp_only = (sys.executable, "-c", TCP_ONLY, "{connection_file}")
+    kernelspec(specs, "tcp-only", *tcp_only, metadata=curve)
+    by_number = {"kernel_provisioner": {"provisioner_name": "by-number"}}
+    kernelspec(specs, "by-number", *IPYKERNEL, metadata=by_number)
+    provisioner(specs)
+    running.environ |= {"JUPYTER_PATH": str(specs), "PYTHONPATH": str(specs)}
+    with running:
         yield running
 
 
@@ -84,8 +170,7 @@ def read_until_closed(channels: Channels) -> tuple[int, str]:
         while True:
             channels.receive()
     except ConnectionClosed as closed:
-        assert closed.rcvd is not None
-        return closed.rcvd.code, closed.rcvd.reason
+        return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (0, "")
 
 
 def rest_of(channels: Channels) -> list[Message]:
@@ -268,6 +353,33 @@ def test_a_holder_that_is_stopped_for_long_is_not_replaced(own: RunningRelay) ->
         assert usable(channels)
     assert record_of(own, kernel) == record
     own.request("DELETE", f"/alpha/api/kernels/{kernel}")
+
+
+@pytest.mark.parametrize("name", ["tcp-only", "by-number"])
+def test_other_transports_and_provisioners(own: RunningRelay, name: str) -> None:
+    kernel = own.start_kernel("alpha", name=name)
+    connection = place_of(own, kernel).connection_file.read_bytes()
+    assert ("curve_secretkey" in json.loads(connection)) == (name == "tcp-only")
+    with own.connect("alpha", kernel) as channels:
+        pid = int(channels.execute("import os; print(os.getpid())").stdout)
+        msg_id = channels.submit(SLOW.format(100, 0.02))
+        read_lines(channels, [], 20)
+        replaced(own, kernel, kill_holder(own, kernel))
+        assert channels.collect(msg_id).replies[0]["status"] == "ok"
+        msg_id = channels.submit("import time; time.sleep(600)")
+        wait_for("busy", lambda: state_of(own, kernel) == "busy")
+        assert own.request("POST", f"/alpha/api/kernels/{kernel}/interrupt", {}).status == 204
+        assert channels.collect(msg_id).replies[0]["ename"] == "KeyboardInterrupt"
+        assert own.request("POST", f"/alpha/api/kernels/{kernel}/restart", {}).status == 200
+        wait_for("its end", lambda: is_gone(pid), 5)
+        # Launched as at first.
+        assert place_of(own, kernel).connection_file.read_bytes() == connection
+        pid = int(channels.execute("import os; print(os.getpid())").stdout)
+        # And adopted once more.
+        replaced(own, kernel, kill_holder(own, kernel))
+        assert usable(channels)
+    assert own.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
+    wait_for("the kernel's end", lambda: is_gone(pid), 10)
 
 
 # --- and does not ---------------------------------------------------------------------------
