@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from relay.bridge.messages import Buffer, Channel, Message
 from relay.bridge.records import Attach
@@ -46,8 +45,8 @@ class Sockets:
         self, channel: Channel, msg_type: str, parent: dict[str, Any], **content: object
     ) -> None:
         header = {"msg_id": "k", "msg_type": msg_type, "session": "kernel"}
-        pieces = [json.dumps(each).encode() for each in (header, parent, {}, content)]
-        message = Message(channel, *pieces)
+        head, above, rest = (json.dumps(each).encode() for each in (header, parent, content))
+        message = Message(channel, head, above, b"{}", rest)
         self._hub.on_multipart(channel, [bytes(part) for part in SIGNER.serialize(message)])
 
     async def answer_probes(self, channel: Channel, subshell: str | None = None) -> int:
@@ -98,9 +97,12 @@ class Adopter:
             self.requests.add(request(Channel.SHELL, header(msg_id, **more), b"k"))
         self.sockets = Sockets(self.hub)
 
-    def adopt(self) -> asyncio.Task[None]:
+    @contextlib.asynccontextmanager
+    async def adopted(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Leaving waits until all is made up for."""
         self.hub.adopt(self.sockets, SIGNER, NOTICE)  # type: ignore[arg-type]
-        return asyncio.create_task(make_up(self.hub, self.requests))
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks.create_task(make_up(self.hub, self.requests))
 
     def ask(self, msg_id: str) -> None:
         message = Message(Channel.SHELL, header(msg_id), b"{}", b"{}", b"{}")
@@ -116,6 +118,10 @@ class Adopter:
             found.append((head["msg_type"], parent.get("msg_id", ""), value))
         return found
 
+    @property
+    def state(self) -> str:
+        return self.hub.execution_state
+
     def requests_sent(self) -> list[str]:
         return [
             each["msg_id"] for _, each in self.sockets.sent if each["msg_type"] == "execute_request"
@@ -130,13 +136,12 @@ def header(msg_id: str, **more: str) -> bytes:
 @virtual
 async def test_replies_and_idles_that_nobody_read_are_made_up_for(tmp_path: Path) -> None:
     adopter = Adopter(tmp_path, "a", "b")
-    done = adopter.adopt()
-    await asyncio.sleep(60)
-    # The kernel is busy: it may still answer.
-    assert adopter.said() == [("stream", "a", "stderr")]
-    assert adopter.hub.execution_state == "busy"
-    assert await adopter.sockets.answer_probes(Channel.SHELL) == 3
-    await done
+    async with adopter.adopted():
+        await asyncio.sleep(60)
+        # The kernel is busy: it may still answer.
+        assert adopter.said() == [("stream", "a", "stderr")]
+        assert adopter.state == "busy"
+        assert await adopter.sockets.answer_probes(Channel.SHELL) == 3
     assert adopter.said() == [
         ("stream", "a", "stderr"),
         ("execute_reply", "a", LOST),
@@ -145,7 +150,7 @@ async def test_replies_and_idles_that_nobody_read_are_made_up_for(tmp_path: Path
         ("status", "b", "idle"),
         ("status", "", "idle"),
     ]
-    assert adopter.hub.execution_state == "idle"
+    assert adopter.state == "idle"
     assert list(adopter.requests) == []
     assert not adopter.sockets.inherited
 
@@ -153,14 +158,13 @@ async def test_replies_and_idles_that_nobody_read_are_made_up_for(tmp_path: Path
 @virtual
 async def test_what_comes_after_all_is_not_made_up(tmp_path: Path) -> None:
     adopter = Adopter(tmp_path, "a", "b")
-    done = adopter.adopt()
-    await asyncio.sleep(1)
-    a, b = json.loads(header("a")), json.loads(header("b"))
-    adopter.sockets.say(Channel.SHELL, "execute_reply", a, status="ok", name="real")
-    adopter.sockets.say(Channel.IOPUB, "status", a, execution_state="idle")
-    adopter.sockets.say(Channel.SHELL, "execute_reply", b, status="ok", name="real")
-    await adopter.sockets.answer_probes(Channel.SHELL)
-    await done
+    async with adopter.adopted():
+        await asyncio.sleep(1)
+        a, b = json.loads(header("a")), json.loads(header("b"))
+        adopter.sockets.say(Channel.SHELL, "execute_reply", a, status="ok", name="real")
+        adopter.sockets.say(Channel.IOPUB, "status", a, execution_state="idle")
+        adopter.sockets.say(Channel.SHELL, "execute_reply", b, status="ok", name="real")
+        await adopter.sockets.answer_probes(Channel.SHELL)
     assert adopter.said()[1:] == [
         ("execute_reply", "a", "real"),
         ("status", "a", "idle"),
@@ -174,12 +178,11 @@ async def test_what_comes_after_all_is_not_made_up(tmp_path: Path) -> None:
 @virtual
 async def test_new_requests_wait_behind_the_old_ones(tmp_path: Path) -> None:
     adopter = Adopter(tmp_path, "a")
-    done = adopter.adopt()
-    await asyncio.sleep(1)
-    adopter.ask("n")
-    assert adopter.requests_sent() == []
-    await adopter.sockets.answer_probes(Channel.SHELL)
-    await done
+    async with adopter.adopted():
+        await asyncio.sleep(1)
+        adopter.ask("n")
+        assert adopter.requests_sent() == []
+        await adopter.sockets.answer_probes(Channel.SHELL)
     assert adopter.requests_sent() == ["n"]
     # It is none of those that were lost.
     assert [each.msg_id for each in adopter.requests] == ["n"]
@@ -188,26 +191,24 @@ async def test_new_requests_wait_behind_the_old_ones(tmp_path: Path) -> None:
 @virtual
 async def test_a_subshell_is_asked_for_itself(tmp_path: Path) -> None:
     adopter = Adopter(tmp_path, "a", subshell_id="sub")
-    done = adopter.adopt()
-    await asyncio.sleep(1)
-    await adopter.sockets.answer_probes(Channel.SHELL)
-    await asyncio.sleep(60)
-    # The main shell has nothing to say about it.
-    assert [each.msg_id for each in adopter.requests] == ["a"]
-    assert adopter.hub.execution_state == "idle"
-    assert not done.done()
-    await adopter.sockets.answer_probes(Channel.SHELL, "sub")
-    await done
+    async with adopter.adopted() as done:
+        await asyncio.sleep(1)
+        await adopter.sockets.answer_probes(Channel.SHELL)
+        await asyncio.sleep(60)
+        # The main shell has nothing to say about it.
+        assert [each.msg_id for each in adopter.requests] == ["a"]
+        assert adopter.state == "idle"
+        assert not done.done()
+        await adopter.sockets.answer_probes(Channel.SHELL, "sub")
     assert ("execute_reply", "a", LOST) in adopter.said()
 
 
 @virtual
 async def test_a_kernel_that_dies_meanwhile_is_asked_no_more(tmp_path: Path) -> None:
     adopter = Adopter(tmp_path, "a")
-    done = adopter.adopt()
-    await asyncio.sleep(1)
-    adopter.hub.close()
-    await done
+    async with adopter.adopted():
+        await asyncio.sleep(1)
+        adopter.hub.close()
     assert adopter.said() == [("stream", "a", "stderr")]
     assert list(adopter.requests) == []
 
@@ -215,16 +216,15 @@ async def test_a_kernel_that_dies_meanwhile_is_asked_no_more(tmp_path: Path) -> 
 @virtual
 async def test_an_idle_that_iopub_missed_is_asked_for_again(tmp_path: Path) -> None:
     adopter = Adopter(tmp_path, "a")
-    done = adopter.adopt()
-    await asyncio.sleep(0.01)
-    (_, first), *_ = adopter.sockets.sent
-    # The subscription came too late for the status.
-    adopter.sockets.say(Channel.SHELL, "kernel_info_reply", first, status="ok")
-    await asyncio.sleep(0.4)
-    assert len(adopter.sockets.sent) == 1
-    await asyncio.sleep(0.2)
-    assert len(adopter.sockets.sent) == 2
-    await adopter.sockets.answer_probes(Channel.SHELL)
-    await asyncio.sleep(5)
-    adopter.hub.close()
-    await done
+    async with adopter.adopted():
+        await asyncio.sleep(0.01)
+        (_, first), *_ = adopter.sockets.sent
+        # The subscription came too late for the status.
+        adopter.sockets.say(Channel.SHELL, "kernel_info_reply", first, status="ok")
+        await asyncio.sleep(0.4)
+        assert len(adopter.sockets.sent) == 1
+        await asyncio.sleep(0.2)
+        assert len(adopter.sockets.sent) == 2
+        await adopter.sockets.answer_probes(Channel.SHELL)
+        await asyncio.sleep(5)
+        adopter.hub.close()

@@ -198,6 +198,9 @@ def test_a_cell_goes_on_when_its_holder_is_killed(own: RunningRelay, v1: bool) -
         own.connect("alpha", kernel, v1=not v1) as other,
     ):
         asker.execute("kept = 'in memory'")
+        environment = psutil.Process(record_of(own, kernel).kernel_pid).environ()
+        # With it an ipykernel ends itself when its parent has.
+        assert "JPY_PARENT_PID" not in environment
         before: list[Message] = []
         msg_id = asker.submit(SLOW.format(300, 0.02))
         queued = asker.submit("print('queued')")
@@ -292,6 +295,26 @@ def test_a_holder_killed_while_its_kernel_is_idle(own: RunningRelay, v1: bool) -
         assert usable(channels)
     assert own.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
     wait_for("the kernel's end", lambda: is_gone(old.kernel_pid), 10)
+
+
+def test_input_can_be_given_to_a_cell_that_asked_an_earlier_holder(own: RunningRelay) -> None:
+    kernel = own.start_kernel("alpha")
+    with own.connect("alpha", kernel) as channels:
+        msg_id = channels.submit("print('got', input('?'))", allow_stdin=True)
+        while (asked := channels.receive())["header"]["msg_type"] != "input_request":
+            pass
+        replaced(own, kernel, kill_holder(own, kernel))
+        channels.send("stdin", "input_reply", {"value": "it"}, parent=asked["header"])
+        done = channels.collect(msg_id)
+        assert done.stdout.endswith("got it\n")
+        assert done.replies[0]["status"] == "ok"
+        # Asked under the new holder, it works as well.
+        msg_id = channels.submit("print('got', input('?'))", allow_stdin=True)
+        while (asked := channels.receive())["header"]["msg_type"] != "input_request":
+            pass
+        channels.send("stdin", "input_reply", {"value": "that"}, parent=asked["header"])
+        assert channels.collect(msg_id).stdout.endswith("got that\n")
+    own.request("DELETE", f"/alpha/api/kernels/{kernel}")
 
 
 def test_holder_and_agent_are_killed_together(own: RunningRelay) -> None:
