@@ -21,6 +21,7 @@ import structlog
 from relay.bridge.messages import (
     Buffer,
     Channel,
+    Header,
     Message,
     parse_header,
     synthetic,
@@ -44,6 +45,7 @@ from relay.bridge.session import (
 )
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
+from relay.holder.probe import Probe
 from relay.holder.requests import MAIN, Request, Requests, request
 from relay.holder.sockets import KernelSockets
 from relay.holder.store import Entry, Journal
@@ -72,22 +74,6 @@ class Reader(Protocol):
 
 class _StatusContent(msgspec.Struct, frozen=True):
     execution_state: str = "unknown"
-
-
-class Probe:
-    """A request of the holder's own: whether its reply has come, and the idle that follows it."""
-
-    def __init__(self) -> None:
-        self.answered = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.lost = False
-        """Whether the kernel process ended; then both are set."""
-
-    def lose(self) -> None:
-        """The kernel process has ended."""
-        self.lost = True
-        self.answered.set()
-        self.idle.set()
 
 
 _STATUS_CONTENT: Final = msgspec.json.Decoder(_StatusContent)
@@ -199,18 +185,18 @@ class Hub:
         if any(isinstance(action, Forward) for action in self._perform(event)):
             if header.msg_type not in _ASIDE:
                 self.last_activity = time.time()
-            asked = request(message.channel, message.header, b"")
-            self._note_request(asked)
+            self._submit(message, header)
+
+    def _submit(self, message: Message, header: Header) -> None:
+        asker = self._sessions.asker(message.channel, header.msg_id, header.session)
+        if asker is not None or self._held is not None:
+            asked = request(message.channel, message.header, asker or b"")
+            if asker is not None and self._sockets is not None:
+                self._requests.add(asked)
             if self._held is not None and asked.lane == MAIN:
                 self._held.append(message)
-            else:
-                self._send(message)
-
-    def _note_request(self, asked: Request) -> None:
-        asker = self._sessions.asker(asked.channel, asked.msg_id, asked.session)
-        if asker is not None and self._sockets is not None:
-            asked.asker = asker
-            self._requests.add(asked)
+                return
+        self._send(message)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:

@@ -60,6 +60,14 @@ def test_it_is_watched_and_ended_like_a_child(family: tuple[int, int]) -> None:
     process.kill()
 
 
+def test_its_end_is_seen_without_waiting(family: tuple[int, int]) -> None:
+    leader, _ = family
+    process, other = find(leader), find(leader)
+    os.kill(leader, signal.SIGKILL)
+    other.wait(10)
+    assert process.poll() == UNKNOWN_EXIT
+
+
 @pytest.mark.parametrize("flag", [adopted._PROCESS_GROUP, 1 << 30], ids=["new", "older Linux"])
 def test_signals_reach_the_group(
     family: tuple[int, int], flag: int, monkeypatch: pytest.MonkeyPatch
