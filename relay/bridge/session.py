@@ -329,7 +329,7 @@ class Sessions:
         if event.channel is Channel.IOPUB or (session.asks and self._is_known(event, session)):
             # A kernel's iopub takes nothing.
             return [acknowledge]
-        if event.channel is not Channel.STDIN and event.msg_type not in _UNANSWERED:
+        if is_answered(event.channel, event.msg_type):
             self._remember(event, session)
         return [Forward(), acknowledge]
 
@@ -343,8 +343,7 @@ class Sessions:
 
     def _remember(self, event: Submitted, session: _Session) -> None:
         request = event.channel, event.msg_id, event.session
-        waiting = self._requests.setdefault(request, deque())
-        waiting.append(session.key)
+        self._requests.setdefault(request, deque()).append(session.key)
         self._unanswered += 1
         if self._unanswered > self._limits.requests:
             oldest = next(iter(self._requests))
@@ -385,6 +384,11 @@ class Sessions:
 
     def _waiting(self, channel: Channel, event: Published) -> deque[bytes] | None:
         return self._requests.get((channel, event.parent_msg_id, event.parent_session))
+
+
+def is_answered(channel: Channel, msg_type: str) -> bool:
+    """Whether a kernel replies to what a client sends."""
+    return channel is not Channel.STDIN and msg_type not in _UNANSWERED
 
 
 def session_key(principal: str, name: str) -> bytes:

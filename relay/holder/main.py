@@ -25,12 +25,14 @@ from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
+from relay.holder.adoption import NOTICE, make_up
 from relay.holder.channels import ChannelLimits
 from relay.holder.culling import Usage, is_idle
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
 from relay.holder.memory import Memory
+from relay.holder.requests import Requests
 from relay.holder.serve import Server
 from relay.holder.store import Journal
 from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 async def _run(place: Place, config: HolderConfig) -> None:
-    holder = Holder(place, config)
+    holder = Holder(place, config, place.read_record())
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 
@@ -75,11 +77,17 @@ async def _run(place: Place, config: HolderConfig) -> None:
 
 
 class Holder:
-    """Puts journal, sessions, kernel and server together."""
+    """Puts journal, sessions, kernel and server together.
 
-    def __init__(self, place: Place, config: HolderConfig) -> None:
+    ``left`` is the record of a holder that died: its kernel is adopted.
+    """
+
+    def __init__(
+        self, place: Place, config: HolderConfig, left: KernelRecord | None = None
+    ) -> None:
         self._place = place
         self._config = config
+        self._left = left
         journal = Journal.open(
             place.journal,
             max_bytes=config.journal.bytes,
@@ -94,15 +102,18 @@ class Holder:
             anonymous_lifetime=config.sessions.anonymous_lifetime,
         )
         self._memory = Memory.open(place.sessions, limits, journal.last_seq, time.time())
-        self._hub = Hub(self._memory, journal, self._changed)
+        self._requests = Requests(place.requests, limits.requests)
+        self._hub = Hub(self._memory, journal, self._requests, self._changed)
+        if left is not None:
+            self._hub.kernel_session = left.kernel_session
         self._process = KernelProcess(_plan(place, config))
         self._life = Life(
             self._process,
             self._hub,
             config.kernels,
-            identity=secrets.token_hex(8).encode(),
+            identity=secrets.token_hex(8),
             on_change=self._changed,
-            on_process=self._note_process,
+            on_note=self._note,
         )
         self._server = Server(
             self._hub,
@@ -115,14 +126,22 @@ class Holder:
         )
 
     async def run(self) -> None:
-        """Serve from the first moment, so that whoever asked for the kernel can wait for it."""
-        self._note_process()
+        """Serve from the first moment, so that whoever asked for the kernel can wait for it.
+
+        A kernel that was up already is adopted before that: clients find it as it was.
+        """
+        if self._left is None:
+            self._note()
+        else:
+            await self._life.adopt(self._left, NOTICE)
         await self._server.listen(Path(self._config.socket))
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(self._watch(), name="watch"),
                 tasks.create_task(self._cull(), name="cull"),
             ]
+            if self._left is not None:
+                watchers.append(tasks.create_task(self._make_up(), name="make up"))
             await self._life.run()
             for watcher in watchers:
                 watcher.cancel()
@@ -131,8 +150,13 @@ class Holder:
         self._server.close()
         self._hub.journal.close()
         self._memory.close()
+        self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)
         log.info("ended", phase=self._life.phase)
+
+    async def _make_up(self) -> None:
+        await make_up(self._hub, self._requests)
+        self._life.made_up()
 
     async def operate(self, operation: str) -> None:
         """Do what an agent asks. Raises `KernelError`."""
@@ -164,15 +188,19 @@ class Holder:
             failure=self._life.failure,
         )
 
-    def _note_process(self) -> None:
+    def _note(self) -> None:
         """Leave word of holder and kernel for whoever finds the folder."""
         pid = self._process.pid
         record = KernelRecord(
             holder_pid=os.getpid(),
             holder_started=process_started(os.getpid()) or 0,
             epoch=self._hub.epoch,
+            state=self._life.state,
+            identities=self._life.identities,
             kernel_pid=pid,
             kernel_started=process_started(pid) if pid else None,
+            kernel_session=self._hub.kernel_session,
+            **self._process.noted,
         )
         write_atomic(self._place.record, msgspec.json.encode(record))
 
