@@ -24,6 +24,8 @@ from tests.system.test_kills import in_background
 NOTICE = "output in between may be missing"
 SLOW = "import time\nfor n in range({0}): print('line', n, flush=True); time.sleep({1})"
 
+pytestmark = pytest.mark.timeout(180)
+
 both = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 
 
@@ -360,6 +362,7 @@ def test_the_kernel_died_with_its_holder(own: RunningRelay) -> None:
     own.request("DELETE", f"/alpha/api/kernels/{kernel}")
 
 
+@pytest.mark.slow
 def test_a_holder_that_is_stopped_for_long_is_not_replaced(own: RunningRelay) -> None:
     kernel = own.start_kernel("alpha")
     record = record_of(own, kernel)
