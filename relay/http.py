@@ -86,6 +86,10 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Answer a request that is not HTTP, or that ended in an error nobody foresaw."""
         del request, message
+        if isinstance(exc, ConnectionError):
+            # The client left in the middle of its answer: there is nobody to tell.
+            log.info("client_left")
+            return TakenOver()
         request_id = uuid.uuid4().hex
         error: RelayError = BadRequest("The request is not valid HTTP.")
         if status == BadRequest.http_status:

@@ -17,6 +17,7 @@ from relay import processes
 from relay.agent.app import App
 from relay.agent.holders import Holders
 from relay.agent.kernelspecs import KernelSpecs
+from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions
 from relay.agent.starts import Starts
@@ -63,8 +64,14 @@ async def _run(
         kernelspecs = KernelSpecs(f"/{config.cluster}")
         starts = Starts(config, holders, kernelspecs)
         sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", holders, starts)
+        past = Past(config.past, message_bytes=config.kernels.message_bytes, max_record=max_record)
         rest = Rest(
-            config, holders=holders, kernelspecs=kernelspecs, starts=starts, sessions=sessions
+            config,
+            holders=holders,
+            kernelspecs=kernelspecs,
+            starts=starts,
+            sessions=sessions,
+            past=past,
         )
         app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
         http = server(app.handle)
@@ -75,6 +82,7 @@ async def _run(
         await stopped.wait()
         log.info("stopping")
         listener.close()
+        past.cut()
         await _drain(app, http, config.drain)
         holders.close()
 

@@ -263,6 +263,20 @@ class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("bytes must be at least twice segment_bytes")
 
 
+class PastSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a kernel's past one request may read (``/api/kernels/<id>/messages``)."""
+
+    limit: Count = 10_000
+    """Messages in one answer where the request names no ``limit`` and does not ``follow``."""
+    max_limit: Count = 1_000_000
+    """The highest ``limit`` that a request may name; beyond: 400."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where the default is more than is allowed."""
+        if self.limit > self.max_limit:
+            raise ValueError("limit must not be over max_limit")
+
+
 class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is remembered of a kernel's clients; per kernel."""
 
@@ -351,6 +365,8 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Which environment variables reach a kernel."""
     journal: JournalSettings = field(default_factory=JournalSettings)
     """What is kept of a kernel's output."""
+    past: PastSettings = field(default_factory=PastSettings)
+    """How much of a kernel's past one request may read."""
     sessions: SessionSettings = field(default_factory=SessionSettings)
     """What is remembered of a kernel's clients."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
@@ -395,6 +411,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     folder that ``relay up`` was started in."""
     journal: JournalSettings = field(default_factory=JournalSettings)
     """What is kept of a kernel's output."""
+    past: PastSettings = field(default_factory=PastSettings)
+    """How much of a kernel's past one request may read."""
     sessions: SessionSettings = field(default_factory=SessionSettings)
     """What is remembered of a kernel's clients."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)

@@ -56,7 +56,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     ``repeatable`` says that it may be sent again when an agent breaks off. In seconds:
     ``timeout`` for an answer, ``hold`` for an agent to come back, ``hold_once_sent`` for that
-    where one broke off, having begun perhaps.
+    where one broke off, having begun perhaps. An answer without a ``timeout`` may take as long as
+    it likes, but is never silent for longer than ``silence``.
     """
 
     method: str
@@ -68,7 +69,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     kernel_id: str | None
     request_id: str
     repeatable: bool
-    timeout: float
+    timeout: float | None
+    silence: float | None = None
     hold: float
     hold_once_sent: float
 
@@ -161,7 +163,9 @@ class Upstream:
                 ssl=place.tls,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=call.timeout, sock_connect=self._settings.connect_timeout
+                    total=call.timeout,
+                    sock_connect=self._settings.connect_timeout,
+                    sock_read=call.silence,
                 ),
             )
             _check_trust(response, cluster)

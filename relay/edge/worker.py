@@ -92,11 +92,12 @@ async def _run(config: EdgeConfig, secrets: Secrets) -> None:
     sockets = processes.inherited_listeners()
     async with Upstream(config, secrets.signer) as upstream:
         channels = Channels(config, upstream)
+        rest = Rest(config, upstream)
         app = App(
             chain=Chain([secrets.tokens]),
             policy=Policy.allow_all("token"),
             upstream=upstream,
-            rest=Rest(config, upstream),
+            rest=rest,
             channels=channels,
         )
         limits = {
@@ -125,6 +126,7 @@ async def _run(config: EdgeConfig, secrets: Secrets) -> None:
         # Not all at once: they come back together.
         await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
         channels.drain()
+        rest.drain()
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))

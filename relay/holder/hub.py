@@ -151,6 +151,16 @@ class Hub:
         self._perform(Detached(connection, clean))
         self._on_change()
 
+    def watch(self, reader: Reader) -> int:
+        """Wake and end somebody who only reads; the number is for `unwatch`."""
+        self._next_connection += 1
+        self._readers[self._next_connection] = reader
+        return self._next_connection
+
+    def unwatch(self, number: int) -> None:
+        """The reader of `watch` is gone."""
+        self._readers.pop(number, None)
+
     def prove(self, connection: int, seq: int) -> None:
         """A client has received everything up to ``seq``."""
         self._perform(Proved(connection, seq))

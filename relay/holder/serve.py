@@ -40,6 +40,7 @@ from relay.bridge.records import (
 from relay.bridge.session import EVERYBODY, Start
 from relay.errors import MalformedMessage, RelayError
 from relay.holder.hub import Hub
+from relay.holder.past import Past
 from relay.holder.store import Batch
 from relay.streams import read_record
 
@@ -119,6 +120,8 @@ class Server:
                 with structlog.contextvars.bound_contextvars(request_id=attach.request_id):
                     log.info("attached", link=attach.link)
                     await channels.run(reader, self._max_record)
+            elif kind is Kind.READ:
+                await Past(self._hub, reader, writer).run(payload)
             else:
                 await self._serve_line(reader, writer, kind, payload)
         except* (OSError, EOFError):

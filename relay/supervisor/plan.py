@@ -55,6 +55,7 @@ def agent_config(folder: StateFolder, config: UpConfig, cluster: str, port: int)
         ticket_keys=[str(folder.ticket_keys[0])],
         environment=config.environment,
         journal=config.journal,
+        past=config.past,
         sessions=config.sessions,
         culling=config.culling,
         root_dir=config.root_dir,
