@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay import limits
 from relay.agent.gateway import fitting
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
@@ -229,4 +230,5 @@ class Channels:
 
 def _too_large(size: int, limit: int) -> TooLarge:
     log.warning("message_too_large", size=size, limit=limit, setting="kernels.message_bytes")
+    limits.hit("kernels.message_bytes")
     return TooLarge(f"a message of {size} bytes is over {limit} (kernels.message_bytes)")

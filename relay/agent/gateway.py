@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay import limits
 from relay.bridge.messages import Channel, Message, parse_header, synthetic
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ def fitting(message: Message, limit: int) -> Message:
         return message
     setting = "kernels.gateway_message_bytes"
     log.warning("message_too_large", size=message.size, limit=limit, setting=setting)
+    limits.hit(setting)
     header = parse_header(message.header)
     text = (
         f"[relay] A {header.msg_type} message of {message.size} bytes is left out: a Jupyter "

@@ -20,7 +20,9 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
+from relay import limits
 from relay.agent.line import Line
+from relay.agent.tally import Tally
 from relay.bridge.records import Phase
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
@@ -91,8 +93,14 @@ class Holders:
         self._gone: set[str] = set()
         """Ended, though their folders may be there for another moment."""
         self._opening: dict[str, asyncio.Task[Line | None]] = {}
+        self.tally = Tally()
         private_folder(kernels_folder(self._state_dir, config.cluster))
         sweep(self._state_dir, config.cluster)
+
+    @property
+    def ready(self) -> list[Line]:
+        """The kernels that run, as far as is known."""
+        return [line for line in self._lines.values() if line.status.phase is Phase.READY]
 
     async def find(self) -> None:
         """Find the kernels that run already, and end what holders that died left behind."""
@@ -109,7 +117,7 @@ class Holders:
         self._gone &= {place.kernel_id for place in found}
         unknown = [place for place in found if not self._is_known(place)]
         await self._within_answer(asyncio.gather(*(self._open(place) for place in unknown)))
-        return [line for line in self._lines.values() if line.status.phase is Phase.READY]
+        return self.ready
 
     async def get(self, kernel_id: str) -> Line:
         """One kernel. Raises `NotFound`."""
@@ -129,6 +137,14 @@ class Holders:
 
         Raises `StartFailed`, `Conflict` for somebody else's kernel and `TooMany`.
         """
+        self.tally.starts += 1
+        try:
+            return await self._start(request)
+        except StartFailed:
+            self.tally.start_failures += 1
+            raise
+
+    async def _start(self, request: StartRequest) -> Line:
         line = self._lines.get(request.kernel_id)
         if line is None:
             self._check_room(request.kernel_id)
@@ -157,6 +173,7 @@ class Holders:
         others = {place.kernel_id for place in places(self._state_dir, self._config.cluster)}
         if limit and len((others - self._gone | self._opening.keys()) - {kernel_id}) >= limit:
             log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
+            limits.hit("kernels.max_kernels")
             raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
 
     async def stop(self, kernel_id: str, request_id: str) -> None:
@@ -250,6 +267,7 @@ class Holders:
                 await asyncio.sleep(_RETRY)
                 continue
             self._lines[place.kernel_id] = line
+            self.tally.meet(line)
             self._tasks.create_task(self._follow(line), name=f"line {place.kernel_id}")
             return line
         msg = "A kernel's holder does not answer."
@@ -262,12 +280,14 @@ class Holders:
         if line.status.phase in {Phase.READY, Phase.STARTING} and not hung_up_by_us:
             # Hung up without a word: looking again buries what the holder left, if it died.
             log.warning("holder_lost", kernel_id=line.place.kernel_id)
+            self.tally.holder_deaths += 1
             self._gone.discard(line.place.kernel_id)
             await self._open(line.place)
 
     def _forget(self, line: Line) -> None:
         self._gone.add(line.place.kernel_id)
         if self._lines.get(line.place.kernel_id) is line:
+            self.tally.part(line)
             del self._lines[line.place.kernel_id]
         line.close()
 

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from relay import limits
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     Entry,
@@ -80,6 +81,7 @@ def parse(target: Target, settings: PastSettings) -> Wanted:
     if text or target.values("limit"):
         limit = int(text) if _LIMIT.fullmatch(text) else 0
         if not 1 <= limit <= settings.max_limit:
+            limits.hit("past.max_limit")
             raise BadRequest(
                 f"limit is a number of messages, 1 to {settings.max_limit} (past.max_limit)."
             )

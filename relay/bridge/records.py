@@ -135,6 +135,24 @@ class Phase(enum.StrEnum):
     GONE = "gone"
 
 
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a holder counts, since its start, and measures; for the agent's metrics."""
+
+    journal_bytes: int = 0
+    """On disk."""
+    journal_problem: str | None = None
+    """Why the journal cannot be written just now."""
+    messages: int = 0
+    """Messages in the journal, all that there were."""
+    unsaved: int = 0
+    """Those of them that the disk never got."""
+    gaps: int = 0
+    gap_messages: int = 0
+    sessions: int = 0
+    limit_hits: dict[str, int] = {}
+    """How often limits were hit, by setting."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What a holder tells every agent about its kernel, at once and whenever it changes.
 
@@ -148,6 +166,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_activity: float
     connections: int
     failure: Failure | None = None
+    figures: Figures | None = None
+    """None of a holder that an older version started."""
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,6 +80,15 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A TCP port; 0 takes a free one."""
 
 
+class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Prometheus finds a program's metrics, at ``/metrics``: plain HTTP, to whoever asks."""
+
+    host: Host = "127.0.0.1"
+    """A name or an IP address; who can reach it can read all metrics."""
+    port: Port | None = None
+    """A TCP port; by default there is none, and nothing is served."""
+
+
 class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who the edge is towards its clients."""
 
@@ -212,6 +221,8 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds between SIGTERM and the end of whatever is not finished by then."""
     log: LogSettings = field(default_factory=LogSettings)
     """The log of the edge and its workers."""
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    """Where its metrics are read."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where the two ports are one."""
@@ -382,6 +393,8 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Bytes of a request's body; beyond: 413."""
     log: LogSettings = field(default_factory=LogSettings)
     """The log of the agent and of the holders it starts."""
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    """Where its metrics are read."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where nobody could get in."""

@@ -10,11 +10,13 @@ import aiohttp
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
+from relay import limits
 from relay.auth.policy import Action
 from relay.config import EdgeConfig
 from relay.edge.upstream import Call, Upstream
-from relay.errors import AgentUnavailable, BadRequest
+from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
 from relay.http import REQUEST_ID, SERVER_NAME, TakenOver, read_body
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
@@ -45,9 +47,10 @@ _WHOLE: Final = 1024 * 1024
 class Rest:
     """Forwards requests to agents, and their answers to clients."""
 
-    def __init__(self, config: EdgeConfig, upstream: Upstream) -> None:
+    def __init__(self, config: EdgeConfig, upstream: Upstream, metrics: EdgeMetrics) -> None:
         self._config = config
         self._upstream = upstream
+        self._metrics = metrics
         self._following: set[aiohttp.ClientResponse] = set()
 
     def drain(self) -> None:
@@ -96,7 +99,14 @@ class Rest:
             # A kernel may be starting by now: its client is not sent away.
             hold_once_sent=settings.reattach if route.kind in STARTING else settings.hold,
         )
-        answer = await self._upstream.call(cluster, call)
+        try:
+            answer = await self._upstream.call(cluster, call)
+        except AgentTimeout:
+            limits.hit(f"upstream.{'start' if slow else 'request'}_timeout")
+            raise
+        except AgentUnavailable:
+            limits.hit(f"upstream.{'websocket_hold' if route.kind in STARTING else 'hold'}")
+            raise
         if follows:
             self._following.add(answer)
         try:
@@ -129,6 +139,7 @@ class Rest:
         while chunk := await _read_on(answer, cluster):
             await response.write(chunk)
         if chunk is None:
+            self._metrics.broken_answers.labels(cluster).inc()
             # Without its end (RFC 9112 §6.3, §7.1), so that nobody takes it for whole.
             return TakenOver()
         await response.write_eof()

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from relay import limits
 from relay.bridge.messages import (
     Buffer,
     Channel,
@@ -24,7 +25,7 @@ from relay.bridge.messages import (
     parse_header,
     synthetic,
 )
-from relay.bridge.records import Attach
+from relay.bridge.records import Attach, Figures
 from relay.bridge.session import (
     Acknowledge,
     Action,
@@ -123,6 +124,31 @@ class Hub:
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
         self._disk_failed = False
+        self._gaps = 0
+        self._gap_messages = 0
+
+    @property
+    def figures(self) -> Figures:
+        """What the agent's metrics are made of."""
+        failed = self.journal.failed
+        return Figures(
+            journal_bytes=self.journal.size,
+            journal_problem=None if failed is None else failed.strerror or "it cannot be written",
+            messages=self.journal.last_seq,
+            unsaved=self.journal.unsaved,
+            gaps=self._gaps,
+            gap_messages=self._gap_messages,
+            sessions=self._sessions.remembered,
+            limit_hits=dict(limits.counts),
+        )
+
+    def note_gap(self, messages: int, setting: str | None = "journal.bytes") -> None:
+        """A reader misses messages, because of ``setting`` or, without one, of the disk."""
+        log.warning("gap", messages=messages, setting=setting)
+        self._gaps += 1
+        self._gap_messages += messages
+        if setting is not None:
+            limits.hit(setting)
 
     # Towards clients.
 
@@ -319,6 +345,7 @@ class Hub:
                 log.error("journal_not_written", problem=str(self.journal.failed))
             else:
                 log.info("journal_written_again", unsaved=self.journal.unsaved)
+            self._on_change()
 
     def _perform(self, event: Event) -> Sequence[Action]:
         actions = self._sessions.handle(event)

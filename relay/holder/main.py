@@ -21,6 +21,7 @@ import msgspec
 import structlog
 import uvloop
 
+from relay import limits
 from relay import log as logging
 from relay.bridge.records import Phase, Status
 from relay.bridge.session import Sessions
@@ -85,12 +86,12 @@ class Holder:
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
-        limits = config.sessions
+        remembered = config.sessions
         sessions = Sessions(
             uuid.uuid4().hex[:12],
             journal.last_seq,
-            limit=limits.sessions,
-            request_limit=limits.requests,
+            limit=remembered.sessions,
+            request_limit=remembered.requests,
         )
         self._hub = Hub(sessions, journal, self._changed)
         self._process = KernelProcess(_plan(place, config))
@@ -157,6 +158,7 @@ class Holder:
             last_activity=self._hub.last_activity,
             connections=self._hub.connections,
             failure=self._life.failure,
+            figures=self._hub.figures,
         )
 
     def _note_process(self) -> None:
@@ -173,11 +175,12 @@ class Holder:
 
     async def _watch(self) -> None:
         """Tell agents of activity, and keep the kernel's own output from filling the disk."""
-        told = self._hub.last_activity
+        told = self._hub.last_activity, self._hub.figures
         while True:
             await asyncio.sleep(_TICK)
-            if self._hub.last_activity != told:
-                told = self._hub.last_activity
+            found = self._hub.last_activity, self._hub.figures
+            if found != told:
+                told = found
                 self._changed()
             self._cut_log(self._config.kernels.log_bytes)
 
@@ -189,6 +192,7 @@ class Holder:
             usage = Usage(self._hub.last_activity, self._hub.execution_state, self._hub.connections)
             if self._life.phase is Phase.READY and is_idle(usage, settings, time.time()):
                 log.warning("culled", setting="culling.cull_idle_timeout")
+                limits.hit("culling.cull_idle_timeout")
                 self._hub.say(
                     "[relay] This kernel is shut down: nobody has used it for "
                     f"{settings.cull_idle_timeout:g} s (culling.cull_idle_timeout).\n"
@@ -202,6 +206,7 @@ class Holder:
                 # The kernel appends: it goes on at the new end.
                 os.truncate(path, 0)
                 log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
+                limits.hit("kernels.log_bytes")
 
 
 def _plan(place: Place, config: HolderConfig) -> LaunchPlan:

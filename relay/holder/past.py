@@ -114,7 +114,7 @@ class Past:
             return
         first = batch.entries[0].seq
         setting = _DROPPED if after < self._hub.journal.dropped else None
-        log.warning("gap", messages=batch.gap, setting=setting, after=after)
+        self._hub.note_gap(batch.gap, setting)
         gap = Gap(messages=batch.gap, seq=first - 1, setting=setting)
         self._writer.write(struct_record(Kind.GAP, gap))
 
@@ -134,6 +134,7 @@ class Past:
                 continue
             if entry.size > message_bytes:
                 self._flush(found)
+                self._hub.note_gap(1, _TOO_LARGE)
                 gap = Gap(messages=1, seq=entry.seq, setting=_TOO_LARGE)
                 self._writer.write(struct_record(Kind.GAP, gap))
                 continue
