@@ -35,8 +35,8 @@ _KINDS: Final = ("counter", "gauge_livesum")
 _FILE_BYTES: Final = 1024 * 1024
 """Of one file; some 7,000 combinations of labels."""
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
-_ENDED: Final = "ended"
-"""Stands for the pid in the files of what workers counted that have ended."""
+_KEPT: Final = "counter_ended.db"
+"""What workers counted that have ended; named as if that were a pid."""
 
 
 class EdgeMetrics:
@@ -90,21 +90,9 @@ class EdgeMetrics:
 
     @classmethod
     def shared(cls, folder: Path) -> Self:
-        """In files that the parent reads. Raises ``OSError`` where they cannot be made.
-
-        They get their blocks now: a write into a file for which a full disk has none is no error
-        but the end of the process (SIGBUS, ``mmap(2)``).
-        """
+        """In files that the parent reads. Raises ``OSError`` where they cannot be made."""
         for kind in _KINDS:
-            path = folder / f"{kind}_{os.getpid()}.db"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, _FILE_BYTES)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-            finally:
-                os.close(descriptor)
+            _allocate(folder / f"{kind}_{os.getpid()}.db")
         os.environ[_SHARED] = str(folder)
         values.ValueClass = values.MultiProcessValue()
         return cls(CollectorRegistry())
@@ -157,7 +145,13 @@ class SharedFolder:
             pid = old.name.removeprefix(prefix).partition("-")[0]
             if pid.isdecimal() and not Path("/proc", pid).exists():
                 shutil.rmtree(old, ignore_errors=True)
-        return cls(Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place)))
+        path = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
+        try:
+            _allocate(path / _KEPT)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return cls(path)
 
     def retire(self, pid: int) -> None:
         """A worker has ended: its gauges are forgotten, its counts are kept, in one file for all.
@@ -167,7 +161,7 @@ class SharedFolder:
         mark_process_dead(pid, str(self.path))
         ended = self.path / f"counter_{pid}.db"
         with contextlib.suppress(OSError):
-            kept = MmapedDict(str(self.path / f"counter_{_ENDED}.db"))
+            kept = MmapedDict(str(self.path / _KEPT))
             for key, value, _, _ in MmapedDict.read_all_values_from_file(str(ended)):
                 kept.write_value(key, kept.read_value(key)[0] + value, 0.0)
             kept.close()
@@ -176,6 +170,22 @@ class SharedFolder:
     def remove(self) -> None:
         """Delete it."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _allocate(path: Path) -> None:
+    """Make a file that has all its blocks. Raises ``OSError``.
+
+    A write into a mapped file for which a full disk has none left is no error, but the end of the
+    process (SIGBUS, ``mmap(2)``).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 class ParentMetrics(Collector):
