@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,17 +13,23 @@ from jupyter_kernel_client import JupyterKernelClient, JupyterSubprotocol, Kerne
 from tests.system.channels import count_lines
 from tests.system.running import RunningRelay
 
-pytestmark = pytest.mark.usefixtures("v1_runs_at_all")
+pytestmark = [
+    pytest.mark.usefixtures("v1_runs_at_all"),
+    pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning"),
+]
 both = pytest.mark.parametrize(
     "subprotocol", [JupyterSubprotocol.DEFAULT, JupyterSubprotocol.V1], ids=["legacy", "v1"]
 )
 
 
 @pytest.fixture(autouse=True)
-def _own_ca(relay: RunningRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_ca(relay: RunningRelay, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # It has no setting for them: these are requests' and websocket-client's own.
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", relay.info.ca)
     monkeypatch.setenv("WEBSOCKET_CLIENT_CA_BUNDLE", relay.info.ca)
+    yield
+    # It leaves sockets to the garbage collector, whose warning some later test would get.
+    gc.collect()
 
 
 def access(relay: RunningRelay, subprotocol: JupyterSubprotocol) -> dict[str, Any]:
