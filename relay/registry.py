@@ -9,6 +9,7 @@ its holder. Unix sockets live in the runtime folder, whose paths are short enoug
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -16,14 +17,19 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
+_DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
+
+
+KernelState = Literal["starting", "ready", "dead", "ending"]
+"""``ready`` from the moment it was heard first, ``dead`` when its restarts are used up."""
 
 
 class RegistryError(Exception):
@@ -40,8 +46,23 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     holder_pid: int
     holder_started: int
     epoch: str
+    state: KernelState = "starting"
+    identity: str = ""
+    """The identity of the holder's ZMQ sockets, in hex: whoever bears it gets the replies."""
     kernel_pid: int | None = None
+    """The kernel's process, where it is one on this machine."""
     kernel_started: int | None = None
+    kernel_session: str = ""
+    """What the kernel calls its own session in its messages' headers."""
+    kernelspec: dict[str, Any] = {}
+    """The kernelspec as it was launched, its parameters filled in."""
+    provisioner: dict[str, Any] | None = None
+    """What jupyter_client's ``get_provisioner_info`` gave; None before the launch."""
+
+    @property
+    def adoptable(self) -> bool:
+        """Whether another holder may take the kernel over: it was up, and nobody is ending it."""
+        return self.state in {"ready", "dead"} and self.provisioner is not None
 
 
 class HolderAddress(msgspec.Struct, frozen=True):
@@ -69,6 +90,16 @@ class Place(msgspec.Struct, frozen=True):
     def record(self) -> Path:
         """What the holder notes (a `KernelRecord`)."""
         return self.folder / "record.json"
+
+    @property
+    def replacements(self) -> Path:
+        """When holders that died were replaced: a list of seconds since the machine started."""
+        return self.folder / "replacements.json"
+
+    @property
+    def requests(self) -> Path:
+        """What the kernel has been asked and has not finished (``holder/requests.py``)."""
+        return self.folder / "requests.log"
 
     @property
     def journal(self) -> Path:
@@ -164,6 +195,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_disk_trouble(error: OSError) -> bool:
+    """Whether a file could not be written because of the disk: full, broken, read-only."""
+    return error.errno in _DISK_TROUBLE
 
 
 def _write_new(path: Path, data: bytes) -> None:

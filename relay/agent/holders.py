@@ -1,4 +1,4 @@
-"""The holders of this node: found in their folders, started, spoken to.
+"""The holders of this node: found in their folders, started, replaced, spoken to.
 
 The folders are the registry; what is kept here is read from them and from the holders' sockets,
 and can be read again by the next agent. Agents that share a state folder serve the same kernels.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,23 +20,31 @@ import structlog
 
 from relay import limits
 from relay.agent.line import Line
+from relay.agent.spawn import is_free, log_tail, replace, spawn
 from relay.agent.tally import Tally
 from relay.bridge.records import Phase
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Conflict, NotFound, RelayError, StartFailed, TooMany
+from relay.errors import (
+    AgentUnavailable,
+    Conflict,
+    DiskFull,
+    NotFound,
+    RelayError,
+    StartFailed,
+    TooMany,
+)
 from relay.model import Principal
 from relay.registry import (
     Place,
+    is_disk_trouble,
     kernels_folder,
     places,
     private_folder,
-    process_started,
     remove,
     runtime_folder,
     socket_name,
     sweep,
-    write_atomic,
 )
 from relay.routing.routes import is_kernel_id
 
@@ -52,13 +58,8 @@ _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
-_ALLOCATOR: Final = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "524288",
-    "MALLOC_TRIM_THRESHOLD_": "16777216",
-}
-_TAIL: Final = 250
-"""Characters of a failed holder's log that go into the agent's."""
+_REASONS: Final = 1024
+"""Kernels of which is remembered why they are no more."""
 _MARGIN: Final = 20.0
 """Seconds beyond twice the launch timeout (ipc, then TCP) after which a start has failed."""
 
@@ -92,7 +93,9 @@ class Holders:
         self._lines: dict[str, Line] = {}
         self._gone: set[str] = set()
         """Ended, though their folders may be there for another moment."""
-        self._opening: dict[str, asyncio.Task[Line | None]] = {}
+        self._reasons: OrderedDict[str, str] = OrderedDict()
+        """Why kernels were ended that nobody wanted to end."""
+        self._opening: dict[str, asyncio.Task[Line | RelayError | None]] = {}
         self.tally = Tally()
         private_folder(kernels_folder(self._state_dir, config.cluster))
         sweep(self._state_dir, config.cluster)
@@ -103,7 +106,7 @@ class Holders:
         return [line for line in self._lines.values() if line.status.phase is Phase.READY]
 
     async def find(self) -> None:
-        """Find the kernels that run already, and end what holders that died left behind."""
+        """Find the kernels that run already, those of holders that died among them."""
         try:
             lines = await self.all()
         except AgentUnavailable as error:
@@ -123,14 +126,19 @@ class Holders:
         """One kernel. Raises `NotFound`."""
         if not is_kernel_id(kernel_id):
             # An id becomes a path.
-            raise _no_such_kernel(kernel_id)
+            raise self._no_such_kernel(kernel_id)
         line = self._lines.get(kernel_id)
         place = self._place(kernel_id)
         if line is None and kernel_id not in self._gone and place.exists():
             line = await self._within_answer(self._open(place))
         if line is None or line.status.phase is not Phase.READY:
-            raise _no_such_kernel(kernel_id)
+            raise self._no_such_kernel(kernel_id)
         return line
+
+    def _no_such_kernel(self, kernel_id: str) -> NotFound:
+        # Jupyter Server's own words.
+        msg = f"Kernel does not exist: {kernel_id[:64]}"
+        return NotFound(self._reasons.get(kernel_id, msg))
 
     async def start(self, request: StartRequest) -> Line:
         """Start a kernel, or find the one that an earlier try with the same id started.
@@ -162,7 +170,9 @@ class Holders:
             msg = "The kernel's holder does not answer."
             raise StartFailed(msg) from None
         if line.status.phase is Phase.FAILED and line.status.failure is not None:
-            raise StartFailed(line.status.failure.message)
+            failure = line.status.failure
+            full = failure.http_status == DiskFull.http_status
+            raise (DiskFull if full else StartFailed)(failure.message)
         if line.status.phase is not Phase.READY:
             msg = "The kernel ended while it started."
             raise StartFailed(msg)
@@ -206,50 +216,84 @@ class Holders:
         """The line to a kernel's holder; all who ask at the same time get the same one."""
         task = self._opening.get(place.kernel_id)
         if task is None:
-            coroutine = self._open_once(place, request)
+            coroutine = self._open_or_fail(place, request)
             task = self._tasks.create_task(coroutine, name=f"open {place.kernel_id}")
             self._opening[place.kernel_id] = task
             task.add_done_callback(lambda _: self._opening.pop(place.kernel_id, None))
         # Whoever stops waiting must not stop the others' start.
-        return await asyncio.shield(task)
+        found = await asyncio.shield(task)
+        if isinstance(found, RelayError):
+            raise found
+        return found
 
-    async def _open_once(self, place: Place, request: StartRequest | None) -> Line | None:
-        if request is None:
-            self._clean_up(place)
-            line = await self._connect(place)
-            if line is None:
-                # It ended in between.
-                self._clean_up(place)
-            return line
-        self._gone.discard(place.kernel_id)
-        for _ in range(_TRIES):
-            # Another agent may take a folder without a holder for a left-over in between.
-            with contextlib.suppress(FileNotFoundError):
-                private_folder(place.folder)
-                self._spawn_unless_taken(place, request)
+    async def _open_or_fail(
+        self, place: Place, request: StartRequest | None
+    ) -> Line | RelayError | None:
+        """As a task: an exception would end the agent with all its tasks."""
+        try:
+            return await (self._look(place) if request is None else self._begin(place, request))
+        except RelayError as error:
+            return error
+        except OSError as error:
+            log.error("holder_not_started", kernel_id=place.kernel_id, problem=str(error))  # noqa: TRY400 - the text says it all
+            # Of one that may run, that it cannot be reached just now is all that is known.
+            if request is not None and is_disk_trouble(error):
+                return DiskFull(f"The kernel's files cannot be written: {error.strerror}.")
+            msg = "A kernel's holder cannot be started just now."
+            return AgentUnavailable(msg, retry_after=1)
+
+    async def _look(self, place: Place) -> Line | None:
+        """The line to a kernel that may run; a holder that died is replaced, as often as it may."""
+        while place.exists():
+            self._tend(place)
             line = await self._connect(place)
             if line is not None:
                 return line
         return None
 
-    def _clean_up(self, place: Place) -> None:
-        """Remove a folder that no holder holds, and what its holder left running."""
+    async def _begin(self, place: Place, request: StartRequest) -> Line | None:
+        self._gone.discard(place.kernel_id)
+        self._reasons.pop(place.kernel_id, None)
+        for _ in range(_TRIES):
+            # Another agent may take a folder without a holder for a left-over in between.
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    private_folder(place.folder)
+                    self._spawn_unless_taken(place, request)
+                except OSError:
+                    _discard(place)
+                    raise
+            line = await self._connect(place)
+            if line is not None:
+                return line
+        return None
+
+    def _tend(self, place: Place) -> None:
+        """Replace the holder of a folder that no holder holds, or bury what is left of it."""
         with contextlib.suppress(FileNotFoundError):
             lock = place.try_lock()
             if lock is not None:
-                _bury(place)
-                os.close(lock)
+                self._replace(place, lock)
+
+    def _replace(self, place: Place, lock: int) -> None:
+        try:
+            reason = replace(place, lock)
+        finally:
+            os.close(lock)
+        if reason:
+            self._reasons[place.kernel_id] = reason
+            if len(self._reasons) > _REASONS:
+                self._reasons.popitem(last=False)
 
     def _spawn_unless_taken(self, place: Place, request: StartRequest) -> None:
         lock = place.try_lock()
         if lock is None:
             return
+        if place.read_record() is not None:
+            self._replace(place, lock)
+            return
         try:
-            if place.read_record() is None:
-                # The holder inherits the lock: there is no moment in which nobody has it.
-                self._spawn(place, request, lock)
-            else:
-                _bury(place)
+            spawn(place, self._holder_config(request), lock)
         finally:
             os.close(lock)
 
@@ -261,8 +305,8 @@ class Holders:
             except (OSError, EOFError):
                 if not place.exists():
                     return None
-                if _is_free(place):
-                    log.warning("holder_failed", kernel_id=place.kernel_id, said=_log_tail(place))
+                if is_free(place):
+                    log.warning("holder_failed", kernel_id=place.kernel_id, said=log_tail(place))
                     return None
                 await asyncio.sleep(_RETRY)
                 continue
@@ -278,11 +322,15 @@ class Holders:
         hung_up_by_us = line.closed
         self._forget(line)
         if line.status.phase in {Phase.READY, Phase.STARTING} and not hung_up_by_us:
-            # Hung up without a word: looking again buries what the holder left, if it died.
+            # Hung up without a word: looking again replaces the holder, if it died.
             log.warning("holder_lost", kernel_id=line.place.kernel_id)
             self.tally.holder_deaths += 1
             self._gone.discard(line.place.kernel_id)
-            await self._open(line.place)
+            try:
+                await self._open(line.place)
+            except RelayError as error:
+                # Whoever asks for the kernel next looks again.
+                log.warning("holder_silent", kernel_id=line.place.kernel_id, problem=error.message)
 
     def _forget(self, line: Line) -> None:
         self._gone.add(line.place.kernel_id)
@@ -291,8 +339,8 @@ class Holders:
             del self._lines[line.place.kernel_id]
         line.close()
 
-    def _spawn(self, place: Place, request: StartRequest, lock: int) -> None:
-        config = HolderConfig(
+    def _holder_config(self, request: StartRequest) -> HolderConfig:
+        return HolderConfig(
             name=request.name,
             owner=str(request.owner),
             request_id=request.request_id,
@@ -310,130 +358,16 @@ class Holders:
             sessions=self._config.sessions,
             log=self._config.log,
         )
-        write_atomic(place.request, msgspec.json.encode(config))
-        # -P: the folder we happen to be in is no place to import from.
-        command = [sys.executable, "-P", "-m", "relay.holder", "--folder", str(place.folder)]
-        descriptor = os.open(place.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            process = subprocess.Popen(  # noqa: S603 - our own program
-                [*command, "--lock", str(lock)],
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                pass_fds=(lock,),
-                start_new_session=True,
-                env=_holder_environment(),
-            )
-        finally:
-            os.close(descriptor)
-        log.info("holder_started", kernel_id=place.kernel_id, holder_pid=process.pid)
-        _reap(process)
 
 
-def _holder_environment() -> dict[str, str]:
-    """What a holder, which is no kernel, gets: ours, and an allocator that gives back.
-
-    Else glibc, having freed a few large messages, keeps the next ones' memory for itself
-    (``mallopt(3)``, M_MMAP_THRESHOLD).
-    """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-    return own | _ALLOCATOR
-
-
-def _no_such_kernel(kernel_id: str) -> NotFound:
-    # Jupyter Server's own words.
-    return NotFound(f"Kernel does not exist: {kernel_id[:64]}")
-
-
-def _is_free(place: Place) -> bool:
-    """Whether nobody holds a kernel's folder: its holder ended before it served."""
-    try:
-        lock = place.try_lock()
-    except FileNotFoundError:
-        return True
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
-
-
-def _bury(place: Place) -> None:
-    """End what a holder that died left running. Call it with the folder's lock taken."""
-    record = place.read_record()
-    if record is not None and record.kernel_pid is not None:
-        alive = process_started(record.kernel_pid) == record.kernel_started
-        log.warning("holder_died", kernel_id=place.kernel_id, kernel_alive=alive)
-        if alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(record.kernel_pid, signal.SIGKILL)
-    address = place.read_address()
-    if address is not None:
-        for socket in address.socket.parent.glob(f"{address.socket.stem}*"):
-            socket.unlink(missing_ok=True)
-    remove(place)
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Collect the holder's exit status when it ends, so that it leaves no zombie."""
-    loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(process.pid)
-
-    def ended() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        process.wait()
-
-    loop.add_reader(descriptor, ended)
-
-
-async def end_kernels(state_dir: Path, timeout: float) -> int:
-    """End every kernel of every cluster in a state folder, agents or not; returns how many.
-
-    ``timeout`` in seconds is what one kernel may take; one that takes longer is killed.
-    """
-    found = [
-        place
-        for folder in state_dir.glob("*/kernels")
-        for place in places(state_dir, folder.parent.name)
-    ]
-    ended = await asyncio.gather(*(_end(place, timeout) for place in found))
-    return sum(ended)
-
-
-async def _end(place: Place, timeout: float) -> bool:
-    if not _is_free(place):
-        try:
-            async with asyncio.timeout(timeout):
-                line = await Line.open(place)
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(line.run(), name="line")
-                    await line.call("shutdown", "", timeout)
-        except* (OSError, EOFError, RelayError, TimeoutError) as group:
-            problem = repr(group.exceptions[0])
-            log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=problem)
-            _kill_holder(place)
-        else:
-            return True
-    await asyncio.sleep(_RETRY)
-    with contextlib.suppress(FileNotFoundError):
+def _discard(place: Place) -> None:
+    """Remove the folder of a kernel that could not be started."""
+    with contextlib.suppress(OSError):
         lock = place.try_lock()
         if lock is not None:
-            ran = place.exists()
-            _bury(place)
+            if place.read_record() is None:
+                remove(place)
             os.close(lock)
-            return ran
-    return False
-
-
-def _log_tail(place: Place) -> str:
-    """The end of what a holder wrote before it ended."""
     with contextlib.suppress(OSError):
-        return place.holder_log.read_text(errors="replace")[-_TAIL:]
-    return ""
-
-
-def _kill_holder(place: Place) -> None:
-    record = place.read_record()
-    if record is not None and process_started(record.holder_pid) == record.holder_started:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(record.holder_pid, signal.SIGKILL)
+        # There was no room for the lock either.
+        place.folder.rmdir()

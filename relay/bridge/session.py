@@ -260,13 +260,23 @@ class Sessions:
         return [Forward(), acknowledge]
 
     def _remember(self, event: Submitted, session: _Session) -> None:
-        request = event.channel, event.msg_id, event.session
-        waiting = self._requests.setdefault(request, deque())
-        waiting.append(session.key)
+        self._wait_for((event.channel, event.msg_id, event.session), session.key)
+
+    def _wait_for(self, request: _Request, asker: bytes) -> None:
+        self._requests.setdefault(request, deque()).append(asker)
         self._unanswered += 1
         if self._unanswered > self._request_limit:
             oldest = next(iter(self._requests))
             self._unanswered -= len(self._requests.pop(oldest))
+
+    def asker(self, channel: Channel, msg_id: str, session: str) -> bytes | None:
+        """The key of the session that sent the newest such request which is unanswered."""
+        waiting = self._requests.get((channel, msg_id, session))
+        return waiting[-1] if waiting else None
+
+    def expect(self, channel: Channel, msg_id: str, session: str, asker: bytes) -> None:
+        """Know of a request that the kernel was sent by an earlier holder."""
+        self._wait_for((channel, msg_id, session), asker)
 
     def _published(self, event: Published) -> Action:
         audience: bytes | None = EVERYBODY

@@ -35,7 +35,7 @@ def down(
     path = (state_dir or supervisor.default_state_dir(os.environ)).expanduser().absolute()
     typer.echo(_stop(supervisor.StateFolder(path)))
     if kernels:
-        from relay.agent.holders import end_kernels
+        from relay.agent.ending import end_kernels
 
         ended = asyncio.run(end_kernels(path, KERNELS_TIMEOUT)) if path.is_dir() else 0
         typer.echo(f"Ended {words.count(ended, 'kernel')}.")

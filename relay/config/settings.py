@@ -331,6 +331,11 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Automatic restarts in a row before a kernel that keeps dying is reported dead."""
     restart_window: Seconds = 60.0
     """Seconds a kernel must live for its next death to count as the first in a row."""
+    holder_restart_limit: CountOrZero = 3
+    """Times that a holder which died is replaced within ``holder_restart_window``; when one dies
+    once more its kernel is ended. 0: a kernel ends with its holder."""
+    holder_restart_window: Seconds = 60.0
+    """Seconds after which the replacement of a holder counts no more."""
     message_bytes: Size = 256 * _MIB
     """Bytes of one message to clients; beyond: close code 1009."""
     log_bytes: Size = 16 * _MIB

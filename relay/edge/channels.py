@@ -126,9 +126,9 @@ class Channels:
                 link = await self._upstream.open_link(
                     cluster, kernel_id, again, principal, hold=self._config.upstream.reattach
                 )
-            except NotFound:
+            except NotFound as error:
                 # JupyterLab then asks for the kernel, hears 404 and shows it as dead.
-                pipe.close(1011, "the kernel is gone")
+                pipe.close(1011, error.message)
                 await pipe.finished.wait()
             except RelayError as error:
                 limits.hit("upstream.reattach")

@@ -46,11 +46,19 @@ _PAUSE: Final = 0.05
 """Seconds between two rounds of tries while a request is held."""
 _RETRY_AFTER: Final = 2
 _UPGRADE: Final = "relay-records"
+_ANSWER_BYTES: Final = 4096
+"""Of an agent's refusal that are read."""
 
 # What may have happened at the agent when these are raised: nothing …
 _UNSENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # … and anything.
 _FAILURES: Final = (aiohttp.ClientError, ConnectionError, TimeoutError)
+
+
+class _Answer(msgspec.Struct):
+    """The part of an agent's error that is for the client."""
+
+    message: str = ""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -316,12 +324,23 @@ def _check_trust(response: aiohttp.ClientResponse, cluster: str) -> None:
 
 async def _refusal(response: aiohttp.ClientResponse) -> RelayError:
     """What an agent answers instead of an upgrade, as an error of ours."""
-    response.close()
     if response.status == NotFound.http_status:
-        return NotFound("There is no such kernel.")
+        return NotFound(await _message(response) or "There is no such kernel.")
+    response.close()
     if response.status < 500:  # noqa: PLR2004 - the client's fault
         return BadRequest("The kernel's channels cannot be opened.")
     return AgentUnavailable("The kernel is not available just now.", retry_after=_RETRY_AFTER)
+
+
+async def _message(response: aiohttp.ClientResponse) -> str:
+    """An agent's words for the client; "" where there are none."""
+    try:
+        body = await response.content.read(_ANSWER_BYTES)
+        return msgspec.json.decode(body, type=_Answer).message
+    except (*_FAILURES, msgspec.MsgspecError):
+        return ""
+    finally:
+        response.close()
 
 
 def _tls(settings: UpstreamTls) -> ssl.SSLContext:

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from relay import limits
 from relay.bridge.messages import (
     Buffer,
     Channel,
+    Header,
     Message,
     parse_header,
     synthetic,
@@ -44,6 +46,7 @@ from relay.bridge.session import (
 )
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
+from relay.holder.requests import Request, Requests, request
 from relay.holder.sockets import KernelSockets
 from relay.holder.store import Entry, Journal
 from relay.model import ExecutionState
@@ -73,6 +76,22 @@ class _StatusContent(msgspec.Struct, frozen=True):
     execution_state: str = "unknown"
 
 
+class Probe:
+    """A request of the holder's own: whether its reply has come, and the idle that follows it."""
+
+    def __init__(self) -> None:
+        self.answered = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.lost = False
+        """Whether the kernel process ended; then both are set."""
+
+    def lose(self) -> None:
+        """The kernel process has ended."""
+        self.lost = True
+        self.answered.set()
+        self.idle.set()
+
+
 _STATUS_CONTENT: Final = msgspec.json.Decoder(_StatusContent)
 _STATES: Final[dict[str, ExecutionState]] = {
     "starting": "starting",
@@ -95,6 +114,8 @@ _ASIDE: Final = frozenset(
 idle again after one of these does not mean that its cell has ended. They are Jupyter Server's
 ``untracked_message_types`` (services/kernels/kernelmanager.py), and no use of the kernel."""
 _NEW: Final = frozenset({"starting", "restarting"})
+_PROBES: Final = 64
+"""Requests of the holder's own that are remembered."""
 
 
 class Hub:
@@ -103,7 +124,13 @@ class Hub:
     ``on_change`` is called when something that `bridge.records.Status` shows has changed.
     """
 
-    def __init__(self, sessions: Sessions, journal: Journal, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        journal: Journal,
+        requests: Requests,
+        on_change: Callable[[], None],
+    ) -> None:
         self.journal = journal
         self.heard = asyncio.Event()
         """Set when iopub has been heard from the present kernel process."""
@@ -113,14 +140,19 @@ class Hub:
         self.last_activity = time.time()
         self.running_cell: Buffer = _NO_PARENT
         """The parent header of what the kernel is busy with."""
+        self.kernel_session = ""
+        """What the kernel calls its own session, once it has been heard."""
         self._sessions = sessions
+        self._requests = requests
         self._on_change = on_change
         self._readers: dict[int, Reader] = {}
         self._next_connection = 0
         self._unwritten: list[Entry] = []
+        self._finished: list[Callable[[], None]] = []
+        """What to note of requests once that is written."""
         self._loop = asyncio.get_running_loop()
         self._own_session = uuid.uuid4().hex
-        self._kernel_session = self._own_session
+        self._probes: dict[str, Probe] = {}
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
         self._disk_failed = False
@@ -202,7 +234,13 @@ class Hub:
         if any(isinstance(action, Forward) for action in self._perform(event)):
             if header.msg_type not in _ASIDE:
                 self.last_activity = time.time()
+            self._note_request(message, header)
             self._send(message)
+
+    def _note_request(self, message: Message, header: Header) -> None:
+        asker = self._sessions.asker(message.channel, header.msg_id, header.session)
+        if asker is not None and self._sockets is not None:
+            self._requests.add(request(message.channel, message.header, asker))
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
@@ -220,25 +258,75 @@ class Hub:
         self.heard.clear()
         self.answered.clear()
 
+    def adopt(self, sockets: KernelSockets, signer: Signer, notice: str) -> None:
+        """These are the sockets of a kernel that an earlier holder has used; tell clients so.
+
+        Until it has answered, it may be running anything.
+        """
+        self.open(sockets, signer)
+        self.set_state("busy")
+        for asked in self._requests:
+            if not asked.answered:
+                self._sessions.expect(asked.channel, asked.msg_id, asked.session, asked.asker)
+        running = (asked for asked in self._requests if asked.lane == (Channel.SHELL, ""))
+        self.running_cell = next((bytes(asked.header) for asked in running), _NO_PARENT)
+        self.say(notice)
+
+    def finish(self, asked: Request, ename: str, evalue: str) -> None:
+        """Give a request's asker the reply, and everybody the idle status, that were lost."""
+        if not asked.answered:
+            reply_type = asked.msg_type.removesuffix("_request") + "_reply"
+            content = {"status": "error", "ename": ename, "evalue": evalue, "traceback": []}
+            reply = self._synthetic(asked.channel, reply_type, content, bytes(asked.header))
+            self._append(Published(asked.channel, asked.msg_id, asked.session), reply)
+        if not asked.idle:
+            idle = self.notice("status", {"execution_state": "idle"}, bytes(asked.header))
+            self._append(Published(Channel.IOPUB, asked.msg_id, asked.session), idle)
+            self._finished.append(partial(self._requests.idle, asked.msg_id, asked.session))
+
+    def learnt_idle(self, before: Sequence[Request]) -> None:
+        """The kernel has done all that an earlier holder had sent to its main shell."""
+        running = parse_header(self.running_cell)
+        if any((each.msg_id, each.session) == (running.msg_id, running.session) for each in before):
+            self.running_cell = _NO_PARENT
+        if self.running_cell == _NO_PARENT:
+            self.announce("idle")
+
     def close(self) -> None:
         """The kernel process has ended; what it had sent is taken first."""
         if self._sockets is not None:
             sockets, self._sockets = self._sockets, None
             sockets.close()
         self._perform(KernelLost())
+        if self._unwritten:
+            self._write()
+        self._requests.clear()
+        for probe in self._probes.values():
+            probe.lose()
+        self._probes.clear()
         self.running_cell = _NO_PARENT
 
-    def ask(self) -> None:
-        """Send the kernel a kernel_info_request of the holder's own."""
+    def ask(self, channel: Channel = Channel.SHELL, subshell: str = "") -> Probe:
+        """Send the kernel a kernel_info_request of the holder's own, to a subshell perhaps."""
         message = synthetic(
-            Channel.SHELL,
+            channel,
             "kernel_info_request",
             {},
             session=self._own_session,
-            msg_id=uuid.uuid4().hex,
+            msg_id=(msg_id := uuid.uuid4().hex),
             date=_now_text(),
         )
+        if subshell:
+            header = msgspec.json.decode(message.header, type=dict[str, Any])
+            raw = msgspec.json.encode({**header, "subshell_id": subshell})
+            message = msgspec.structs.replace(message, header=raw)
+        probe = self._probes[msg_id] = Probe()
+        if len(self._probes) > _PROBES:
+            del self._probes[next(iter(self._probes))]
+        if self._sockets is None:
+            probe.lose()
         self._send(message)
+        return probe
 
     def announce(self, state: ExecutionState) -> None:
         """Tell all clients a state that the kernel itself cannot tell any more."""
@@ -258,15 +346,21 @@ class Hub:
         self, msg_type: str, content: dict[str, Any], parent_header: Buffer | None = None
     ) -> Message:
         """A synthetic iopub message that seems to come from a cell, by default the running one."""
+        parent = self.running_cell if parent_header is None else parent_header
+        return self._synthetic(Channel.IOPUB, msg_type, content, parent)
+
+    def _synthetic(
+        self, channel: Channel, msg_type: str, content: dict[str, Any], parent_header: Buffer
+    ) -> Message:
         return synthetic(
-            Channel.IOPUB,
+            channel,
             msg_type,
             content,
             # A foreign session makes JupyterLab cancel its iopub handlers.
-            session=self._kernel_session,
+            session=self.kernel_session or self._own_session,
             msg_id=uuid.uuid4().hex,
             date=_now_text(),
-            parent_header=self.running_cell if parent_header is None else parent_header,
+            parent_header=parent_header,
         )
 
     def on_multipart(self, channel: Channel, parts: list[bytes]) -> None:
@@ -284,24 +378,32 @@ class Hub:
                 # Meant for the subscriber, which the holder is.
                 return
         if header.session:
-            self._kernel_session = header.session
+            self.kernel_session = header.session
         aside = parent.msg_type in _ASIDE
         if header.msg_type == "status":
             self._note_status(message, aside=aside)
         if parent.session == self._own_session:
-            if channel is Channel.SHELL:
-                self.answered.set()
+            self._note_probe(channel, parent.msg_id, message)
             return
         if not aside or self.execution_state == "busy":
             self.last_activity = time.time()
         self._append(Published(channel, parent.msg_id, parent.session), message)
+        if channel is Channel.IOPUB and header.msg_type == "status" and _state(message) == "idle":
+            self._finished.append(partial(self._requests.idle, parent.msg_id, parent.session))
+
+    def _note_probe(self, channel: Channel, msg_id: str, message: Message) -> None:
+        if channel is Channel.SHELL:
+            self.answered.set()
+        probe = self._probes.get(msg_id)
+        if probe is None:
+            return
+        if channel is not Channel.IOPUB:
+            probe.answered.set()
+        elif _state(message) == "idle":
+            probe.idle.set()
 
     def _note_status(self, message: Message, *, aside: bool) -> None:
-        try:
-            content = _STATUS_CONTENT.decode(message.content)
-        except msgspec.DecodeError:
-            return
-        state = _STATES.get(content.execution_state)
+        state = _state(message)
         if aside:
             if self.execution_state in _NEW and state in {"idle", "busy"}:
                 # It answers: the state of a kernel that has nothing to do.
@@ -326,12 +428,18 @@ class Hub:
                 )
                 if len(self._unwritten) == 1:
                     self._loop.call_soon(self._write)
+                if event.channel in (Channel.SHELL, Channel.CONTROL):
+                    ids = event.channel, event.parent_msg_id, event.parent_session
+                    self._finished.append(partial(self._requests.answered, *ids))
             else:
                 log.debug("unasked_reply", channel=message.channel.wire)
 
     def _write(self) -> None:
         entries, self._unwritten = self._unwritten, []
         self.journal.append(entries)
+        finished, self._finished = self._finished, []
+        for note in finished:
+            note()
         self._note_disk()
         for reader in self._readers.values():
             reader.wake()
@@ -365,6 +473,14 @@ class Hub:
             self._write()
         for reader in list(self._readers.values()):
             reader.end(code, reason)
+
+
+def _state(message: Message) -> ExecutionState | None:
+    """The state in a status; None for one that is unknown, and in what is no status."""
+    try:
+        return _STATES.get(_STATUS_CONTENT.decode(message.content).execution_state)
+    except msgspec.DecodeError:
+        return None
 
 
 def _parts(message: Message) -> tuple[bytes, ...]:

@@ -10,20 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import random
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 import msgspec
+import structlog
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from relay.bridge.messages import Channel
-from relay.errors import StartFailed
+from relay.errors import DiskFull, StartFailed
+from relay.holder.adopted import AdoptedProcess
 from relay.holder.sockets import Endpoints
+from relay.registry import KernelRecord, is_disk_trouble
+
+log = structlog.get_logger(__name__)
 
 _LOCAL: Final = "local-provisioner"
 _PARAMETER: Final = re.compile(r"\{([A-Za-z0-9_]+)\}")
@@ -67,6 +76,19 @@ class _Parameterised(KernelSpecManager):
         return _PARAMETER.sub(lambda found: self._parameters.get(found[1], found[0]), text)
 
 
+class _Noted(KernelSpecManager):
+    """Knows one kernelspec, as an earlier holder launched it: it may have changed since."""
+
+    def __init__(self, noted: dict[str, Any]) -> None:
+        super().__init__()
+        self._spec = KernelSpec(**noted)
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """The kernelspec, whatever the name."""
+        del kernel_name
+        return self._spec
+
+
 def _use_ports(manager: AsyncKernelManager, port_range: str) -> None:
     """Give the manager five free ports of a range. Raises `StartFailed`."""
     first, _, last = port_range.partition("-")
@@ -97,12 +119,15 @@ class KernelProcess:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
+        self._specs: KernelSpecManager = _Parameterised(plan.parameters)
         self._manager = self._build(plan.transport)
+        self.noted: dict[str, Any] = {}
+        """Of the latest launch: `KernelRecord`'s ``kernelspec`` and ``provisioner``."""
         self._log: IO[bytes] | None = None
         self._log_start = 0
         """Bytes that earlier launches left in the log."""
 
-    def _build(self, transport: str) -> AsyncKernelManager:
+    def _build(self, transport: str, *, choose_ports: bool = True) -> AsyncKernelManager:
         plan = self._plan
         manager = AsyncKernelManager(
             kernel_name=plan.name,
@@ -110,12 +135,12 @@ class KernelProcess:
             connection_file=str(plan.connection_file),
             transport=transport,
             shutdown_wait_time=plan.shutdown_timeout,
-            kernel_spec_manager=_Parameterised(plan.parameters),
+            kernel_spec_manager=self._specs,
             # Within a folder that nobody else may enter, ipc needs no encryption.
             transport_encryption="disabled" if transport == "ipc" else "auto",
         )
         manager.ip = str(plan.ipc_prefix) if transport == "ipc" else "127.0.0.1"
-        if transport == "tcp" and plan.port_range:
+        if transport == "tcp" and plan.port_range and choose_ports:
             _use_ports(manager, plan.port_range)
         return manager
 
@@ -141,9 +166,62 @@ class KernelProcess:
             msg = f"There is no kernelspec named {self._plan.name!r}."
             raise StartFailed(msg) from error
         except Exception as error:
+            if isinstance(error, OSError) and is_disk_trouble(error):
+                msg = f"The kernel's files cannot be written: {error.strerror}."
+                raise DiskFull(msg) from error
             # Provisioners raise what they like; its words may name paths, so they go to the log.
             msg = f"The kernel could not be launched ({type(error).__name__})."
             raise StartFailed(msg) from error
+        await self._note()
+        return self._endpoints()
+
+    async def _note(self) -> None:
+        """Note what another holder needs to adopt the kernel."""
+        self.noted = {}
+        provisioner, spec = self._manager.provisioner, self._manager.kernel_spec
+        if provisioner is None or spec is None:
+            return
+        try:
+            info = await provisioner.get_provisioner_info()
+            # It is in the connection file, and its key would have to be encoded.
+            info.pop("connection_info", None)
+            noted = {
+                "kernelspec": {**spec.to_dict(), "resource_dir": spec.resource_dir},
+                "provisioner": json.loads(json.dumps(info)),
+            }
+        except Exception as error:  # noqa: BLE001 - a provisioner raises what it likes
+            # Without it the kernel ends with its holder.
+            log.warning("kernel_not_noted", problem=repr(error))
+            return
+        self.noted = noted
+
+    async def adopt(self, record: KernelRecord) -> Endpoints:
+        """Take over the process that an earlier holder launched, dead or alive (`exit_code`).
+
+        Raises what its provisioner raises.
+        """
+        info = json.loads(self._plan.connection_file.read_bytes())
+        self._specs = _Noted(record.kernelspec)
+        manager = self._manager = self._build(info["transport"], choose_ports=False)
+        manager.load_connection_info(info)
+        # Else jupyter_client chooses new ports when it launches the kernel again.
+        manager.cache_ports = False
+        # It has been started, if not by this object; else it cannot be stopped and started again.
+        manager._attempted_start = True  # noqa: SLF001
+        factory = KernelProvisionerFactory.instance(parent=manager.parent)
+        provisioner = factory.create_provisioner_instance(
+            self._plan.kernel_id, manager.kernel_spec, manager
+        )
+        noted = {**(record.provisioner or {}), "connection_info": manager.get_connection_info()}
+        await provisioner.load_provisioner_info(noted)
+        manager.provisioner = provisioner
+        if isinstance(provisioner, LocalProvisioner) and provisioner.process is None:
+            if record.kernel_pid is not None and record.kernel_started is not None:
+                found = AdoptedProcess.find(record.kernel_pid, record.kernel_started)
+                provisioner.process = found  # type: ignore[assignment]
+            # By its group's number it could hit another's: the process itself knows better.
+            provisioner.pgid = None
+        await self._note()
         return self._endpoints()
 
     def _is_local(self) -> bool:
@@ -204,8 +282,8 @@ class KernelProcess:
     @property
     def pid(self) -> int | None:
         """The local process, where there is one."""
-        pid = getattr(self._manager.provisioner, "pid", None)
-        return pid if isinstance(pid, int) and self._is_local() else None
+        process = getattr(self._manager.provisioner, "process", None)
+        return process.pid if isinstance(process, subprocess.Popen | AdoptedProcess) else None
 
     async def exit_code(self) -> int | None:
         """None while the process runs."""

@@ -16,6 +16,7 @@ from relay.errors import KernelError, StartFailed
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess
 from relay.holder.sockets import KernelSockets
+from relay.registry import KernelRecord, KernelState
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +36,8 @@ class Life:
     """Brings one kernel up, keeps it up and ends it.
 
     One change at a time: starting, restarting and stopping exclude each other; an interrupt
-    waits for nobody. ``on_change`` is called when the phase changes, ``on_process`` when there
-    is a new kernel process.
+    waits for nobody. ``on_change`` is called when the phase changes, ``on_note`` when there is
+    something to note for whoever finds the folder: a new kernel process, another `state`.
     """
 
     def __init__(
@@ -47,30 +48,50 @@ class Life:
         *,
         identity: bytes,
         on_change: Callable[[], None],
-        on_process: Callable[[], None],
+        on_note: Callable[[], None],
     ) -> None:
         self.phase = Phase.STARTING
+        self.state: KernelState = "starting"
         self.failure: Failure | None = None
         self._process = process
         self._hub = hub
         self._settings = settings
         self._identity = identity
         self._on_change = on_change
-        self._on_process = on_process
+        self._on_note = on_note
         self._lock = asyncio.Lock()
         self._ended = asyncio.Event()
         self._restarts = 0
         self._up_since = 0.0
 
-    async def run(self) -> None:
-        """Start the kernel and stay until it has ended for good."""
-        try:
-            async with self._lock:
-                await self._start_first()
-        except StartFailed as error:
-            await self._give_up(error)
-            return
+    async def adopt(self, record: KernelRecord, notice: str) -> None:
+        """Take over the kernel that an earlier holder left; `run` then goes on with it.
+
+        Whether it lives is found out there. Raises what its provisioner raises.
+        """
+        endpoints = await self._process.adopt(record)
+        sockets = KernelSockets(endpoints, self._identity, self._hub.on_multipart)
+        signer = Signer(self._process.key, self._process.signature_scheme)
+        self._hub.adopt(sockets, signer, notice)
+        if record.state == "dead":
+            self._hub.close()
+            self._hub.set_state("dead")
+        self._up_since = asyncio.get_running_loop().time()
+        self._note(record.state)
         self._enter(Phase.READY)
+        log.info("kernel_adopted", kernel_pid=self._process.pid, transport=self._process.transport)
+
+    async def run(self) -> None:
+        """Start the kernel, unless it was adopted, and stay until it has ended for good."""
+        if self.phase is not Phase.READY:
+            try:
+                async with self._lock:
+                    await self._start_first()
+            except StartFailed as error:
+                await self._give_up(error)
+                return
+            self._note("ready")
+            self._enter(Phase.READY)
         while not self._ended.is_set():
             await self._look()
             await self._pause(_POLL)
@@ -87,6 +108,7 @@ class Life:
         async with self._lock:
             self._refuse_when_ended()
             self._restarts = 0
+            self._note("ready")
             self._hub.set_state("restarting")
             await self._process.stop(now=False, restart=True)
             self._hub.close()
@@ -94,6 +116,7 @@ class Life:
                 await self._launch()
             except StartFailed:
                 await self._end_failed_launch()
+                self._note("dead")
                 self._hub.announce("dead")
                 raise
 
@@ -102,6 +125,8 @@ class Life:
         async with self._lock:
             if self._ended.is_set():
                 return
+            # Nobody is to adopt what is being ended.
+            self._note("ending")
             self._hub.set_state("terminating")
             await self._process.stop(now=False)
             self._hub.close()
@@ -113,6 +138,10 @@ class Life:
         if self._ended.is_set():
             msg = "The kernel has ended."
             raise KernelError(msg)
+
+    def _note(self, state: KernelState) -> None:
+        self.state = state
+        self._on_note()
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -143,7 +172,7 @@ class Life:
         loop = asyncio.get_running_loop()
         self._up_since = loop.time()
         endpoints = await self._process.launch()
-        self._on_process()
+        self._on_note()
         sockets = KernelSockets(endpoints, self._identity, self._hub.on_multipart)
         self._hub.open(sockets, Signer(self._process.key, self._process.signature_scheme))
         await self._until_heard(sockets, loop.time() + self._settings.launch_timeout)
@@ -186,6 +215,7 @@ class Life:
 
     async def _give_up(self, error: StartFailed) -> None:
         log.warning("start_failed", problem=error.message)
+        self._note("ending")
         self.failure = Failure(error.message, error.reason, error.http_status)
         await self._process.stop(now=True)
         self._hub.close()
@@ -212,6 +242,7 @@ class Life:
         if self._restarts > self._settings.restart_limit:
             log.error("kernel_dead", restarts=self._restarts - 1, setting="kernels.restart_limit")
             limits.hit("kernels.restart_limit")
+            self._note("dead")
             self._hub.announce("dead")
             return
         self._hub.announce("restarting")

@@ -27,10 +27,12 @@ from relay.bridge.records import Phase, Status
 from relay.bridge.session import Sessions
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
+from relay.holder.adoption import NOTICE, make_up
 from relay.holder.culling import Usage, is_idle
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
+from relay.holder.requests import Requests
 from relay.holder.serve import Server
 from relay.holder.store import Journal
 from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 async def _run(place: Place, config: HolderConfig) -> None:
-    holder = Holder(place, config)
+    holder = Holder(place, config, place.read_record())
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 
@@ -75,11 +77,20 @@ async def _run(place: Place, config: HolderConfig) -> None:
 
 
 class Holder:
-    """Puts journal, sessions, kernel and server together."""
+    """Puts journal, sessions, kernel and server together.
 
-    def __init__(self, place: Place, config: HolderConfig) -> None:
+    ``left`` is the record of a holder that died: its kernel is adopted.
+    """
+
+    def __init__(
+        self, place: Place, config: HolderConfig, left: KernelRecord | None = None
+    ) -> None:
         self._place = place
         self._config = config
+        self._left = left
+        self._noted = True
+        """Whether what there is to note for others has been."""
+        self._identity = left.identity if left else secrets.token_hex(8)
         journal = Journal.open(
             place.journal,
             max_bytes=config.journal.bytes,
@@ -88,20 +99,23 @@ class Holder:
         )
         remembered = config.sessions
         sessions = Sessions(
-            uuid.uuid4().hex[:12],
+            left.epoch if left else uuid.uuid4().hex[:12],
             journal.last_seq,
             limit=remembered.sessions,
             request_limit=remembered.requests,
         )
-        self._hub = Hub(sessions, journal, self._changed)
+        self._requests = Requests(place.requests, remembered.requests)
+        self._hub = Hub(sessions, journal, self._requests, self._changed)
+        if left is not None:
+            self._hub.kernel_session = left.kernel_session
         self._process = KernelProcess(_plan(place, config))
         self._life = Life(
             self._process,
             self._hub,
             config.kernels,
-            identity=secrets.token_hex(8).encode(),
+            identity=self._identity.encode(),
             on_change=self._changed,
-            on_process=self._note_process,
+            on_note=self._note,
         )
         self._server = Server(
             self._hub,
@@ -112,14 +126,23 @@ class Holder:
         )
 
     async def run(self) -> None:
-        """Serve from the first moment, so that whoever asked for the kernel can wait for it."""
-        self._note_process()
+        """Serve from the first moment, so that whoever asked for the kernel can wait for it.
+
+        A kernel that was up already is adopted before that: clients find it as it was.
+        """
+        if self._left is None:
+            self._note()
+        else:
+            await self._life.adopt(self._left, NOTICE)
         await self._server.listen(Path(self._config.socket))
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(self._watch(), name="watch"),
                 tasks.create_task(self._cull(), name="cull"),
             ]
+            if self._left is not None:
+                making_up = make_up(self._hub, self._requests)
+                watchers.append(tasks.create_task(making_up, name="make up"))
             await self._life.run()
             for watcher in watchers:
                 watcher.cancel()
@@ -127,6 +150,7 @@ class Holder:
         await self._server.deserted(_FAREWELL)
         self._server.close()
         self._hub.journal.close()
+        self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)
         log.info("ended", phase=self._life.phase)
 
@@ -161,17 +185,29 @@ class Holder:
             figures=self._hub.figures,
         )
 
-    def _note_process(self) -> None:
+    def _note(self) -> None:
         """Leave word of holder and kernel for whoever finds the folder."""
         pid = self._process.pid
         record = KernelRecord(
             holder_pid=os.getpid(),
             holder_started=process_started(os.getpid()) or 0,
             epoch=self._hub.epoch,
+            state=self._life.state,
+            identity=self._identity,
             kernel_pid=pid,
             kernel_started=process_started(pid) if pid else None,
+            kernel_session=self._hub.kernel_session,
+            **self._process.noted,
         )
-        write_atomic(self._place.record, msgspec.json.encode(record))
+        try:
+            write_atomic(self._place.record, msgspec.json.encode(record))
+        except OSError as error:
+            # A holder is no worse without it, unless it dies: until there is room again.
+            if self._noted:
+                log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
+            self._noted = False
+        else:
+            self._noted = True
 
     async def _watch(self) -> None:
         """Tell agents of activity, and keep the kernel's own output from filling the disk."""
@@ -182,6 +218,8 @@ class Holder:
             if found != told:
                 told = found
                 self._changed()
+            if not self._noted:
+                self._note()
             self._cut_log(self._config.kernels.log_bytes)
 
     async def _cull(self) -> None:

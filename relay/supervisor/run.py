@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from relay.config import AgentConfig, EdgeConfig, UpConfig
 from relay.log import get_logger
 from relay.processes import (
     Keeper,
+    StartError,
     claim_notify_socket,
     listen_patiently,
     notify,
@@ -58,7 +59,8 @@ def run(
     folder.create()
     with Lock(folder), contextlib.ExitStack() as ports:
         folder.status.unlink(missing_ok=True)
-        token = secrets.provide(folder, config, time.time())
+        with _writing(folder):
+            token = secrets.provide(folder, config, time.time())
         listeners = {
             name: ports.enter_context(listen_patiently(settings.host, settings.port))
             for name, settings in (("https", config.https), ("wss", config.wss))
@@ -72,11 +74,21 @@ def run(
                 for name in (_EDGE, *config.clusters)
             },
         )
-        supervisor = _Supervisor(config, folder, environ, listeners, kept)
+        with _writing(folder):
+            supervisor = _Supervisor(config, folder, environ, listeners, kept)
         try:
             asyncio.run(supervisor.run(token, announce))
         finally:
             folder.status.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: StateFolder) -> Iterator[None]:
+    """Raise `StartError` where a file of the state folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"cannot write in {folder.path}: {error.strerror}") from error
 
 
 class _Ports(NamedTuple):
@@ -187,7 +199,7 @@ class _Supervisor:
             metrics=self._metrics,
             pids=self._pids(),
         )
-        self._folder.write_status(self._ready)
+        self._write_status(self._ready)
         notify("READY=1")
         announce(self._ready)
 
@@ -200,10 +212,14 @@ class _Supervisor:
         pids = self._pids()
         if pids != self._ready.pids:
             self._ready = msgspec.structs.replace(self._ready, pids=pids)
-            try:
-                self._folder.write_status(self._ready)
-            except OSError as error:
-                log.warning("relay.json cannot be written", error=str(error))
+            self._write_status(self._ready)
+
+    def _write_status(self, ready: Ready) -> None:
+        try:
+            self._folder.write_status(ready)
+        except OSError as error:
+            # Who is served does not depend on it.
+            log.warning("relay.json cannot be written", error=str(error))
 
     def _pids(self) -> Pids:
         edge = self._edge.child

@@ -1,0 +1,68 @@
+"""The end of all kernels of a state folder, for `relay down`: with agents or without."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from relay.agent.line import Line
+from relay.agent.spawn import bury, is_free
+from relay.errors import RelayError
+from relay.registry import Place, places, process_started
+
+log = structlog.get_logger(__name__)
+
+_RETRY: Final = 0.02
+"""Seconds that the lock of a holder that was killed takes to be free, about."""
+
+
+async def end_kernels(state_dir: Path, timeout: float) -> int:
+    """End every kernel of every cluster in a state folder, agents or not; returns how many.
+
+    ``timeout`` in seconds is what one kernel may take; one that takes longer is killed.
+    """
+    found = [
+        place
+        for folder in state_dir.glob("*/kernels")
+        for place in places(state_dir, folder.parent.name)
+    ]
+    ended = await asyncio.gather(*(_end(place, timeout) for place in found))
+    return sum(ended)
+
+
+async def _end(place: Place, timeout: float) -> bool:
+    if not is_free(place):
+        try:
+            async with asyncio.timeout(timeout):
+                line = await Line.open(place)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(line.run(), name="line")
+                    await line.call("shutdown", "", timeout)
+        except* (OSError, EOFError, RelayError, TimeoutError) as group:
+            problem = repr(group.exceptions[0])
+            log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=problem)
+            _kill_holder(place)
+        else:
+            return True
+    await asyncio.sleep(_RETRY)
+    with contextlib.suppress(FileNotFoundError):
+        lock = place.try_lock()
+        if lock is not None:
+            ran = place.exists()
+            bury(place)
+            os.close(lock)
+            return ran
+    return False
+
+
+def _kill_holder(place: Place) -> None:
+    record = place.read_record()
+    if record is not None and process_started(record.holder_pid) == record.holder_started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(record.holder_pid, signal.SIGKILL)

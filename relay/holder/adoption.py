@@ -1,0 +1,72 @@
+"""After a kernel was adopted: what its clients wait for and will not get is made up for.
+
+What the kernel sent while nobody read is gone: output, which a notice speaks of; replies and idle
+statuses, for which clients would wait for ever. So each of the kernel's lanes is asked something.
+A lane is worked off in order: when that is answered, whatever was asked there before and is still
+unfinished will not be finished by the kernel any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from relay.bridge.messages import Channel
+from relay.holder.hub import Hub
+from relay.holder.requests import Lane, Request, Requests
+
+log = structlog.get_logger(__name__)
+
+_MAIN: Final[Lane] = (Channel.SHELL, "")
+_IOPUB: Final = 0.5
+"""Seconds that a probe's idle status may come after its reply, over another socket."""
+_PROBES: Final = 10
+"""Probes after which a kernel is taken for one that tells no idle of them."""
+NOTICE: Final = (
+    "[relay] The process that reads this kernel's output died and was replaced: "
+    "output in between may be missing.\n"
+)
+_LOST: Final = (
+    "The kernel's reply was lost when the process that reads them died. "
+    "What was asked has probably been done."
+)
+
+
+async def make_up(hub: Hub, requests: Requests) -> None:
+    """Wait until each lane has been worked off, for as long as that takes, and make up for it."""
+    lanes: dict[Lane, list[Request]] = {_MAIN: []}
+    for asked in requests:
+        lanes.setdefault(asked.lane, []).append(asked)
+    async with asyncio.TaskGroup() as tasks:
+        for lane, before in lanes.items():
+            tasks.create_task(_settle(hub, lane, before), name=f"settle {lane[0].wire}")
+
+
+async def _settle(hub: Hub, lane: Lane, before: list[Request]) -> None:
+    if not await _worked_off(hub, lane):
+        return
+    lost = [asked for asked in before if not asked.finished]
+    for asked in lost:
+        log.warning("made_up", msg_type=asked.msg_type, reply=asked.answered, idle=asked.idle)
+        hub.finish(asked, "RelayReplyLost", _LOST)
+    if lane == _MAIN:
+        hub.learnt_idle(before)
+
+
+async def _worked_off(hub: Hub, lane: Lane) -> bool:
+    """Whether the kernel has answered in this lane; false where it ended first."""
+    for _ in range(_PROBES):
+        probe = hub.ask(*lane)
+        await probe.answered.wait()
+        if probe.lost:
+            return False
+        try:
+            # Then iopub has been read up to there as well.
+            await asyncio.wait_for(probe.idle.wait(), _IOPUB)
+        except TimeoutError:
+            # The subscription came too late for it.
+            continue
+        return not probe.lost
+    return True
