@@ -160,12 +160,15 @@ class SharedFolder:
         """
         mark_process_dead(pid, str(self.path))
         ended = self.path / f"counter_{pid}.db"
-        with contextlib.suppress(OSError):
-            kept = MmapedDict(str(self.path / _KEPT))
-            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(ended)):
+        try:
+            counts = list(MmapedDict.read_all_values_from_file(str(ended)))
+        except OSError:
+            # It never came to count.
+            return
+        with contextlib.closing(MmapedDict(str(self.path / _KEPT))) as kept:
+            for key, value, _, _ in counts:
                 kept.write_value(key, kept.read_value(key)[0] + value, 0.0)
-            kept.close()
-            ended.unlink()
+        ended.unlink()
 
     def remove(self) -> None:
         """Delete it."""

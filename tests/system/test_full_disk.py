@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.system.channels import Channels
-from tests.system.running import RunningRelay, wait_for
+from tests.system.running import RunningRelay, http_request, wait_for
 from tests.system.separate import log_lines
 
 CELLS = 23
@@ -82,12 +79,14 @@ def agent_port(relay: RunningRelay) -> str:
 
 
 def health(url: str) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    answer = http_request(url, "GET", "/readyz", headers={})
+    return answer.status, answer.json
+
+
+def full_disk(url: str) -> Any:
+    """What an agent says that is not ready; None while it is."""
+    status, told = health(url)
+    return told if status == 503 else None
 
 
 def answers(url: str) -> int:
@@ -99,10 +98,9 @@ def answers(url: str) -> int:
 
 
 def metric(relay: RunningRelay, name: str) -> float:
-    with urllib.request.urlopen(relay.info.metrics.agents["alpha"], timeout=10) as response:
-        families = text_string_to_metric_families(response.read().decode())
+    families = text_string_to_metric_families(relay.metrics("alpha"))
     (found,) = (each for family in families for each in family.samples if each.name == name)
-    return found.value
+    return float(found.value)
 
 
 def past(relay: RunningRelay, kernel: str) -> list[dict[str, Any]]:
@@ -133,7 +131,7 @@ def test_a_full_disk_stops_no_kernel_and_no_client(disk: tuple[RunningRelay, Dis
         for first in range(100, 2100, 100):
             printed(channels, first, 100)
 
-        status, told = wait_for("not ready", lambda: (found := health(url))[0] == 503 and found)
+        told = wait_for("not ready", lambda: full_disk(url))
         assert told["ready"] is False
         assert "No space left on device" in told["reason"]
         assert metric(relay, "relay_agent_failing_journals") == 1
@@ -141,14 +139,14 @@ def test_a_full_disk_stops_no_kernel_and_no_client(disk: tuple[RunningRelay, Dis
         # The edge's own health is about the edge.
         assert relay.request("GET", "/readyz").status == 200
 
-        before = sorted(os.listdir(relay.state / "alpha" / "kernels"))
+        before = sorted((relay.state / "alpha" / "kernels").iterdir())
         for path in ("kernels", "sessions"):
             body = {"path": "a.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
             answer = relay.request("POST", f"/alpha/api/{path}", body)
             assert answer.status == 507, answer
             assert "No space left on device" in answer.json["message"]
             assert str(relay.state) not in answer.json["message"]
-        assert sorted(os.listdir(relay.state / "alpha" / "kernels")) == before
+        assert sorted((relay.state / "alpha" / "kernels").iterdir()) == before
 
         # An interrupt works too; an agent that is killed comes back, and knows of it.
         assert relay.request("POST", f"/alpha/api/kernels/{kernel}/interrupt").status == 204

@@ -29,7 +29,8 @@ def printed(found: list[dict[str, Any]]) -> str:
     return "".join(
         line["content"]["text"]
         for line in found
-        if line.get("header", {}).get("msg_type") == "stream"
+        if "gap" not in line
+        and line["header"]["msg_type"] == "stream"
         and line["content"]["name"] == "stdout"
     )
 
