@@ -54,6 +54,14 @@ def curl(relay: RunningRelay, kernel: str, query: str, *options: str) -> subproc
     )
 
 
+def finish(program: subprocess.Popen[bytes]) -> tuple[bytes, bytes, int]:
+    """The rest of what a program writes, its errors, its exit code."""
+    assert program.stdout is not None
+    assert program.stderr is not None
+    with program.stdout, program.stderr:
+        return program.stdout.read(), program.stderr.read(), program.wait(WAIT)
+
+
 @contextlib.contextmanager
 def stream(relay: RunningRelay, kernel: str, query: str) -> Iterator[http.client.HTTPResponse]:
     parts = urlsplit(relay.info.https_url)
@@ -67,6 +75,19 @@ def stream(relay: RunningRelay, kernel: str, query: str) -> Iterator[http.client
         with connection.getresponse() as response:
             assert response.status == 200
             yield response
+
+
+@pytest.fixture(scope="module")
+def odd_relay() -> Iterator[RunningRelay]:
+    """One with a small journal, whose agents are asked for a sign of life all the time."""
+    settings = {
+        "RELAY_JOURNAL__BYTES": "256 KiB",
+        "RELAY_JOURNAL__SEGMENT_BYTES": "64 KiB",
+        "RELAY_JOURNAL__TAIL_BYTES": "16 KiB",
+        "RELAY_UPSTREAM__LINK_PING_INTERVAL": "0.5",
+    }
+    with RunningRelay(("alpha",), environ=settings) as running:
+        yield running
 
 
 @pytest.fixture
@@ -162,8 +183,7 @@ def test_other_methods_and_other_kernels(relay: RunningRelay, kernel: str) -> No
 
 
 def test_http_1_0_cannot_tell_the_end_from_a_break(relay: RunningRelay, kernel: str) -> None:
-    done = curl(relay, kernel, "", "--http1.0", "-i")
-    out, _ = done.communicate(timeout=WAIT)
+    out, _, _ = finish(curl(relay, kernel, "", "--http1.0", "-i"))
     assert b"400 Bad Request" in out
     assert b"HTTP/1.1" in out.partition(b"\r\n\r\n")[2]
 
@@ -179,8 +199,8 @@ def test_curl_follows_until_the_kernel_ends(relay: RunningRelay) -> None:
         # It comes while the kernel runs.
         seen += follower.stdout.readline()
     assert relay.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
-    rest, problem = follower.communicate(timeout=WAIT)
-    assert (follower.returncode, problem) == (0, b"")
+    rest, problem, code = finish(follower)
+    assert (code, problem) == (0, b"")
     assert lines(seen + rest)[-1]["content"] == {"execution_state": "dead"}
 
 
@@ -188,83 +208,87 @@ def test_a_follower_with_a_limit_ends_there(relay: RunningRelay, own_kernel: str
     follower = curl(relay, own_kernel, "?follow=true&limit=3")
     with relay.connect("alpha", own_kernel) as channels:
         channels.execute("print(1)")
-    out, _ = follower.communicate(timeout=WAIT)
+    out, _, code = finish(follower)
     assert len(lines(out)) == 3
-    assert follower.returncode == 0
+    assert code == 0
 
 
-def test_what_the_journal_dropped_is_an_exact_gap() -> None:
-    small = {"RELAY_JOURNAL__BYTES": "256 KiB", "RELAY_JOURNAL__SEGMENT_BYTES": "64 KiB"}
-    tail = {"RELAY_JOURNAL__TAIL_BYTES": "16 KiB"}
-    with RunningRelay(("alpha",), environ={**small, **tail}) as relay:
-        kernel = relay.start_kernel("alpha")
-        with relay.connect("alpha", kernel) as channels:
-            for number in range(40):
-                channels.execute(f"print('{number}' * 10_000)")
-        first, *rest = past(relay, kernel)
-        assert first["setting"] == "journal.bytes"
-        epoch, _, last = first["seq"].partition("-")
-        assert first["gap"] == int(last)
-        assert int(rest[0]["seq"].removeprefix(f"{epoch}-")) == int(last) + 1
-        # Whoever goes on from the gap's own seq meets no gap.
-        assert past(relay, kernel, f"?since={first['seq']}") == rest
+def test_what_the_journal_dropped_is_an_exact_gap(odd_relay: RunningRelay) -> None:
+    kernel = odd_relay.start_kernel("alpha")
+    with odd_relay.connect("alpha", kernel) as channels:
+        for number in range(40):
+            channels.execute(f"print('{number}' * 10_000)")
+    first, *rest = past(odd_relay, kernel)
+    assert first["setting"] == "journal.bytes"
+    epoch, _, last = first["seq"].partition("-")
+    assert first["gap"] == int(last)
+    # The next is the next, unless that is a reply.
+    assert int(rest[0]["seq"].removeprefix(f"{epoch}-")) - int(last) in {1, 2}
+    # Whoever goes on from the gap's own seq meets no gap.
+    assert past(odd_relay, kernel, f"?since={first['seq']}") == rest
+    gaps = "relay_agent_gaps_total 1.0"
+    assert wait_for(gaps, lambda: gaps in odd_relay.metrics("alpha"))
+    assert 'relay_limit_hits_total{setting="journal.bytes"} 1.0' in odd_relay.metrics("alpha")
 
 
-def test_an_agent_that_dies_breaks_the_stream_and_a_script_goes_on() -> None:
-    with RunningRelay(("alpha",)) as relay:
-        kernel = relay.start_kernel("alpha")
-        follower = curl(relay, kernel, "?follow=true")
-        with relay.connect("alpha", kernel) as channels:
-            channels.execute("print('before')")
-            assert follower.stdout is not None
-            seen = b""
-            while b'"idle"' not in seen.rpartition(b"before")[2] or b"before" not in seen:
-                seen += follower.stdout.readline()
-            relay.kill_agent("alpha")
-            rest, problem = follower.communicate(timeout=WAIT)
-            # 18: "a partial file", not an end.
-            assert follower.returncode == 18, problem
-            channels.execute("print('after')")
-        found = lines(seen + rest)
-        wait_for("an agent", lambda: relay.request("GET", "/alpha/api/kernels").status == 200)
-        later = past(relay, kernel, f"?since={found[-1]['seq']}")
-        assert printed(found + later) == "before\nafter\n"
-
-
-def test_an_agent_that_hangs_is_noticed() -> None:
-    with RunningRelay(("alpha",), environ={"RELAY_UPSTREAM__LINK_PING_INTERVAL": "0.5"}) as relay:
-        kernel = relay.start_kernel("alpha")
-        with stream(relay, kernel, "?follow=true") as response:
-            # Every moment a sign of life, and nothing else: an empty line.
-            deadline = time.monotonic() + WAIT
-            while response.readline() != b"\n":
-                assert time.monotonic() < deadline
-            assert response.readline() == b"\n"
-            agent = relay.agent_pid("alpha")
-            os.kill(agent, signal.SIGSTOP)
-            try:
-                started = time.monotonic()
-                with pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)):
-                    response.read()
-                assert time.monotonic() - started < 10
-            finally:
-                os.kill(agent, signal.SIGCONT)
-
-
-def test_a_relay_that_is_stopped_does_not_wait_for_followers() -> None:
-    with RunningRelay(("alpha",)) as relay:
-        kernel = relay.start_kernel("alpha")
-        follower = curl(relay, kernel, "?follow=true")
+def test_an_agent_that_dies_breaks_the_stream_and_a_script_goes_on(
+    odd_relay: RunningRelay,
+) -> None:
+    kernel = odd_relay.start_kernel("alpha")
+    follower = curl(odd_relay, kernel, "?follow=true")
+    with odd_relay.connect("alpha", kernel) as channels:
+        channels.execute("print('before')")
         assert follower.stdout is not None
-        follower.stdout.readline()
-        started = time.monotonic()
-        assert relay.stop() == 0
-        # Less than `drain`.
-        assert time.monotonic() - started < 4.5
-        follower.communicate(timeout=WAIT)
-        assert follower.returncode in {18, 56}
+        seen = b""
+        while b'"idle"' not in seen.rpartition(b"before")[2] or b"before" not in seen:
+            seen += follower.stdout.readline()
+        odd_relay.kill_agent("alpha")
+        rest, problem, code = finish(follower)
+        # 18: "a partial file", not an end.
+        assert code == 18, problem
+        channels.execute("print('after')")
+    found = lines(seen + rest)
+    up = "an agent"
+    wait_for(up, lambda: odd_relay.request("GET", "/alpha/api/kernels").status == 200)
+    later = past(odd_relay, kernel, f"?since={found[-1]['seq']}")
+    assert printed(found + later) == "before\nafter\n"
+    assert "relay_edge_broken_answers_total" in odd_relay.metrics()
 
 
+def test_an_agent_that_hangs_is_noticed(odd_relay: RunningRelay) -> None:
+    kernel = odd_relay.start_kernel("alpha")
+    with stream(odd_relay, kernel, "?follow=true") as response:
+        # Every moment a sign of life, and nothing else: an empty line.
+        deadline = time.monotonic() + WAIT
+        while response.readline() != b"\n":
+            assert time.monotonic() < deadline
+        assert response.readline() == b"\n"
+        agent = odd_relay.agent_pid("alpha")
+        os.kill(agent, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            with pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)):
+                response.read()
+            assert time.monotonic() - started < 10
+        finally:
+            os.kill(agent, signal.SIGCONT)
+
+
+def test_a_relay_that_is_stopped_does_not_wait_for_followers(odd_relay: RunningRelay) -> None:
+    kernel = odd_relay.start_kernel("alpha")
+    follower = curl(odd_relay, kernel, "?follow=true")
+    assert follower.stdout is not None
+    follower.stdout.readline()
+    started = time.monotonic()
+    assert odd_relay.stop() == 0
+    # Less than `drain`.
+    assert time.monotonic() - started < 4.5
+    _, _, code = finish(follower)
+    assert code in {18, 56}
+    odd_relay.start()
+
+
+@pytest.mark.slow
 def test_a_reader_that_does_not_read_costs_no_memory() -> None:
     with RunningRelay(("alpha",)) as relay:
         kernel = relay.start_kernel("alpha")
