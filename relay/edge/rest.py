@@ -56,7 +56,8 @@ class Rest:
     def drain(self) -> None:
         """Break off the answers that would go on for ever; their clients ask for the rest."""
         for answer in list(self._following):
-            answer.close()
+            # Closing the answer would leave whoever waits for more of it waiting.
+            answer.content.set_exception(aiohttp.ClientConnectionError("the edge is stopping"))
 
     async def handle(
         self,
