@@ -47,8 +47,9 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     holder_started: int
     epoch: str
     state: KernelState = "starting"
-    identity: str = ""
-    """The identity of the holder's ZMQ sockets, in hex: whoever bears it gets the replies."""
+    identities: list[str] = []
+    """Of ZMQ sockets: the holder's own first, then those under which dead ones have asked for
+    something that may still be answered. Whoever bears one gets the replies."""
     kernel_pid: int | None = None
     """The kernel's process, where it is one on this machine."""
     kernel_started: int | None = None

@@ -118,9 +118,8 @@ class Holders:
         """Every kernel that runs. Raises `AgentUnavailable` rather than leave one out."""
         found = places(self._state_dir, self._config.cluster)
         self._gone &= {place.kernel_id for place in found}
-        unknown = [place for place in found if not self._is_known(place)]
-        await self._within_answer(asyncio.gather(*(self._open(place) for place in unknown)))
-        return self.ready
+        lines = await self._within_answer(self._known(found))
+        return [line for line in lines if line.status.phase is Phase.READY]
 
     async def get(self, kernel_id: str) -> Line:
         """One kernel. Raises `NotFound`."""
@@ -204,6 +203,15 @@ class Holders:
 
     def _is_known(self, place: Place) -> bool:
         return place.kernel_id in self._lines or place.kernel_id in self._gone
+
+    async def _known(self, found: list[Place]) -> list[Line]:
+        """The line to each kernel; looked for again where a holder has died meanwhile."""
+        while unknown := [place for place in found if not self._is_known(place)]:
+            lines = await asyncio.gather(*(self._open(place) for place in unknown))
+            ended = {place for place, line in zip(unknown, lines, strict=True) if line is None}
+            found = [place for place in found if place not in ended]
+        # In the turn in which all were seen to be there.
+        return list(self._lines.values())
 
     async def _within_answer(self, waited: Awaitable[T]) -> T:
         try:

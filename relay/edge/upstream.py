@@ -85,6 +85,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     hold_once_sent: float
 
 
+class _KernelAway(AgentUnavailable):
+    """An agent is there, and the kernel's holder is not: it is being replaced."""
+
+
 class _Cluster:
     def __init__(self, name: str, settings: ClusterSettings) -> None:
         self.name = name
@@ -225,7 +229,15 @@ class Upstream:
                 raise
             return link
 
-        return await self._try(cluster, attempt, hold, hold, repeatable=True)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + hold
+        while True:
+            try:
+                return await self._try(cluster, attempt, hold, hold, repeatable=True)
+            except _KernelAway:
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(_PAUSE)
 
     async def _try(
         self,
@@ -329,7 +341,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> RelayError:
     response.close()
     if response.status < 500:  # noqa: PLR2004 - the client's fault
         return BadRequest("The kernel's channels cannot be opened.")
-    return AgentUnavailable("The kernel is not available just now.", retry_after=_RETRY_AFTER)
+    return _KernelAway("The kernel is not available just now.", retry_after=_RETRY_AFTER)
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

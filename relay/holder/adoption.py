@@ -13,13 +13,11 @@ from typing import Final
 
 import structlog
 
-from relay.bridge.messages import Channel
 from relay.holder.hub import Hub
-from relay.holder.requests import Lane, Request, Requests
+from relay.holder.requests import MAIN, Lane, Request, Requests
 
 log = structlog.get_logger(__name__)
 
-_MAIN: Final[Lane] = (Channel.SHELL, "")
 _IOPUB: Final = 0.5
 """Seconds that a probe's idle status may come after its reply, over another socket."""
 _PROBES: Final = 10
@@ -30,32 +28,36 @@ NOTICE: Final = (
 )
 _LOST: Final = (
     "The kernel's reply was lost when the process that reads them died. "
-    "What was asked has probably been done."
+    "What was asked for has probably been done, or will be."
 )
 
 
 async def make_up(hub: Hub, requests: Requests) -> None:
     """Wait until each lane has been worked off, for as long as that takes, and make up for it."""
-    lanes: dict[Lane, list[Request]] = {_MAIN: []}
+    lanes: dict[Lane, list[Request]] = {MAIN: []}
     for asked in requests:
         lanes.setdefault(asked.lane, []).append(asked)
     async with asyncio.TaskGroup() as tasks:
         for lane, before in lanes.items():
             tasks.create_task(_settle(hub, lane, before), name=f"settle {lane[0].wire}")
+    hub.drop_inherited()
 
 
 async def _settle(hub: Hub, lane: Lane, before: list[Request]) -> None:
-    if not await _worked_off(hub, lane):
-        return
+    # A kernel that reads only when it has nothing to do takes a message from each connection in
+    # turn: a probe may overtake all but one of what waits in the dead holder's.
+    for _ in range(len(before) + 1):
+        if not await _answers(hub, lane):
+            return
     lost = [asked for asked in before if not asked.finished]
     for asked in lost:
         log.warning("made_up", msg_type=asked.msg_type, reply=asked.answered, idle=asked.idle)
         hub.finish(asked, "RelayReplyLost", _LOST)
-    if lane == _MAIN:
+    if lane == MAIN:
         hub.learnt_idle(before)
 
 
-async def _worked_off(hub: Hub, lane: Lane) -> bool:
+async def _answers(hub: Hub, lane: Lane) -> bool:
     """Whether the kernel has answered in this lane; false where it ended first."""
     for _ in range(_PROBES):
         probe = hub.ask(*lane)

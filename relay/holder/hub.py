@@ -46,7 +46,8 @@ from relay.bridge.session import (
 )
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
-from relay.holder.requests import Request, Requests, request
+from relay.holder.probe import Probe
+from relay.holder.requests import MAIN, Request, Requests, request
 from relay.holder.sockets import KernelSockets
 from relay.holder.store import Entry, Journal
 from relay.model import ExecutionState
@@ -74,22 +75,6 @@ class Reader(Protocol):
 
 class _StatusContent(msgspec.Struct, frozen=True):
     execution_state: str = "unknown"
-
-
-class Probe:
-    """A request of the holder's own: whether its reply has come, and the idle that follows it."""
-
-    def __init__(self) -> None:
-        self.answered = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.lost = False
-        """Whether the kernel process ended; then both are set."""
-
-    def lose(self) -> None:
-        """The kernel process has ended."""
-        self.lost = True
-        self.answered.set()
-        self.idle.set()
 
 
 _STATUS_CONTENT: Final = msgspec.json.Decoder(_StatusContent)
@@ -156,6 +141,8 @@ class Hub:
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
         self._disk_failed = False
+        self._held: list[Message] | None = None
+        """Requests that wait until the kernel has done what an earlier holder sent it."""
         self._gaps = 0
         self._gap_messages = 0
 
@@ -234,13 +221,18 @@ class Hub:
         if any(isinstance(action, Forward) for action in self._perform(event)):
             if header.msg_type not in _ASIDE:
                 self.last_activity = time.time()
-            self._note_request(message, header)
-            self._send(message)
+            self._submit(message, header)
 
-    def _note_request(self, message: Message, header: Header) -> None:
+    def _submit(self, message: Message, header: Header) -> None:
         asker = self._sessions.asker(message.channel, header.msg_id, header.session)
-        if asker is not None and self._sockets is not None:
-            self._requests.add(request(message.channel, message.header, asker))
+        if asker is not None or self._held is not None:
+            asked = request(message.channel, message.header, asker or b"")
+            if asker is not None and self._sockets is not None:
+                self._requests.add(asked)
+            if self._held is not None and asked.lane == MAIN:
+                self._held.append(message)
+                return
+        self._send(message)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
@@ -265,10 +257,11 @@ class Hub:
         """
         self.open(sockets, signer)
         self.set_state("busy")
+        self._held = []
         for asked in self._requests:
             if not asked.answered:
                 self._sessions.expect(asked.channel, asked.msg_id, asked.session, asked.asker)
-        running = (asked for asked in self._requests if asked.lane == (Channel.SHELL, ""))
+        running = (asked for asked in self._requests if asked.lane == MAIN)
         self.running_cell = next((bytes(asked.header) for asked in running), _NO_PARENT)
         self.say(notice)
 
@@ -291,6 +284,14 @@ class Hub:
             self.running_cell = _NO_PARENT
         if self.running_cell == _NO_PARENT:
             self.announce("idle")
+        held, self._held = self._held or [], None
+        for message in held:
+            self._send(message)
+
+    def drop_inherited(self) -> None:
+        """No reply to what an earlier holder sent will come any more."""
+        if self._sockets is not None:
+            self._sockets.drop_inherited()
 
     def close(self) -> None:
         """The kernel process has ended; what it had sent is taken first."""
@@ -304,6 +305,7 @@ class Hub:
         for probe in self._probes.values():
             probe.lose()
         self._probes.clear()
+        self._held = None
         self.running_cell = _NO_PARENT
 
     def ask(self, channel: Channel = Channel.SHELL, subshell: str = "") -> Probe:

@@ -215,10 +215,10 @@ class KernelProcess:
         noted = {**(record.provisioner or {}), "connection_info": manager.get_connection_info()}
         await provisioner.load_provisioner_info(noted)
         manager.provisioner = provisioner
-        if isinstance(provisioner, LocalProvisioner) and provisioner.process is None:
-            if record.kernel_pid is not None and record.kernel_started is not None:
-                found = AdoptedProcess.find(record.kernel_pid, record.kernel_started)
-                provisioner.process = found  # type: ignore[assignment]
+        started = record.kernel_started
+        if isinstance(provisioner, LocalProvisioner) and record.kernel_pid and started is not None:
+            found = AdoptedProcess.find(record.kernel_pid, started)
+            provisioner.process = found  # type: ignore[assignment]
             # By its group's number it could hit another's: the process itself knows better.
             provisioner.pgid = None
         await self._note()

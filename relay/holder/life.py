@@ -15,7 +15,7 @@ from relay.config import KernelSettings
 from relay.errors import KernelError, StartFailed
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess
-from relay.holder.sockets import KernelSockets
+from relay.holder.sockets import Endpoints, KernelSockets
 from relay.registry import KernelRecord, KernelState
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Life:
         hub: Hub,
         settings: KernelSettings,
         *,
-        identity: bytes,
+        identity: str,
         on_change: Callable[[], None],
         on_note: Callable[[], None],
     ) -> None:
@@ -57,6 +57,8 @@ class Life:
         self._hub = hub
         self._settings = settings
         self._identity = identity
+        self.identities = [identity]
+        """The holder's own, and those of dead ones that it stands in for (`KernelRecord`)."""
         self._on_change = on_change
         self._on_note = on_note
         self._lock = asyncio.Lock()
@@ -70,7 +72,8 @@ class Life:
         Whether it lives is found out there. Raises what its provisioner raises.
         """
         endpoints = await self._process.adopt(record)
-        sockets = KernelSockets(endpoints, self._identity, self._hub.on_multipart)
+        self.identities = [self._identity, *record.identities]
+        sockets = self._connect(endpoints)
         signer = Signer(self._process.key, self._process.signature_scheme)
         self._hub.adopt(sockets, signer, notice)
         if record.state == "dead":
@@ -139,6 +142,15 @@ class Life:
             msg = "The kernel has ended."
             raise KernelError(msg)
 
+    def made_up(self) -> None:
+        """Nothing that earlier holders asked for is missing any more."""
+        self.identities = [self._identity]
+        self._on_note()
+
+    def _connect(self, endpoints: Endpoints) -> KernelSockets:
+        own, *inherited = (identity.encode() for identity in self.identities)
+        return KernelSockets(endpoints, own, self._hub.on_multipart, inherited)
+
     def _note(self, state: KernelState) -> None:
         self.state = state
         self._on_note()
@@ -173,7 +185,8 @@ class Life:
         self._up_since = loop.time()
         endpoints = await self._process.launch()
         self._on_note()
-        sockets = KernelSockets(endpoints, self._identity, self._hub.on_multipart)
+        self.identities = [self._identity]
+        sockets = self._connect(endpoints)
         self._hub.open(sockets, Signer(self._process.key, self._process.signature_scheme))
         await self._until_heard(sockets, loop.time() + self._settings.launch_timeout)
         self._up_since = loop.time()

@@ -90,7 +90,6 @@ class Holder:
         self._left = left
         self._noted = True
         """Whether what there is to note for others has been."""
-        self._identity = left.identity if left else secrets.token_hex(8)
         journal = Journal.open(
             place.journal,
             max_bytes=config.journal.bytes,
@@ -113,7 +112,7 @@ class Holder:
             self._process,
             self._hub,
             config.kernels,
-            identity=self._identity.encode(),
+            identity=secrets.token_hex(8),
             on_change=self._changed,
             on_note=self._note,
         )
@@ -141,8 +140,7 @@ class Holder:
                 tasks.create_task(self._cull(), name="cull"),
             ]
             if self._left is not None:
-                making_up = make_up(self._hub, self._requests)
-                watchers.append(tasks.create_task(making_up, name="make up"))
+                watchers.append(tasks.create_task(self._make_up(), name="make up"))
             await self._life.run()
             for watcher in watchers:
                 watcher.cancel()
@@ -153,6 +151,10 @@ class Holder:
         self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)
         log.info("ended", phase=self._life.phase)
+
+    async def _make_up(self) -> None:
+        await make_up(self._hub, self._requests)
+        self._life.made_up()
 
     async def operate(self, operation: str) -> None:
         """Do what an agent asks. Raises `KernelError`."""
@@ -193,7 +195,7 @@ class Holder:
             holder_started=process_started(os.getpid()) or 0,
             epoch=self._hub.epoch,
             state=self._life.state,
-            identity=self._identity,
+            identities=self._life.identities,
             kernel_pid=pid,
             kernel_started=process_started(pid) if pid else None,
             kernel_session=self._hub.kernel_session,

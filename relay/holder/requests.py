@@ -28,6 +28,7 @@ _SPARE_LINES: Final = 1000
 
 Lane = tuple[Channel, str]
 """Channel and subshell ("" for none): in a lane a kernel takes one request after the other."""
+MAIN: Final[Lane] = (Channel.SHELL, "")
 
 
 class Request(msgspec.Struct, array_like=True):

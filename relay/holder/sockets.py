@@ -46,23 +46,46 @@ class KernelSockets:
     """The five sockets of one kernel process, open from its start to its end.
 
     ``on_multipart`` is called in the event loop for every multipart; ``heard_beat`` turns true
-    with the first heartbeat.
+    with the first heartbeat. ``inherited`` are the identities of holders that died: what they
+    asked for is heard as well, by sockets that send nothing. To send under an identity that the
+    kernel still knows would be no use: unless its socket has ``ZMQ_ROUTER_HANDOVER``, it refuses
+    a second connection of that name, and takes the next message for another name.
     """
 
     def __init__(
-        self, endpoints: Endpoints, identity: bytes, on_multipart: MultipartHandler
+        self,
+        endpoints: Endpoints,
+        identity: bytes,
+        on_multipart: MultipartHandler,
+        inherited: Sequence[bytes] = (),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_multipart = on_multipart
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._inherited: list[tuple[Channel, zmq.Socket[bytes]]] = []
         self.heard_beat = False
         self._heartbeat = self._connect(zmq.DEALER, endpoints.heartbeat, endpoints, identity)
         for channel, kind in _KINDS.items():
             socket = self._connect(kind, endpoints.addresses[channel], endpoints, identity)
             self._sockets[channel] = socket
-            self._loop.add_reader(socket.FD, self._drain, channel)
-        self._loop.call_soon(self._drain_all)
+        for old in inherited:
+            for channel, kind in _KINDS.items():
+                if kind == zmq.DEALER:
+                    socket = self._connect(kind, endpoints.addresses[channel], endpoints, old)
+                    self._inherited.append((channel, socket))
+        for channel, socket in self._all():
+            self._loop.add_reader(socket.FD, self._drain, channel, socket)
+            self._loop.call_soon(self._drain, channel, socket)
+
+    def _all(self) -> list[tuple[Channel, zmq.Socket[bytes]]]:
+        return [*self._sockets.items(), *self._inherited]
+
+    def drop_inherited(self) -> None:
+        """Nothing that earlier holders asked for will be answered any more."""
+        for channel, socket in self._inherited:
+            self._close(channel, socket)
+        self._inherited.clear()
 
     def _connect(
         self, kind: int, address: str, endpoints: Endpoints, identity: bytes
@@ -88,9 +111,10 @@ class KernelSockets:
 
     def send(self, channel: Channel, parts: Sequence[Buffer]) -> None:
         """Hand a multipart to ZMQ; it waits there for a kernel that does not listen yet."""
-        self._sockets[channel].send_multipart(parts, flags=zmq.NOBLOCK, copy=True)
+        socket = self._sockets[channel]
+        socket.send_multipart(parts, flags=zmq.NOBLOCK, copy=True)
         # Sending may swallow the signal that something came in.
-        self._loop.call_soon(self._drain, channel)
+        self._loop.call_soon(self._drain, channel, socket)
 
     def beat(self) -> None:
         """Send a heartbeat and notice the answer to an earlier one."""
@@ -102,13 +126,8 @@ class KernelSockets:
                 self._heartbeat.recv_multipart(flags=zmq.NOBLOCK)
                 self.heard_beat = True
 
-    def _drain_all(self) -> None:
-        for channel in self._sockets:
-            self._drain(channel)
-
-    def _drain(self, channel: Channel) -> None:
-        socket = self._sockets.get(channel)
-        if socket is None:
+    def _drain(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
+        if socket.closed:
             return
         taken = 0
         for _ in range(_DRAIN_MESSAGES):
@@ -120,16 +139,20 @@ class KernelSockets:
             taken += sum(map(len, parts))
             if taken > _DRAIN_BYTES:
                 break
-        self._loop.call_soon(self._drain, channel)
+        self._loop.call_soon(self._drain, channel, socket)
 
     def close(self) -> None:
         """Take what has arrived, then close. Only for a kernel process that has ended."""
-        for channel, socket in list(self._sockets.items()):
-            self._loop.remove_reader(socket.FD)
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    self._on_multipart(channel, socket.recv_multipart(flags=zmq.NOBLOCK))
-            socket.close()
+        for channel, socket in self._all():
+            self._close(channel, socket)
         self._sockets.clear()
+        self._inherited.clear()
         self._heartbeat.close()
         self._context.term()
+
+    def _close(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
+        self._loop.remove_reader(socket.FD)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._on_multipart(channel, socket.recv_multipart(flags=zmq.NOBLOCK))
+        socket.close()

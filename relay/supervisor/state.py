@@ -179,13 +179,26 @@ def lock_owner(folder: StateFolder) -> int | None:
     return None
 
 
+def _lives(record: registry.KernelRecord) -> bool:
+    return registry.process_started(record.holder_pid) == record.holder_started
+
+
+def _is_adoptable(record: registry.KernelRecord) -> bool:
+    pid = record.kernel_pid
+    alive = pid is not None and registry.process_started(pid) == record.kernel_started
+    return alive and record.adoptable
+
+
 def living_kernels(path: Path) -> Counter[str]:
-    """How many kernels live in a state folder, by cluster: those whose holder runs."""
+    """How many kernels live in a state folder, by cluster.
+
+    One whose holder died lives on until it is adopted, or ended.
+    """
     found: Counter[str] = Counter()
     with contextlib.suppress(OSError), os.scandir(path) as clusters:
         for cluster in clusters:
             for place in registry.places(path, cluster.name) if cluster.is_dir() else ():
                 record = place.read_record()
-                if record and registry.process_started(record.holder_pid) == record.holder_started:
+                if record and (_lives(record) or _is_adoptable(record)):
                     found[cluster.name] += 1
     return found

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -145,15 +146,15 @@ def test_the_status_file_is_as_documented(folder: StateFolder) -> None:
     }
 
 
-def kernel(state: Path, cluster: str, name: str, pid: int, started: int | None) -> None:
-    folder = registry.kernels_folder(state, cluster) / name
+def kernel(path: Path, cluster: str, name: str, pid: int, started: int | None, **more: Any) -> None:
+    folder = registry.kernels_folder(path, cluster) / name
     folder.mkdir(parents=True)
     if started is not None:
-        record = registry.KernelRecord(holder_pid=pid, holder_started=started, epoch="e")
+        record = registry.KernelRecord(holder_pid=pid, holder_started=started, epoch="e", **more)
         (folder / "record.json").write_bytes(msgspec.json.encode(record))
 
 
-def test_living_kernels_are_those_whose_holder_runs(tmp_path: Path) -> None:
+def test_living_kernels_have_a_holder_or_can_be_adopted(tmp_path: Path) -> None:
     pid = os.getpid()
     started = registry.process_started(pid)
     assert started is not None
@@ -164,6 +165,10 @@ def test_living_kernels_are_those_whose_holder_runs(tmp_path: Path) -> None:
     kernel(tmp_path, "beta", "not-yet", pid, None)
     (tmp_path / "relay.json").touch()
     assert living_kernels(tmp_path) == {"alpha": 2, "beta": 1}
+    left: dict[str, Any] = {"kernel_pid": pid, "kernel_started": started, "provisioner": {}}
+    kernel(tmp_path, "beta", "to-be-adopted", pid, started - 1, **left, state="ready")
+    kernel(tmp_path, "beta", "to-be-buried", pid, started - 1, **left)
+    assert living_kernels(tmp_path) == {"alpha": 2, "beta": 2}
 
 
 def test_no_state_no_kernels(tmp_path: Path) -> None:

@@ -406,32 +406,6 @@ def test_a_killed_worker_costs_its_clients_a_reconnect(own: RunningRelay) -> Non
     assert not any(is_gone(pid) for pid in workers_now)
 
 
-# --- holder ---------------------------------------------------------------------------------
-
-
-def test_a_killed_holder_takes_its_kernel_along(own: RunningRelay) -> None:
-    kernel = own.start_kernel("alpha")
-    place = place_of(own, "alpha", kernel)
-    record, address = place.read_record(), place.read_address()
-    assert record is not None
-    assert record.kernel_pid is not None
-    assert address is not None
-    with own.connect("alpha", kernel) as channels:
-        channels.submit("import subprocess, time; subprocess.Popen(['sleep', '600'])")
-        channels.submit("import time; time.sleep(600)")
-        os.kill(record.holder_pid, signal.SIGKILL)
-        with pytest.raises(ConnectionClosed) as closed:
-            read_on(channels, [])
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == 1011
-    assert kernel not in listed(own, "alpha")
-    assert own.request("GET", f"/alpha/api/kernels/{kernel}").status == 404
-    wait_for("the kernel's end", lambda: is_gone(record.kernel_pid or 0), 5)
-    wait_for("no process", lambda: kernel not in str(processes_of(own.folder)), 5)
-    assert not place.folder.exists()
-    assert not list(address.socket.parent.glob(f"{address.socket.stem}*"))
-
-
 # --- supervisor -----------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.running import RunningRelay
+from tests.system.test_holder_death import kill_holder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -89,6 +90,24 @@ def test_xeus_python(with_xpython: RunningRelay, v1: bool) -> None:
         assert "ZeroDivisionError" in channels.execute("1/0").replies[0]["ename"]
         with_xpython.kill_agent("alpha")
         assert channels.execute("print('still here')").stdout == "still here\n"
+    assert with_xpython.request("POST", f"/alpha/api/kernels/{kernel}/restart", {}).status == 200
+    assert with_xpython.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
+
+
+def test_xeus_python_is_adopted(with_xpython: RunningRelay) -> None:
+    names = with_xpython.request("GET", "/alpha/api/kernelspecs").json["kernelspecs"]
+    name = next(name for name in sorted(names) if name.startswith("xpython"))
+    kernel = with_xpython.start_kernel("alpha", name=name)
+    with with_xpython.connect("alpha", kernel) as channels:
+        channels.execute("kept = 1")
+        for code in ("pass", "import time; time.sleep(2)"):
+            running = channels.submit(code)
+            queued = channels.submit("kept += 1")
+            kill_holder(with_xpython, kernel)
+            for msg_id in (running, queued):
+                (reply,) = channels.collect(msg_id).replies
+                assert reply["status"] == "ok" or reply["ename"] == "RelayReplyLost"
+        assert channels.execute("print(kept)").stdout == "3\n"
     assert with_xpython.request("POST", f"/alpha/api/kernels/{kernel}/restart", {}).status == 200
     assert with_xpython.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
 
