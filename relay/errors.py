@@ -16,6 +16,7 @@ RelayError
 │   └── AgentTimeout       503, close code 1012
 └── KernelError        the kernel is wrong
     ├── StartFailed        500
+    │   └── DiskFull       507: what is to be started cannot be noted
     └── BadKernelMessage   never leaves the holder's log
 
 ``message`` is written for the client and safe to show: no path, no token, no trace.
@@ -146,6 +147,13 @@ class StartFailed(KernelError):
     """The kernel did not come up."""
 
     reason = "Kernel start failed"
+
+
+class DiskFull(StartFailed):
+    """The state folder cannot be written, so that nobody would find what is started."""
+
+    http_status = 507
+    reason = "Disk full"
 
 
 class BadKernelMessage(KernelError):

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_protocol import RequestHandler
 
+from relay import limits
 from relay.errors import BadRequest, RelayError, TooLarge
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -49,11 +50,13 @@ async def read_body(request: web.BaseRequest, limit: int, setting: str) -> bytes
         text = "Compressed request bodies are not accepted."
         raise BadRequest(text)
     if (request.content_length or 0) > limit:
+        limits.hit(setting)
         raise TooLarge(msg)
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > limit:
+            limits.hit(setting)
             raise TooLarge(msg)
     return bytes(body)
 
@@ -86,6 +89,10 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Answer a request that is not HTTP, or that ended in an error nobody foresaw."""
         del request, message
+        if isinstance(exc, ConnectionError):
+            # The client left in the middle of its answer: there is nobody to tell.
+            log.info("client_left")
+            return TakenOver()
         request_id = uuid.uuid4().hex
         error: RelayError = BadRequest("The request is not valid HTTP.")
         if status == BadRequest.http_status:
@@ -125,6 +132,24 @@ def server(
         keepalive_timeout=75.0,
         auto_decompress=False,
     )
+
+
+def page_server(path: str, page: Callable[[str], tuple[bytes, str]]) -> Server:
+    """A server for one page, to whoever asks: ``page`` takes what the request accepts.
+
+    It returns the body and its content type.
+    """
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path != path:
+            return web.Response(status=404)
+        if request.method not in {"GET", "HEAD"}:
+            return web.Response(status=405, headers={hdrs.ALLOW: "GET, HEAD"})
+        body, content_type = page(request.headers.get(hdrs.ACCEPT, ""))
+        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.SERVER: SERVER_NAME}
+        return web.Response(body=body, headers=headers)
+
+    return server(answer)
 
 
 def transport_of(request: web.BaseRequest) -> asyncio.Transport:

@@ -9,6 +9,7 @@ its holder. Unix sockets live in the runtime folder, whose paths are short enoug
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -22,6 +23,7 @@ import msgspec
 
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
+_DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
 
@@ -199,6 +201,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_disk_trouble(error: OSError) -> bool:
+    """Whether a file could not be written because of the disk: full, broken, read-only."""
+    return error.errno in _DISK_TROUBLE
 
 
 def _write_new(path: Path, data: bytes) -> None:

@@ -9,9 +9,17 @@ from relay.bridge.records import HEADER, Kind, check_header
 
 async def read_record(reader: asyncio.StreamReader, max_payload: int) -> tuple[Kind, bytes]:
     """The next record. Raises ``EOFError`` at the end and `RecordError` for what is none."""
-    length, number = HEADER.unpack(await reader.readexactly(HEADER.size))
-    length, kind = check_header(length, number, max_payload)
+    length, kind = await read_head(reader, max_payload)
     return kind, await reader.readexactly(length)
+
+
+async def read_head(reader: asyncio.StreamReader, max_payload: int) -> tuple[int, Kind]:
+    """The next record's length and kind; its payload is still to be read. Raises as `read_record`.
+
+    Who stops waiting for it loses nothing.
+    """
+    length, number = HEADER.unpack(await reader.readexactly(HEADER.size))
+    return check_header(length, number, max_payload)
 
 
 def adopt(

@@ -11,10 +11,11 @@ from aiohttp import web
 from relay.agent.channels import Channels
 from relay.agent.holders import Holders
 from relay.agent.rest import Rest
+from relay.agent.tally import failing
 from relay.auth.tickets import Ticket, TicketVerifier
 from relay.config import AgentConfig
 from relay.errors import BadRequest, RelayError, Unauthorized
-from relay.http import TakenOver, error_response, transport_of
+from relay.http import TakenOver, error_response, json_response, transport_of
 from relay.routing.paths import parse_target
 from relay.routing.routes import STARTING, Kind, Route, match
 from relay.streams import adopt
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 UPGRADE = "relay-records"
 _READ_AHEAD = 512 * 1024
 _SCHEME = "Bearer "
+_READY = "/readyz"
+_HEALTH = frozenset({"/healthz", _READY})
 
 
 class App:
@@ -54,6 +57,8 @@ class App:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        if request.path in _HEALTH:
+            return self._health(request.path)
         try:
             ticket = self._verify(request)
         except RelayError as error:
@@ -66,6 +71,14 @@ class App:
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
                 level("refused", status=error.http_status, problem=error.message)
                 return error_response(error, ticket.request_id)
+
+    def _health(self, path: str) -> web.Response:
+        """Say, to anybody, whether all is well; no more than that of anybody's kernel."""
+        problems = failing(self._holders.ready)
+        if path != _READY or not problems:
+            return json_response({"ready": True})
+        reason = f"{len(problems)} journal(s) cannot be written: {min(problems.values())}"
+        return json_response({"ready": False, "reason": reason}, status=503)
 
     def _verify(self, request: web.BaseRequest) -> Ticket:
         values = request.headers.getall("Authorization", [])

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay import limits
 from relay.agent.gateway import fitting
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
@@ -238,3 +239,4 @@ def _too_large(size: int, limit: int) -> TooLarge:
 
 def _log_too_large(size: int, limit: int) -> None:
     log.warning("message_too_large", size=size, limit=limit, setting="kernels.message_bytes")
+    limits.hit("kernels.message_bytes")

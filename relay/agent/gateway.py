@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay import limits
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out
 
@@ -33,4 +34,5 @@ def fitting(message: Message, limit: int) -> Message:
         return message
     setting = "kernels.gateway_message_bytes"
     log.warning("message_too_large", size=message.size, limit=limit, setting=setting)
+    limits.hit(setting)
     return left_out(message, f"a Jupyter Server in gateway mode takes {limit} ({setting})")

@@ -18,18 +18,30 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
+from relay import limits
 from relay.agent.line import Line
 from relay.agent.spawn import is_free, log_tail, replace, spawn
+from relay.agent.tally import Tally
 from relay.bridge.records import Phase
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Conflict, NotFound, RelayError, StartFailed, TooMany
+from relay.errors import (
+    AgentUnavailable,
+    Conflict,
+    DiskFull,
+    NotFound,
+    RelayError,
+    StartFailed,
+    TooMany,
+)
 from relay.model import Principal
 from relay.registry import (
     Place,
+    is_disk_trouble,
     kernels_folder,
     places,
     private_folder,
+    remove,
     runtime_folder,
     socket_name,
     sweep,
@@ -84,8 +96,14 @@ class Holders:
         self._reasons: OrderedDict[str, str] = OrderedDict()
         """Why kernels were ended that nobody wanted to end."""
         self._opening: dict[str, asyncio.Task[Line | RelayError | None]] = {}
+        self.tally = Tally()
         private_folder(kernels_folder(self._state_dir, config.cluster))
         sweep(self._state_dir, config.cluster)
+
+    @property
+    def ready(self) -> list[Line]:
+        """The kernels that run, as far as is known."""
+        return [line for line in self._lines.values() if line.status.phase is Phase.READY]
 
     async def find(self) -> None:
         """Find the kernels that run already, those of holders that died among them."""
@@ -126,6 +144,14 @@ class Holders:
 
         Raises `StartFailed`, `Conflict` for somebody else's kernel and `TooMany`.
         """
+        self.tally.starts += 1
+        try:
+            return await self._start(request)
+        except StartFailed:
+            self.tally.start_failures += 1
+            raise
+
+    async def _start(self, request: StartRequest) -> Line:
         line = self._lines.get(request.kernel_id)
         if line is None:
             self._check_room(request.kernel_id)
@@ -143,7 +169,9 @@ class Holders:
             msg = "The kernel's holder does not answer."
             raise StartFailed(msg) from None
         if line.status.phase is Phase.FAILED and line.status.failure is not None:
-            raise StartFailed(line.status.failure.message)
+            failure = line.status.failure
+            full = failure.http_status == DiskFull.http_status
+            raise (DiskFull if full else StartFailed)(failure.message)
         if line.status.phase is not Phase.READY:
             msg = "The kernel ended while it started."
             raise StartFailed(msg)
@@ -154,6 +182,7 @@ class Holders:
         others = {place.kernel_id for place in places(self._state_dir, self._config.cluster)}
         if limit and len((others - self._gone | self._opening.keys()) - {kernel_id}) >= limit:
             log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
+            limits.hit("kernels.max_kernels")
             raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
 
     async def stop(self, kernel_id: str, request_id: str) -> None:
@@ -215,6 +244,9 @@ class Holders:
             return error
         except OSError as error:
             log.error("holder_not_started", kernel_id=place.kernel_id, problem=str(error))  # noqa: TRY400 - the text says it all
+            # Of one that may run, that it cannot be reached just now is all that is known.
+            if request is not None and is_disk_trouble(error):
+                return DiskFull(f"The kernel's files cannot be written: {error.strerror}.")
             msg = "A kernel's holder cannot be started just now."
             return AgentUnavailable(msg, retry_after=1)
 
@@ -233,8 +265,12 @@ class Holders:
         for _ in range(_TRIES):
             # Another agent may take a folder without a holder for a left-over in between.
             with contextlib.suppress(FileNotFoundError):
-                private_folder(place.folder)
-                self._spawn_unless_taken(place, request)
+                try:
+                    private_folder(place.folder)
+                    self._spawn_unless_taken(place, request)
+                except OSError:
+                    _discard(place)
+                    raise
             line = await self._connect(place)
             if line is not None:
                 return line
@@ -283,6 +319,7 @@ class Holders:
                 await asyncio.sleep(_RETRY)
                 continue
             self._lines[place.kernel_id] = line
+            self.tally.meet(line)
             self._tasks.create_task(self._follow(line), name=f"line {place.kernel_id}")
             return line
         msg = "A kernel's holder does not answer."
@@ -295,6 +332,7 @@ class Holders:
         if line.status.phase in {Phase.READY, Phase.STARTING} and not hung_up_by_us:
             # Hung up without a word: looking again replaces the holder, if it died.
             log.warning("holder_lost", kernel_id=line.place.kernel_id)
+            self.tally.holder_deaths += 1
             self._gone.discard(line.place.kernel_id)
             try:
                 await self._open(line.place)
@@ -305,6 +343,7 @@ class Holders:
     def _forget(self, line: Line) -> None:
         self._gone.add(line.place.kernel_id)
         if self._lines.get(line.place.kernel_id) is line:
+            self.tally.part(line)
             del self._lines[line.place.kernel_id]
         line.close()
 
@@ -327,3 +366,16 @@ class Holders:
             sessions=self._config.sessions,
             log=self._config.log,
         )
+
+
+def _discard(place: Place) -> None:
+    """Remove the folder of a kernel that could not be started."""
+    with contextlib.suppress(OSError):
+        lock = place.try_lock()
+        if lock is not None:
+            if place.read_record() is None:
+                remove(place)
+            os.close(lock)
+    with contextlib.suppress(OSError):
+        # There was no room for the lock either.
+        place.folder.rmdir()

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
 import uvloop
 
+from relay import limits, processes
 from relay import log as logging
-from relay import processes
 from relay.agent.app import App
 from relay.agent.holders import Holders
 from relay.agent.kernelspecs import KernelSpecs
+from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions
 from relay.agent.starts import Starts
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
-from relay.http import Server, server
+from relay.http import Server, page_server, server
+from relay.metrics import AgentMetrics, agent_registry, page
 from relay.registry import RegistryError, runtime_folder
 
 log = structlog.get_logger(__name__)
@@ -45,11 +49,19 @@ def run(config: AgentConfig) -> None:
         runtime_folder(Path(config.state_dir), config.runtime_dir)
     except (OSError, ValueError, RegistryError) as error:  # ssl's errors are among them
         raise processes.StartError(str(error)) from error
-    uvloop.run(_run(config, verifier, context))
+    with contextlib.ExitStack() as opened:
+        scraped = None
+        if config.metrics.port is not None:
+            listener = processes.listen_patiently(config.metrics.host, config.metrics.port)
+            scraped = opened.enter_context(listener)
+        uvloop.run(_run(config, verifier, context, scraped))
 
 
 async def _run(
-    config: AgentConfig, verifier: TicketVerifier, context: ssl.SSLContext | None
+    config: AgentConfig,
+    verifier: TicketVerifier,
+    context: ssl.SSLContext | None,
+    scraped: socket.socket | None,
 ) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -63,20 +75,34 @@ async def _run(
         kernelspecs = KernelSpecs(f"/{config.cluster}")
         starts = Starts(config, holders, kernelspecs)
         sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", holders, starts)
+        past = Past(config.past, message_bytes=config.kernels.message_bytes, max_record=max_record)
         rest = Rest(
-            config, holders=holders, kernelspecs=kernelspecs, starts=starts, sessions=sessions
+            config,
+            holders=holders,
+            kernelspecs=kernelspecs,
+            starts=starts,
+            sessions=sessions,
+            past=past,
         )
         app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
         http = server(app.handle)
         listener = await loop.create_server(http, sock=_listen(config), ssl=context, backlog=1024)
+        if scraped is not None:
+            await loop.create_server(_metrics_server(holders), sock=scraped)
         tasks.create_task(holders.find(), name="find kernels")
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()
         log.info("stopping")
         listener.close()
+        past.cut()
         await _drain(app, http, config.drain)
         holders.close()
+
+
+def _metrics_server(holders: Holders) -> Server:
+    metrics = AgentMetrics(lambda: holders.tally.figures(holders.ready, limits.counts))
+    return page_server("/metrics", partial(page, agent_registry(metrics)))
 
 
 async def _drain(app: App, http: Server, seconds: float) -> None:

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from relay import __version__
 from relay.agent.holders import Holders
 from relay.agent.kernelspecs import KernelSpecs
+from relay.agent.past import Past
 from relay.agent.sessions import NewSession, SessionChange, Sessions
 from relay.agent.starts import StartBody, Starts
 from relay.auth.tickets import Ticket
@@ -58,12 +59,14 @@ class Rest:
         kernelspecs: KernelSpecs,
         starts: Starts,
         sessions: Sessions,
+        past: Past,
     ) -> None:
         self._config = config
         self._holders = holders
         self._kernelspecs = kernelspecs
         self._starts = starts
         self._sessions = sessions
+        self._past = past
         self._started = time.time()
         self._answers: dict[Kind, Callable[[_Asked], Awaitable[web.StreamResponse]]] = {
             Kind.VERSION: self._version,
@@ -73,6 +76,7 @@ class Rest:
             Kind.START: self._start,
             Kind.KERNEL: self._show,
             Kind.STOP: self._stop,
+            Kind.MESSAGES: self._messages,
             Kind.INTERRUPT: self._interrupt,
             Kind.RESTART: self._restart,
             Kind.KERNELSPECS: self._list_kernelspecs,
@@ -100,6 +104,11 @@ class Rest:
     async def _show(self, asked: _Asked) -> web.Response:
         line = await self._holders.get(asked.kernel_id)
         return json_response(line.model)
+
+    async def _messages(self, asked: _Asked) -> web.StreamResponse:
+        line = await self._holders.get(asked.kernel_id)
+        request_id = asked.ticket.request_id
+        return await self._past.answer(asked.request, asked.target, line.socket, request_id)
 
     async def _stop(self, asked: _Asked) -> web.Response:
         await self._holders.stop(asked.kernel_id, asked.ticket.request_id)

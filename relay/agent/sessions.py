@@ -14,13 +14,16 @@ from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
 import msgspec
+import structlog
 
 from relay.agent.holders import Holders
 from relay.agent.line import Line
 from relay.agent.starts import StartBody, Starts
 from relay.auth.tickets import Ticket
-from relay.errors import BadRequest, NotFound
+from relay.errors import BadRequest, DiskFull, NotFound
 from relay.registry import private_folder, write_atomic
+
+log = structlog.get_logger(__name__)
 
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -102,7 +105,7 @@ class Sessions:
             if session.path == body.path and session.owner == owner:
                 with contextlib.suppress(NotFound):
                     return _model(session, await self._line(session))
-        line = await self._kernel(body.kernel or KernelChoice(), body.path, ticket)
+        line, started = await self._kernel(body.kernel or KernelChoice(), body.path, ticket)
         session = Session(
             id=str(uuid.uuid4()),
             path=body.path,
@@ -111,7 +114,7 @@ class Sessions:
             kernel_id=line.place.kernel_id,
             owner=owner,
         )
-        self._write(session)
+        await self._keep(session, ticket, started=started)
         return _model(session, line)
 
     async def change(self, session_id: str, body: SessionChange, ticket: Ticket) -> dict[str, Any]:
@@ -120,9 +123,9 @@ class Sessions:
         Raises `NotFound` and what `Starts.start` raises.
         """
         before = self._read(session_id)
-        line = await self._line(before)
+        line, started = await self._line(before), False
         if body.kernel is not None and (body.kernel.id or body.kernel.name):
-            line = await self._kernel(body.kernel, body.path or before.path, ticket)
+            line, started = await self._kernel(body.kernel, body.path or before.path, ticket)
         session = msgspec.structs.replace(
             before,
             path=before.path if body.path is None else body.path,
@@ -130,7 +133,7 @@ class Sessions:
             type=before.type if body.type is None else body.type,
             kernel_id=line.place.kernel_id,
         )
-        self._write(session)
+        await self._keep(session, ticket, started=started)
         if session.kernel_id != before.kernel_id:
             await self._stop(before.kernel_id, ticket)
         return _model(session, line)
@@ -142,10 +145,20 @@ class Sessions:
         await self._stop(session.kernel_id, ticket)
         self._forget(session)
 
-    async def _kernel(self, choice: KernelChoice, path: str, ticket: Ticket) -> Line:
+    async def _keep(self, session: Session, ticket: Ticket, *, started: bool) -> None:
+        """Write a session. Raises `DiskFull`; a kernel that was started for it is ended then."""
+        try:
+            self._write(session)
+        except DiskFull:
+            if started:
+                await self._stop(session.kernel_id, ticket)
+            raise
+
+    async def _kernel(self, choice: KernelChoice, path: str, ticket: Ticket) -> tuple[Line, bool]:
+        """The kernel that was chosen, and whether it was started just now."""
         if choice.id is not None:
             try:
-                return await self._holders.get(choice.id)
+                return await self._holders.get(choice.id), False
             except NotFound:
                 if choice.name is None:
                     raise BadRequest("The session's kernel does not exist.") from None
@@ -156,7 +169,7 @@ class Sessions:
             env=choice.env,
             parameters=choice.parameters,
         )
-        return await self._starts.start(body, ticket)
+        return await self._starts.start(body, ticket), True
 
     async def _stop(self, kernel_id: str, ticket: Ticket) -> None:
         try:
@@ -194,7 +207,12 @@ class Sessions:
         return found
 
     def _write(self, session: Session) -> None:
-        write_atomic(self._path(session.id), msgspec.json.encode(session))
+        """Raises `DiskFull`."""
+        try:
+            write_atomic(self._path(session.id), msgspec.json.encode(session))
+        except OSError as error:
+            log.error("session_not_written", problem=str(error))  # noqa: TRY400 - says it all
+            raise DiskFull(f"The session cannot be kept: {error.strerror}.") from error
 
     def _forget(self, session: Session) -> None:
         self._path(session.id).unlink(missing_ok=True)

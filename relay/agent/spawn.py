@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay import limits
 from relay.config.holder import HolderConfig
 from relay.registry import Place, process_started, remove, write_atomic
 
@@ -59,6 +60,7 @@ def replace(place: Place, lock: int) -> str:
             window=window,
             setting="kernels.holder_restart_limit",
         )
+        limits.hit("kernels.holder_restart_limit")
         bury(place)
         return (
             f"The kernel was ended: its holder died {len(recent) + 1} times within {window:g} s "

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from relay import limits
 from relay.agent import parameters
 from relay.agent.holders import Holders, StartRequest
 from relay.agent.kernelspecs import KernelSpecs
@@ -136,6 +137,7 @@ def _checked(name: str, value: object, limit: int) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"env: the value of {name} is not a string.")
     if len(value.encode(errors="surrogatepass")) > limit:
+        limits.hit("environment.value_bytes")
         raise BadRequest(
             f"env: the value of {name} is over {limit} bytes (environment.value_bytes)."
         )

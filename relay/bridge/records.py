@@ -52,6 +52,9 @@ class Kind(enum.IntEnum):
     STATUS = 13  # holder → agent, unasked: Status
     PING = 14  # either side of the edge-agent link: empty; answered by PONG
     PONG = 15
+    READ = 16  # agent → holder: Read, as the first record
+    READING = 17  # holder → agent: Reading, the answer; then ENTRIES and GAP, at last CLOSE
+    GAP = 18  # holder → agent: Gap
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -164,6 +167,24 @@ class Phase(enum.StrEnum):
     GONE = "gone"
 
 
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a holder counts, since its start, and measures; for the agent's metrics."""
+
+    journal_bytes: int = 0
+    """On disk."""
+    journal_problem: str | None = None
+    """Why the journal cannot be written just now."""
+    messages: int = 0
+    """Messages in the journal, all that there were."""
+    unsaved: int = 0
+    """Those of them that the disk never got."""
+    gaps: int = 0
+    gap_messages: int = 0
+    sessions: int = 0
+    limit_hits: dict[str, int] = {}
+    """How often limits were hit, by setting."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What a holder tells every agent about its kernel, at once and whenever it changes.
 
@@ -177,6 +198,41 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_activity: float
     connections: int
     failure: Failure | None = None
+    figures: Figures | None = None
+    """None of a holder that an older version started."""
+
+
+class Read(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants to read what a kernel has said to everybody, from the journal."""
+
+    after: int
+    """The seq to begin behind."""
+    limit: int | None
+    """How many messages at the most."""
+    follow: bool
+    """Whether to wait for more, until the kernel ends; else it ends with the newest message."""
+    message_bytes: int
+    """Bytes of the largest message that the agent takes."""
+    request_id: str = ""
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a `Read`: which journal it is, and its newest seq."""
+
+    epoch: str
+    last_seq: int
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Messages that the reader does not get; some may not have been for everybody.
+
+    ``seq`` is the last one's. ``setting`` is the limit that they fell to, None where the disk
+    could not be written.
+    """
+
+    messages: int
+    seq: int
+    setting: str | None
 
 
 class RecordError(RelayError):

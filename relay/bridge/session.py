@@ -154,6 +154,11 @@ class Sessions:
         """How many connections are attached."""
         return len(self._connections)
 
+    @property
+    def remembered(self) -> int:
+        """How many sessions there are, attached or not."""
+        return len(self._sessions)
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event, ``now`` in seconds; perform what it returns, in order."""
         match event:

@@ -37,6 +37,7 @@ def ready(ready: Ready, state_dir: Path, uid: int) -> list[Line]:
         Line(f"  Clusters  {others}"),
         Line(f"  Token     {ready.token}"),
         Line(f"  CA        {ready.ca}"),
+        Line(f"  Metrics   {ready.metrics.edge} (the agents' are in relay.json)"),
         Line(""),
         Line(f"JupyterLab on {cluster}:", "bold"),
         # SSL_CERT_FILE, since the gateway client's own JUPYTER_GATEWAY_CA_CERTS does nothing

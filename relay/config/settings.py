@@ -80,6 +80,15 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A TCP port; 0 takes a free one."""
 
 
+class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Prometheus finds a program's metrics, at ``/metrics``: plain HTTP, to whoever asks."""
+
+    host: Host = "127.0.0.1"
+    """A name or an IP address; who can reach it can read all metrics."""
+    port: Port | None = None
+    """A TCP port; by default there is none, and nothing is served."""
+
+
 class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who the edge is towards its clients."""
 
@@ -212,6 +221,8 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds between SIGTERM and the end of whatever is not finished by then."""
     log: LogSettings = field(default_factory=LogSettings)
     """The log of the edge and its workers."""
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    """Where its metrics are read."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where the two ports are one."""
@@ -261,6 +272,20 @@ class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Raise ``ValueError`` where dropping the oldest segment would drop everything."""
         if self.bytes < 2 * self.segment_bytes:
             raise ValueError("bytes must be at least twice segment_bytes")
+
+
+class PastSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a kernel's past one request may read (``/api/kernels/<id>/messages``)."""
+
+    limit: Count = 10_000
+    """Messages in one answer where the request names no ``limit`` and does not ``follow``."""
+    max_limit: Count = 1_000_000
+    """The highest ``limit`` that a request may name; beyond: 400."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where the default is more than is allowed."""
+        if self.limit > self.max_limit:
+            raise ValueError("limit must not be over max_limit")
 
 
 class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -365,6 +390,8 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Which environment variables reach a kernel."""
     journal: JournalSettings = field(default_factory=JournalSettings)
     """What is kept of a kernel's output."""
+    past: PastSettings = field(default_factory=PastSettings)
+    """How much of a kernel's past one request may read."""
     sessions: SessionSettings = field(default_factory=SessionSettings)
     """What is remembered of a kernel's clients."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
@@ -380,6 +407,8 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Bytes of a request's body; beyond: 413."""
     log: LogSettings = field(default_factory=LogSettings)
     """The log of the agent and of the holders it starts."""
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    """Where its metrics are read."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where nobody could get in."""
@@ -409,6 +438,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     folder that ``relay up`` was started in."""
     journal: JournalSettings = field(default_factory=JournalSettings)
     """What is kept of a kernel's output."""
+    past: PastSettings = field(default_factory=PastSettings)
+    """How much of a kernel's past one request may read."""
     sessions: SessionSettings = field(default_factory=SessionSettings)
     """What is remembered of a kernel's clients."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)

@@ -19,8 +19,9 @@ from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
-from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError
+from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
 from relay.http import REQUEST_ID, SERVER_NAME, error_response
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from relay.routing.clusters import is_vscode_probe
 from relay.routing.paths import Target, parse_target
@@ -30,6 +31,14 @@ log = structlog.get_logger(__name__)
 
 _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
+
+
+class _Asked:
+    """What a request turned out to ask for, as far as it came: for the metrics."""
+
+    def __init__(self) -> None:
+        self.cluster = ""
+        self.kind = ""
 
 
 class App:
@@ -43,6 +52,7 @@ class App:
         upstream: Upstream,
         rest: Rest,
         channels: Channels,
+        metrics: EdgeMetrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._chain = chain
@@ -50,6 +60,7 @@ class App:
         self._upstream = upstream
         self._rest = rest
         self._channels = channels
+        self._metrics = metrics
         self._clock = clock
         self.ready = True
 
@@ -63,9 +74,12 @@ class App:
 
     async def _handle(self, request: web.BaseRequest, *, channels_only: bool) -> web.StreamResponse:
         request_id = uuid.uuid4().hex
+        asked = _Asked()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                response = await self._serve(request, request_id, channels_only=channels_only)
+                response = await self._serve(
+                    request, request_id, asked, channels_only=channels_only
+                )
             except RelayError as error:
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
                 level("refused", status=error.http_status, problem=error.message)
@@ -76,13 +90,16 @@ class App:
                 if isinstance(error, MethodNotAllowed):
                     segments = parse_target(request.raw_path).segments
                     response.headers[hdrs.ALLOW] = _allowed(segments[1:])
+                if isinstance(error, Unauthorized):
+                    self._metrics.refused_logins.inc()
+        self._metrics.answered(asked.cluster, asked.kind, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
             response.headers[hdrs.SERVER] = SERVER_NAME
         return response
 
     async def _serve(
-        self, request: web.BaseRequest, request_id: str, *, channels_only: bool
+        self, request: web.BaseRequest, request_id: str, asked: _Asked, *, channels_only: bool
     ) -> web.StreamResponse:
         if request.version not in _VERSIONS:
             # The parser lets 0.9, without any version, and 2.0 pass.
@@ -99,9 +116,11 @@ class App:
         self._upstream.require(cluster)
         if not self._policy.actions(principal, cluster):
             raise NotFound(NO_CLUSTER)
+        asked.cluster = cluster
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
         route = match(request.method, tuple(rest))
+        asked.kind = route.kind.value
         self._policy.authorise(principal, cluster, Action(route.action))
         log.info(
             "request",

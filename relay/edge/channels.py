@@ -14,14 +14,16 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from relay import limits
 from relay.bridge.records import Attach, Position
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.link import Link
 from relay.edge.pipe import Pipe
 from relay.edge.upstream import Upstream
-from relay.errors import BadRequest, NotFound, RelayError
+from relay.errors import AgentError, BadRequest, NotFound, RelayError
 from relay.http import TakenOver, transport_of
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ _RESTARTING: Final = (1012, "the relay is restarting")
 class Channels:
     """Opens kernels' channels for clients that have been let in."""
 
-    def __init__(self, config: EdgeConfig, upstream: Upstream) -> None:
+    def __init__(self, config: EdgeConfig, upstream: Upstream, metrics: EdgeMetrics) -> None:
         self._config = config
         self._upstream = upstream
+        self._metrics = metrics
         self._pipes: set[Pipe] = set()
 
     async def handle(
@@ -76,15 +79,21 @@ class Channels:
         )
         # The client waits for its upgrade while an agent comes back: a refusal would make
         # JupyterLab give up on the kernel.
-        link = await self._upstream.open_link(
-            cluster, kernel_id, attach, principal, hold=self._config.upstream.websocket_hold
-        )
+        try:
+            link = await self._upstream.open_link(
+                cluster, kernel_id, attach, principal, hold=self._config.upstream.websocket_hold
+            )
+        except AgentError:
+            limits.hit("upstream.websocket_hold")
+            raise
         try:
             client = transport_of(request)
         except ConnectionResetError:
             link.close()
             raise
-        pipe = Pipe(client, self._config.limits, self._config.websocket)
+        pipe = Pipe(
+            client, self._config.limits, self._config.websocket, self._metrics.traffic(cluster)
+        )
         connection = request.protocol
         early = _Early()
         # aiohttp hands it what came after the request's head; it takes any such object.
@@ -96,12 +105,13 @@ class Channels:
             self._use(pipe, link)
             if early.data:
                 pipe.data_received(bytes(early.data))
-            await self._stay(pipe, cluster, kernel_id, attach, principal)
+            with self._metrics.websockets.labels(cluster).track_inprogress():
+                await self._stay(pipe, cluster, kernel_id, attach, principal)
         finally:
             self._pipes.discard(pipe)
             pipe.abort()
             connection.connection_lost(None)
-        return TakenOver()
+        return TakenOver(status=_SWITCHING)
 
     async def _stay(
         self, pipe: Pipe, cluster: str, kernel_id: str, attach: Attach, principal: Principal
@@ -112,6 +122,7 @@ class Channels:
             if pipe.finished.is_set():
                 return
             log.info("link_lost", cluster=cluster, kernel_id=kernel_id)
+            self._metrics.links_lost.labels(cluster).inc()
             await asyncio.sleep(_PAUSE)
             again = msgspec.structs.replace(attach, position=pipe.position)
             try:
@@ -123,6 +134,7 @@ class Channels:
                 pipe.close(1011, error.message)
                 await pipe.finished.wait()
             except RelayError as error:
+                limits.hit("upstream.reattach")
                 pipe.close(error.close_code, error.message)
                 await pipe.finished.wait()
             else:

@@ -9,6 +9,7 @@ from typing import Final
 import aiohttp
 import structlog
 
+from relay import limits
 from relay.bridge.records import (
     Attach,
     Attached,
@@ -100,6 +101,7 @@ class Link(asyncio.Protocol):
             return
         if self._asked and not self._heard and not self._paused:
             log.warning("link_silent", setting="upstream.link_ping_interval")
+            limits.hit("upstream.link_ping_interval")
             self._transport.abort()
             return
         self._asked, self._heard = True, False

@@ -12,11 +12,14 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from relay.config import EdgeConfig
+from relay.config import EdgeConfig, MetricsSettings
+from relay.http import page_server
 from relay.log import get_logger
+from relay.metrics import ParentMetrics, SharedFolder, edge_registry, page
 from relay.processes import (
     Command,
     Keeper,
@@ -45,11 +48,31 @@ def run(config: EdgeConfig, path: Path) -> int:
     """
     claim_notify_socket()
     listeners = listening_sockets(config)
-    try:
-        return asyncio.run(Parent(config, worker_command(path, listeners), listeners).run())
-    finally:
+    with contextlib.ExitStack() as opened:
         for listener in listeners.values():
-            listener.close()
+            opened.enter_context(listener)
+        scraped = None if config.metrics.port is None else Scraped.open(config.metrics, opened)
+        command = worker_command(path, listeners, scraped.folder.path if scraped else None)
+        return asyncio.run(Parent(config, command, listeners, scraped).run())
+
+
+class Scraped(NamedTuple):
+    """What it takes to serve the workers' metrics."""
+
+    folder: SharedFolder
+    listener: socket.socket
+
+    @classmethod
+    def open(cls, settings: MetricsSettings, opened: contextlib.ExitStack) -> Scraped:
+        """Both are closed with ``opened``. Raises `StartError`."""
+        listener = listen_patiently(settings.host, settings.port or 0)
+        opened.enter_context(listener)
+        try:
+            folder = SharedFolder.create()
+        except OSError as error:
+            raise StartError(f"metrics: no folder to share: {error.strerror}") from error
+        opened.callback(folder.remove)
+        return cls(folder, listener)
 
 
 def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
@@ -68,13 +91,16 @@ def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
     return inherited
 
 
-def worker_command(path: Path, listeners: Mapping[str, socket.socket]) -> Command:
+def worker_command(
+    path: Path, listeners: Mapping[str, socket.socket], metrics_folder: Path | None = None
+) -> Command:
     """How a worker is started; the names in the order of `LISTENERS`."""
     return Command(
         name="edge worker",
         argv=(
             *(sys.executable, "-P", "-m", "relay.edge.worker"),
             *("--config", str(path), "--die-with-parent", str(os.getpid())),
+            *(() if metrics_folder is None else ("--metrics-folder", str(metrics_folder))),
         ),
         environment=dict(os.environ),
         listeners={name: listeners[name].fileno() for name in LISTENERS},
@@ -85,7 +111,11 @@ class Parent:
     """One run of the parent, for as long as it keeps workers."""
 
     def __init__(
-        self, config: EdgeConfig, command: Command, listeners: Mapping[str, socket.socket]
+        self,
+        config: EdgeConfig,
+        command: Command,
+        listeners: Mapping[str, socket.socket],
+        scraped: Scraped | None = None,
     ) -> None:
         self._grace = config.drain + _MARGIN
         self._listeners = listeners
@@ -93,11 +123,16 @@ class Parent:
         self._stop = asyncio.Event()
         self._change = asyncio.Event()
         self._reported: tuple[int, ...] = ()
+        self._scraped = scraped
+        self._workers: frozenset[int] = frozenset()
+        self._ended = 0
 
     async def run(self) -> int:
         """Keep the workers until a signal; the exit code."""
         self._handle_signals()
         culprit: Keeper | None = None
+        if self._scraped is not None:
+            await self._serve_metrics(self._scraped)
         async with asyncio.TaskGroup() as group:
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
@@ -117,8 +152,21 @@ class Parent:
     def _changed(self) -> None:
         self._change.set()
         workers = tuple(keeper.child.pid for keeper in self._keepers if keeper.child is not None)
+        self._bury(self._workers.difference(workers))
+        self._workers = frozenset(workers)
         if workers != self._reported and notify(f"X_WORKERS={','.join(map(str, workers))}"):
             self._reported = workers
+
+    def _bury(self, ended: frozenset[int]) -> None:
+        self._ended += len(ended)
+        for pid in ended:
+            if self._scraped is not None:
+                self._scraped.folder.retire(pid)
+
+    async def _serve_metrics(self, scraped: Scraped) -> None:
+        metrics = ParentMetrics(lambda: (len(self._workers), self._ended))
+        serve = page_server("/metrics", partial(page, edge_registry(scraped.folder, metrics)))
+        await asyncio.get_running_loop().create_server(serve, sock=scraped.listener)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

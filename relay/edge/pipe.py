@@ -35,6 +35,8 @@ from relay.bridge.records import (
 )
 from relay.config import EdgeLimits, WebSocketSettings
 from relay.edge.link import Link
+from relay.limits import hit
+from relay.metrics import Traffic
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +67,16 @@ class Pipe(asyncio.Protocol):
     """
 
     def __init__(
-        self, client: asyncio.Transport, limits: EdgeLimits, settings: WebSocketSettings
+        self,
+        client: asyncio.Transport,
+        limits: EdgeLimits,
+        settings: WebSocketSettings,
+        traffic: Traffic,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._settings = settings
+        self._traffic = traffic
         self._keep_bytes = limits.unacknowledged_bytes
         self._frames = Protocol(Side.SERVER, state=OPEN, max_size=limits.message_bytes)
         self._pieces = bytearray()
@@ -144,6 +151,7 @@ class Pipe(asyncio.Protocol):
         if kind is Kind.FRAMES:
             seq, fragment, frames = read_frames(payload)
             self._client.write(frames)
+            self._traffic.sent(len(frames))
             self.position = Position(self._epoch, seq, fragment)
             self._want_proof()
         elif kind is Kind.ACK:
@@ -167,6 +175,8 @@ class Pipe(asyncio.Protocol):
             return
         self._client_paused = pause
         if pause:
+            if not self._link_full:
+                hit("limits.unacknowledged_bytes")
             self._client.pause_reading()
         else:
             # It could not be heard until now.
@@ -230,6 +240,7 @@ class Pipe(asyncio.Protocol):
     def _log_bad_frame(self, problem: Exception) -> None:
         if isinstance(problem, PayloadTooBig):
             log.info("message_too_large", setting="limits.message_bytes", problem=str(problem))
+            hit("limits.message_bytes")
         else:
             log.info("bad_frame", problem=str(problem))
 
@@ -260,6 +271,7 @@ class Pipe(asyncio.Protocol):
 
     def _on_message(self, payload: Buffer) -> None:
         self._number += 1
+        self._traffic.received(len(payload))
         record = message_record(self._number, text=self._text, payload=payload)
         self._kept.append((self._number, record))
         self._kept_bytes += len(record)
@@ -326,6 +338,7 @@ class Pipe(asyncio.Protocol):
                 self._send_ping(now)
         elif not self._client_paused and self._silent_for(now) > self._settings.pong_timeout:
             log.info("client_silent", setting="websocket.pong_timeout")
+            hit("websocket.pong_timeout")
             self.abort()
             return
         interval = self._settings.proof_interval if behind else self._settings.ping_interval
@@ -341,6 +354,7 @@ class Pipe(asyncio.Protocol):
         self._pinged = now
         if self._frames.state is OPEN:
             self._frames.send_ping(payload)
+            self._traffic.pinged()
             self._flush()
 
     def _silent_for(self, now: float) -> float:
@@ -353,6 +367,7 @@ class Pipe(asyncio.Protocol):
         (seq,) = _PROOF.unpack(payload)
         if seq > self._proved:
             self._proved = seq
+            self._traffic.proved()
             if self._link is not None:
                 self._link.write(number_record(Kind.PROVED, seq))
         self._want_proof()

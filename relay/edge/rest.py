@@ -8,13 +8,15 @@ from urllib.parse import urlencode
 
 import aiohttp
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
+from relay import limits
 from relay.auth.policy import Action
 from relay.config import EdgeConfig
 from relay.edge.upstream import Call, Upstream
-from relay.errors import AgentUnavailable
-from relay.http import read_body
+from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
+from relay.http import REQUEST_ID, SERVER_NAME, TakenOver, read_body
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
@@ -24,7 +26,11 @@ log = structlog.get_logger(__name__)
 _REPEATABLE: Final = STARTING | {Kind.STOP, Kind.END_SESSION}
 """A start names its kernel's id, so that a second one finds the first; an end ends once."""
 _SLOW: Final = _REPEATABLE | {Kind.RESTART}
-_PARAMETERS: Final = {Kind.KERNELSPECS: "user", Kind.ME: "permissions"}
+_PARAMETERS: Final = {
+    Kind.KERNELSPECS: ("user",),
+    Kind.ME: ("permissions",),
+    Kind.MESSAGES: ("since", "limit", "follow"),
+}
 """The query parameters that agents know."""
 _PASSED: Final = (
     hdrs.CONTENT_TYPE,
@@ -39,11 +45,19 @@ _WHOLE: Final = 1024 * 1024
 
 
 class Rest:
-    """Forwards requests to agents."""
+    """Forwards requests to agents, and their answers to clients."""
 
-    def __init__(self, config: EdgeConfig, upstream: Upstream) -> None:
+    def __init__(self, config: EdgeConfig, upstream: Upstream, metrics: EdgeMetrics) -> None:
         self._config = config
         self._upstream = upstream
+        self._metrics = metrics
+        self._following: set[aiohttp.ClientResponse] = set()
+
+    def drain(self) -> None:
+        """Break off the answers that would go on for ever; their clients ask for the rest."""
+        for answer in list(self._following):
+            # Closing the answer would leave whoever waits for more of it waiting.
+            answer.content.set_exception(aiohttp.ClientConnectionError("the edge is stopping"))
 
     async def handle(
         self,
@@ -59,10 +73,20 @@ class Rest:
         settings = self._config.upstream
         body = await read_body(request, self._config.limits.body_bytes, "limits.body_bytes")
         slow = route.kind in _SLOW
+        timeout: float | None = settings.start_timeout if slow else settings.request_timeout
+        silence, query = None, _query(target, route)
+        if route.kind is Kind.MESSAGES:
+            _require_chunks(request)
+            # As long as it takes the client to read it.
+            timeout, silence = None, timeout
+        follows = route.kind is Kind.MESSAGES and "true" in target.values("follow")
+        if follows:
+            beat = settings.link_ping_interval
+            silence, query = 2 * beat, [*query, ("heartbeat", f"{beat:f}")]
         call = Call(
             method=request.method,
             path=target.path[len(cluster) + 1 :],
-            query=_query(target, route),
+            query=urlencode(query),
             body=body,
             principal=principal,
             action=Action(route.action),
@@ -70,32 +94,55 @@ class Rest:
             kernel_id=str(uuid.uuid4()) if route.kind in STARTING else route.kernel_id,
             request_id=request_id,
             repeatable=request.method in {"GET", "HEAD"} or route.kind in _REPEATABLE,
-            timeout=settings.start_timeout if slow else settings.request_timeout,
+            timeout=timeout,
+            silence=silence,
             hold=settings.websocket_hold if route.kind in STARTING else settings.hold,
             # A kernel may be starting by now: its client is not sent away.
             hold_once_sent=settings.reattach if route.kind in STARTING else settings.hold,
         )
-        answer = await self._upstream.call(cluster, call)
         try:
-            return await self._pass_on(request, answer, cluster)
+            answer = await self._upstream.call(cluster, call)
+        except AgentTimeout:
+            limits.hit(f"upstream.{'start' if slow else 'request'}_timeout")
+            raise
+        except AgentUnavailable:
+            limits.hit(f"upstream.{'websocket_hold' if route.kind in STARTING else 'hold'}")
+            raise
+        if follows:
+            self._following.add(answer)
+        try:
+            return await self._pass_on(request, answer, cluster, request_id)
         finally:
+            self._following.discard(answer)
             answer.release()
 
     async def _pass_on(
-        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, cluster: str
+        self,
+        request: web.BaseRequest,
+        answer: aiohttp.ClientResponse,
+        cluster: str,
+        request_id: str,
     ) -> web.StreamResponse:
-        headers = {name: answer.headers[name] for name in _PASSED if name in answer.headers}
+        headers: dict[str, str] = {
+            name: answer.headers[name] for name in _PASSED if name in answer.headers
+        }
         location = answer.headers.get(hdrs.LOCATION)
         if location is not None:
             headers[hdrs.LOCATION] = f"/{cluster}{location}"
-        if request.method == "HEAD" or (answer.content_length or 0) <= _WHOLE:
+        stream = answer.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
+        if request.method == "HEAD" or not (stream or (answer.content_length or 0) > _WHOLE):
             body = await _read_whole(answer, cluster)
             return web.Response(status=answer.status, headers=headers, body=body)
+        headers |= {REQUEST_ID: request_id, hdrs.SERVER: SERVER_NAME}
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = answer.content_length
         await response.prepare(request)
-        async for chunk in answer.content.iter_any():
+        while chunk := await _read_on(answer, cluster):
             await response.write(chunk)
+        if chunk is None:
+            self._metrics.broken_answers.labels(cluster).inc()
+            # Without its end (RFC 9112 §6.3, §7.1), so that nobody takes it for whole.
+            return TakenOver()
         await response.write_eof()
         return response
 
@@ -108,7 +155,21 @@ async def _read_whole(answer: aiohttp.ClientResponse, cluster: str) -> bytes:
         raise AgentUnavailable(msg, retry_after=1) from error
 
 
-def _query(target: Target, route: Route) -> str:
+async def _read_on(answer: aiohttp.ClientResponse, cluster: str) -> bytes | None:
+    """The answer's next bytes, none at its end; None where it broke off, or fell silent."""
+    try:
+        return await answer.content.readany()
+    except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        log.warning("answer_broken_off", cluster=cluster, problem=str(error))
+        return None
+
+
+def _require_chunks(request: web.BaseRequest) -> None:
+    if request.version < HttpVersion11:
+        raise BadRequest("Only with HTTP/1.1 can you tell whether this answer is whole.")
+
+
+def _query(target: Target, route: Route) -> list[tuple[str, str]]:
     """The parameters that an agent knows. Never the whole query, which may hold a token."""
-    name = _PARAMETERS.get(route.kind)
-    return urlencode([(name, value) for value in target.values(name)]) if name else ""
+    names = _PARAMETERS.get(route.kind, ())
+    return [(name, value) for name in names for value in target.values(name)]

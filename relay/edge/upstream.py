@@ -7,6 +7,7 @@ tried and how long it was waited for is nobody else's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -33,6 +34,7 @@ from relay.errors import (
     NotFound,
     RelayError,
 )
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from relay.routing.health import ClusterAgents
 
@@ -64,7 +66,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     ``repeatable`` says that it may be sent again when an agent breaks off. In seconds:
     ``timeout`` for an answer, ``hold`` for an agent to come back, ``hold_once_sent`` for that
-    where one broke off, having begun perhaps.
+    where one broke off, having begun perhaps. An answer without a ``timeout`` may take as long as
+    it likes, but is never silent for longer than ``silence``.
     """
 
     method: str
@@ -76,7 +79,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     kernel_id: str | None
     request_id: str
     repeatable: bool
-    timeout: float
+    timeout: float | None
+    silence: float | None = None
     hold: float
     hold_once_sent: float
 
@@ -112,11 +116,13 @@ class Upstream:
         config: EdgeConfig,
         signer: TicketSigner,
         *,
+        metrics: EdgeMetrics,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = config.upstream
         self._lifetime = config.ticket_lifetime
         self._signer = signer
+        self._metrics = metrics
         self._wall_clock = wall_clock
         self._clusters = {
             name: _Cluster(name, settings) for name, settings in config.clusters.items()
@@ -173,7 +179,9 @@ class Upstream:
                 ssl=place.tls,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=call.timeout, sock_connect=self._settings.connect_timeout
+                    total=call.timeout,
+                    sock_connect=self._settings.connect_timeout,
+                    sock_read=call.silence,
                 ),
             )
             _check_trust(response, cluster)
@@ -239,8 +247,21 @@ class Upstream:
         hold_once_sent: float,
         repeatable: bool,
     ) -> T:
+        with contextlib.ExitStack() as held:
+            return await self._try_on(cluster, attempt, hold, hold_once_sent, repeatable, held)
+
+    async def _try_on(
+        self,
+        cluster: str,
+        attempt: Callable[[_Cluster, str], Awaitable[T]],
+        hold: float,
+        hold_once_sent: float,
+        repeatable: bool,
+        held: contextlib.ExitStack,
+    ) -> T:
         place = self._clusters[cluster]
         loop = asyncio.get_running_loop()
+        waits = False
         while True:
             late = False
             for url in place.agents.candidates(loop.time()):
@@ -248,6 +269,7 @@ class Upstream:
                     result = await attempt(place, url)
                 except _FAILURES as error:
                     place.failed(url, loop.time(), error)
+                    self._metrics.agent_failures.labels(cluster).inc()
                     sent = not isinstance(error, _UNSENT)
                     if sent and not repeatable:
                         raise _as_ours(cluster, error) from error
@@ -260,6 +282,9 @@ class Upstream:
                 raise _late(cluster)
             if loop.time() >= place.agents.hold_deadline(loop.time(), hold):
                 raise _unavailable(cluster)
+            if not waits:
+                waits = True
+                held.enter_context(self._metrics.held.labels(cluster).track_inprogress())
             await asyncio.sleep(_PAUSE)
 
     def _headers(

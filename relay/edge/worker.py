@@ -18,8 +18,8 @@ from typing import NamedTuple
 import structlog
 import uvloop
 
+from relay import limits, processes
 from relay import log as logging
-from relay import processes
 from relay.auth.chain import Chain
 from relay.auth.policy import Policy
 from relay.auth.tickets import TicketSigner
@@ -30,6 +30,7 @@ from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
 from relay.http import server
+from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.edge.worker")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--die-with-parent", type=int)
+    parser.add_argument("--metrics-folder", type=Path, help="shared with the parent")
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
         processes.die_with_parent(arguments.die_with_parent)
@@ -52,7 +54,19 @@ def main() -> None:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, secrets))
+    uvloop.run(_run(config, secrets, _metrics(arguments.metrics_folder)))
+
+
+def _metrics(folder: Path | None) -> EdgeMetrics:
+    """To be counted in: a worker that cannot share its counts serves all the same."""
+    metrics = EdgeMetrics.local()
+    if folder is not None:
+        try:
+            metrics = EdgeMetrics.shared(folder)
+        except OSError as error:
+            log.error("metrics_not_shared", problem=str(error))  # noqa: TRY400 - says it all
+    limits.tell(metrics.limit_hit)
+    return metrics
 
 
 class Secrets(NamedTuple):
@@ -82,7 +96,7 @@ def _naming(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-async def _run(config: EdgeConfig, secrets: Secrets) -> None:
+async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,21 +104,23 @@ async def _run(config: EdgeConfig, secrets: Secrets) -> None:
     # To a daemon SIGHUP means "read the configuration again", never its end.
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     sockets = processes.inherited_listeners()
-    async with Upstream(config, secrets.signer) as upstream:
-        channels = Channels(config, upstream)
+    async with Upstream(config, secrets.signer, metrics=metrics) as upstream:
+        channels = Channels(config, upstream, metrics)
+        rest = Rest(config, upstream, metrics)
         app = App(
             chain=Chain([secrets.tokens]),
             policy=Policy.allow_all("token"),
             upstream=upstream,
-            rest=Rest(config, upstream),
+            rest=rest,
             channels=channels,
+            metrics=metrics,
         )
-        limits = {
+        bounds = {
             "request_line_bytes": config.limits.request_line_bytes,
             "header_bytes": config.limits.header_bytes,
             "headers": config.limits.headers,
         }
-        servers = [server(app.handle_https, **limits), server(app.handle_wss, **limits)]
+        servers = [server(app.handle_https, **bounds), server(app.handle_wss, **bounds)]
         listeners = [
             await loop.create_server(
                 http,
@@ -125,6 +141,7 @@ async def _run(config: EdgeConfig, secrets: Secrets) -> None:
         # Not all at once: they come back together.
         await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
         channels.drain()
+        rest.drain()
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))

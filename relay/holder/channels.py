@@ -166,7 +166,7 @@ class Channels:
 
     def _bridge_gap(self, batch: Batch, fragment: int) -> bool:
         """Say what is missing; false where half a message has been sent and its rest is gone."""
-        log.warning("gap", messages=batch.gap)
+        self._hub.note_gap(batch.gap)
         if fragment:
             close = Close(1011, "the rest of a message is gone from the journal (journal.bytes)")
             self._writer.write(struct_record(Kind.CLOSE, close))

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from relay import limits
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -41,7 +42,7 @@ from relay.bridge.messages import (
     parse_header,
     synthetic,
 )
-from relay.bridge.records import Attach, Detach
+from relay.bridge.records import Attach, Detach, Figures
 from relay.bridge.session import is_answered
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
@@ -145,6 +146,31 @@ class Hub:
         """The content of the present kernel process's last kernel_info_reply."""
         self._held: list[Message] | None = None
         """Requests that wait until the kernel has done what an earlier holder sent it."""
+        self._gaps = 0
+        self._gap_messages = 0
+
+    @property
+    def figures(self) -> Figures:
+        """What the agent's metrics are made of."""
+        failed = self.journal.failed
+        return Figures(
+            journal_bytes=self.journal.size,
+            journal_problem=None if failed is None else failed.strerror or "it cannot be written",
+            messages=self.journal.last_seq,
+            unsaved=self.journal.unsaved,
+            gaps=self._gaps,
+            gap_messages=self._gap_messages,
+            sessions=self._memory.sessions.remembered,
+            limit_hits=dict(limits.counts),
+        )
+
+    def note_gap(self, messages: int, setting: str | None = "journal.bytes") -> None:
+        """A reader misses messages, because of ``setting`` or, without one, of the disk."""
+        log.warning("gap", messages=messages, setting=setting)
+        self._gaps += 1
+        self._gap_messages += messages
+        if setting is not None:
+            limits.hit(setting)
 
     # Towards clients.
 
@@ -173,6 +199,16 @@ class Hub:
         told = detach or Detach()
         self._perform(Detached(connection, told.departure, told.seq, told.fragment > 0))
         self._on_change()
+
+    def watch(self, reader: Reader) -> int:
+        """Wake and end somebody who only reads; the number is for `unwatch`."""
+        self._next_connection += 1
+        self._readers[self._next_connection] = reader
+        return self._next_connection
+
+    def unwatch(self, number: int) -> None:
+        """The reader of `watch` is gone."""
+        self._readers.pop(number, None)
 
     def prove(self, connection: int, seq: int) -> None:
         """A client has received everything up to ``seq``."""
@@ -455,6 +491,7 @@ class Hub:
                 log.error("journal_not_written", problem=str(self.journal.failed))
             else:
                 log.info("journal_written_again", unsaved=self.journal.unsaved)
+            self._on_change()
 
     def _perform(self, event: Event) -> Sequence[Action]:
         actions = self._memory.handle(event, time.time())

@@ -27,10 +27,10 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from relay.bridge.messages import Channel
-from relay.errors import StartFailed
+from relay.errors import DiskFull, StartFailed
 from relay.holder.adopted import AdoptedProcess
 from relay.holder.sockets import Endpoints
-from relay.registry import KernelRecord
+from relay.registry import KernelRecord, is_disk_trouble
 
 log = structlog.get_logger(__name__)
 
@@ -166,6 +166,9 @@ class KernelProcess:
             msg = f"There is no kernelspec named {self._plan.name!r}."
             raise StartFailed(msg) from error
         except Exception as error:
+            if isinstance(error, OSError) and is_disk_trouble(error):
+                msg = f"The kernel's files cannot be written: {error.strerror}."
+                raise DiskFull(msg) from error
             # Provisioners raise what they like; its words may name paths, so they go to the log.
             msg = f"The kernel could not be launched ({type(error).__name__})."
             raise StartFailed(msg) from error

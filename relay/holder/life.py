@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from relay import limits
 from relay.bridge.records import Failure, Phase
 from relay.bridge.zmq_codec import Signer
 from relay.config import KernelSettings
@@ -202,6 +203,7 @@ class Life:
             if code is not None:
                 raise _EndedEarly(self._ended_early(code))
             if loop.time() > deadline:
+                limits.hit("kernels.launch_timeout")
                 raise StartFailed(self._not_heard(sockets))
             sockets.beat()
             if self._hub.answered.is_set():
@@ -251,7 +253,8 @@ class Life:
         self._restarts = 1 if uptime > self._settings.restart_window else self._restarts + 1
         await self._process.collect()
         if self._restarts > self._settings.restart_limit:
-            log.error("kernel_dead", restarts=self._restarts - 1)
+            log.error("kernel_dead", restarts=self._restarts - 1, setting="kernels.restart_limit")
+            limits.hit("kernels.restart_limit")
             self._note("dead")
             self._hub.announce("dead")
             return

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 import uvloop
 
+from relay import limits
 from relay import log as logging
 from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
@@ -88,21 +89,23 @@ class Holder:
         self._place = place
         self._config = config
         self._left = left
+        self._noted = True
+        """Whether what there is to note for others has been."""
         journal = Journal.open(
             place.journal,
             max_bytes=config.journal.bytes,
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
-        limits = SessionLimits(
+        remembered = SessionLimits(
             sessions=config.sessions.sessions,
             requests=config.sessions.requests,
             repeats=config.sessions.repeats,
             lifetime=config.sessions.lifetime,
             anonymous_lifetime=config.sessions.anonymous_lifetime,
         )
-        self._memory = Memory.open(place.sessions, limits, journal.last_seq, time.time())
-        self._requests = Requests(place.requests, limits.requests)
+        self._memory = Memory.open(place.sessions, remembered, journal.last_seq, time.time())
+        self._requests = Requests(place.requests, remembered.requests)
         self._hub = Hub(self._memory, journal, self._requests, self._changed)
         if left is not None:
             self._hub.kernel_session = left.kernel_session
@@ -186,6 +189,7 @@ class Holder:
             last_activity=self._hub.last_activity,
             connections=self._hub.connections,
             failure=self._life.failure,
+            figures=self._hub.figures,
         )
 
     def _note(self) -> None:
@@ -202,16 +206,27 @@ class Holder:
             kernel_session=self._hub.kernel_session,
             **self._process.noted,
         )
-        write_atomic(self._place.record, msgspec.json.encode(record))
+        try:
+            write_atomic(self._place.record, msgspec.json.encode(record))
+        except OSError as error:
+            # A holder is no worse without it, unless it dies: until there is room again.
+            if self._noted:
+                log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
+            self._noted = False
+        else:
+            self._noted = True
 
     async def _watch(self) -> None:
         """Tell agents of activity, and keep the kernel's own output from filling the disk."""
-        told = self._hub.last_activity
+        told = self._hub.last_activity, self._hub.figures
         while True:
             await asyncio.sleep(_TICK)
-            if self._hub.last_activity != told:
-                told = self._hub.last_activity
+            found = self._hub.last_activity, self._hub.figures
+            if found != told:
+                told = found
                 self._changed()
+            if not self._noted:
+                self._note()
             self._cut_log(self._config.kernels.log_bytes)
 
     async def _cull(self) -> None:
@@ -222,6 +237,7 @@ class Holder:
             usage = Usage(self._hub.last_activity, self._hub.execution_state, self._hub.connections)
             if self._life.phase is Phase.READY and is_idle(usage, settings, time.time()):
                 log.warning("culled", setting="culling.cull_idle_timeout")
+                limits.hit("culling.cull_idle_timeout")
                 self._hub.say(
                     "[relay] This kernel is shut down: nobody has used it for "
                     f"{settings.cull_idle_timeout:g} s (culling.cull_idle_timeout).\n"
@@ -235,6 +251,7 @@ class Holder:
                 # The kernel appends: it goes on at the new end.
                 os.truncate(path, 0)
                 log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
+                limits.hit("kernels.log_bytes")
 
 
 def _plan(place: Place, config: HolderConfig) -> LaunchPlan:

@@ -7,6 +7,7 @@ adopts a kernel knows for which replies and idle statuses somebody may be waitin
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,10 +200,12 @@ class Requests:
             if self._file is not None:
                 os.close(self._file)
             self._file, self._lines = descriptor, len(lines)
-            os.write(descriptor, b"".join(map(_encode, lines)))
+            _write_whole(descriptor, b"".join(map(_encode, lines)))
             temporary.replace(self._path)
         except OSError as error:
             self._fail(error)
+        else:
+            self._failed = False
 
     def _write(self, line: _Line) -> None:
         self._lines += 1
@@ -210,7 +213,7 @@ class Requests:
             self._rewrite()
             return
         try:
-            os.write(self._file, _encode(line))
+            _write_whole(self._file, _encode(line))
         except OSError as error:
             self._fail(error)
 
@@ -218,6 +221,14 @@ class Requests:
         if not self._failed:
             log.error("requests_not_written", problem=str(error))
         self._failed = True
+        # Half a line may be at its end, behind which nothing is read: the next begins it anew.
+        self.close()
+
+
+def _write_whole(file: int, data: bytes) -> None:
+    """Raises ``OSError``, also where a full disk took a part only."""
+    if os.write(file, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _encode(line: _Line) -> bytes:

@@ -31,6 +31,7 @@ from relay.bridge.records import (
 from relay.errors import RelayError
 from relay.holder.channels import ChannelLimits, Channels
 from relay.holder.hub import Hub
+from relay.holder.past import Past
 from relay.streams import read_record
 
 log = structlog.get_logger(__name__)
@@ -108,6 +109,8 @@ class Server:
                 with structlog.contextvars.bound_contextvars(request_id=attach.request_id):
                     log.info("attached", link=attach.link)
                     await channels.run(reader, self._max_record)
+            elif kind is Kind.READ:
+                await Past(self._hub, reader, writer).run(payload)
             else:
                 await self._serve_line(reader, writer, kind, payload)
         except* (OSError, EOFError):

@@ -53,6 +53,8 @@ class Journal:
         """The newest entry's seq, 0 before the first."""
         self.size = 0
         """Bytes on disk."""
+        self.dropped = 0
+        """The last seq that went to make room; what is missing beyond it was never written."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
@@ -74,6 +76,7 @@ class Journal:
         journal._segments.extend(Segment.all_in(folder))
         journal._resume()
         journal.size = sum(segment.size for segment in journal._segments)
+        journal._note_dropped()
         journal._drop_oldest()
         return journal
 
@@ -192,6 +195,11 @@ class Journal:
             self.size -= segment.size
             with contextlib.suppress(OSError):
                 segment.path.unlink()
+            self._note_dropped()
+
+    def _note_dropped(self) -> None:
+        if self._segments:
+            self.dropped = self._segments[0].first_seq - 1
 
     def _close_file(self) -> None:
         if self._file is not None:

@@ -32,6 +32,7 @@ class Kind(enum.StrEnum):
     INTERRUPT = "interrupt"
     RESTART = "restart"
     CHANNELS = "channels"
+    MESSAGES = "messages"
     KERNELSPECS = "kernelspecs"
     KERNELSPEC = "kernelspec"
     RESOURCE = "resource"
@@ -104,6 +105,8 @@ _ON_KERNEL: dict[str, _Methods] = {
     # What the kernel holds in memory is gone after a restart, as after a stop.
     "restart": {"POST": (Kind.RESTART, "stop")},
     "channels": {"GET": (Kind.CHANNELS, "use")},
+    # What it has said; nothing can be asked of it here.
+    "messages": _get(Kind.MESSAGES, "view"),
 }
 
 

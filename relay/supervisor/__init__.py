@@ -8,6 +8,7 @@ from __future__ import annotations
 from relay.supervisor.run import Failed, run
 from relay.supervisor.state import (
     Lock,
+    MetricsUrls,
     Ready,
     StateFolder,
     default_state_dir,
@@ -18,6 +19,7 @@ from relay.supervisor.state import (
 __all__ = [
     "Failed",
     "Lock",
+    "MetricsUrls",
     "Ready",
     "StateFolder",
     "default_state_dir",

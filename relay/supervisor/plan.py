@@ -14,17 +14,24 @@ from relay.config import (
     ClusterSettings,
     EdgeConfig,
     ListenSettings,
+    MetricsSettings,
     TlsSettings,
     UpConfig,
 )
 from relay.processes import Command
 from relay.supervisor.state import StateFolder
 
-AGENT_HOST = "127.0.0.1"
+LOCAL_HOST = "127.0.0.1"
 
 
 def edge_config(
-    folder: StateFolder, config: UpConfig, https: int, wss: int, agents: Mapping[str, int]
+    folder: StateFolder,
+    config: UpConfig,
+    *,
+    https: int,
+    wss: int,
+    metrics: int,
+    agents: Mapping[str, int],
 ) -> EdgeConfig:
     """The edge's configuration: the ports it really has, and the agents' ports by cluster."""
     certificate, key = folder.server
@@ -34,7 +41,7 @@ def edge_config(
         tls=TlsSettings(certificate=str(certificate), key=str(key)),
         workers=config.edge_workers,
         clusters={
-            name: ClusterSettings(agents=[f"http://{AGENT_HOST}:{port}"])
+            name: ClusterSettings(agents=[f"http://{LOCAL_HOST}:{port}"])
             for name, port in agents.items()
         },
         tokens_file=str(folder.tokens),
@@ -43,18 +50,22 @@ def edge_config(
         websocket=config.websocket,
         upstream=config.upstream,
         log=config.log,
+        metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
 
 
-def agent_config(folder: StateFolder, config: UpConfig, cluster: str, port: int) -> AgentConfig:
+def agent_config(
+    folder: StateFolder, config: UpConfig, cluster: str, *, port: int, metrics: int
+) -> AgentConfig:
     """One cluster's agent."""
     return AgentConfig(
         cluster=cluster,
-        listen=ListenSettings(host=AGENT_HOST, port=port),
+        listen=ListenSettings(host=LOCAL_HOST, port=port),
         state_dir=str(folder.path),
         ticket_keys=[str(folder.ticket_keys[0])],
         environment=config.environment,
         journal=config.journal,
+        past=config.past,
         sessions=config.sessions,
         culling=config.culling,
         root_dir=config.root_dir,
@@ -62,6 +73,7 @@ def agent_config(folder: StateFolder, config: UpConfig, cluster: str, port: int)
         # One limit, wherever a body is refused.
         body_bytes=config.limits.body_bytes,
         log=config.log,
+        metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
 
 

@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,7 @@ from relay.config import AgentConfig, EdgeConfig, UpConfig
 from relay.log import get_logger
 from relay.processes import (
     Keeper,
+    StartError,
     claim_notify_socket,
     listen_patiently,
     notify,
@@ -25,13 +26,16 @@ from relay.processes import (
     until_ready,
 )
 from relay.supervisor import plan, secrets
-from relay.supervisor.state import Lock, Pids, Ready, StateFolder
+from relay.supervisor.state import Lock, MetricsUrls, Pids, Ready, StateFolder
 
 START_TIMEOUT: Final = 60.0
 """Seconds until every process must be ready."""
 _MARGIN: Final = 3.0
 """Seconds beyond a process's own ``drain`` before it is killed."""
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_EDGE: Final = ""
+"""The edge's name among clusters, none of which can have it."""
 
 log = get_logger()
 
@@ -55,17 +59,44 @@ def run(
     folder.create()
     with Lock(folder), contextlib.ExitStack() as ports:
         folder.status.unlink(missing_ok=True)
-        token = secrets.provide(folder, config, time.time())
+        with _writing(folder):
+            token = secrets.provide(folder, config, time.time())
         listeners = {
             name: ports.enter_context(listen_patiently(settings.host, settings.port))
             for name, settings in (("https", config.https), ("wss", config.wss))
         }
-        agents = {name: ports.enter_context(reserve(plan.AGENT_HOST)) for name in config.clusters}
-        supervisor = _Supervisor(config, folder, environ, listeners, agents)
+        kept = _Ports(
+            agents={
+                name: ports.enter_context(reserve(plan.LOCAL_HOST)) for name in config.clusters
+            },
+            metrics={
+                name: ports.enter_context(reserve(plan.LOCAL_HOST))
+                for name in (_EDGE, *config.clusters)
+            },
+        )
+        with _writing(folder):
+            supervisor = _Supervisor(config, folder, environ, listeners, kept)
         try:
             asyncio.run(supervisor.run(token, announce))
         finally:
             folder.status.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: StateFolder) -> Iterator[None]:
+    """Raise `StartError` where a file of the state folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"cannot write in {folder.path}: {error.strerror}") from error
+
+
+class _Ports(NamedTuple):
+    """Ports that are kept for processes that come and go."""
+
+    agents: Mapping[str, socket.socket]
+    metrics: Mapping[str, socket.socket]
+    """By cluster, and the edge's by its name."""
 
 
 class _Supervisor:
@@ -77,7 +108,7 @@ class _Supervisor:
         folder: StateFolder,
         environ: Mapping[str, str],
         listeners: Mapping[str, socket.socket],
-        agents: Mapping[str, socket.socket],
+        kept: _Ports,
     ) -> None:
         self._folder = folder
         self._listeners = listeners
@@ -85,16 +116,25 @@ class _Supervisor:
         self._change = asyncio.Event()
         self._ready: Ready | None = None
         """What was announced; None before and after."""
-        ports = {name: _port(kept) for name, kept in agents.items()}
+        ports = {name: _port(each) for name, each in kept.agents.items()}
+        metrics = {name: _port(each) for name, each in kept.metrics.items()}
+        pages = {
+            name: f"{_url('http', plan.LOCAL_HOST, port)}/metrics" for name, port in metrics.items()
+        }
+        self._metrics = MetricsUrls(
+            edge=pages[_EDGE], agents={name: pages[name] for name in config.clusters}
+        )
         https, wss = (_port(listeners[name]) for name in ("https", "wss"))
         self._urls = _url("https", config.https.host, https), _url("wss", config.wss.host, wss)
-        settings = plan.edge_config(folder, config, https, wss, ports)
+        settings = plan.edge_config(
+            folder, config, https=https, wss=wss, metrics=metrics[_EDGE], agents=ports
+        )
         self._edge_grace = settings.drain + _MARGIN
         self._edge = self._keeper("edge", settings, environ, listeners)
         self._agents: dict[str, Keeper] = {}
         self._agent_grace = 0.0
         for name, port in ports.items():
-            agent = plan.agent_config(folder, config, name, port)
+            agent = plan.agent_config(folder, config, name, port=port, metrics=metrics[name])
             self._agent_grace = agent.drain + _MARGIN
             self._agents[name] = self._keeper(f"agent-{name}", agent, environ, {})
 
@@ -156,9 +196,10 @@ class _Supervisor:
             token=token,
             ca=str(self._folder.authority[0]),
             clusters=tuple(self._agents),
+            metrics=self._metrics,
             pids=self._pids(),
         )
-        self._folder.write_status(self._ready)
+        self._write_status(self._ready)
         notify("READY=1")
         announce(self._ready)
 
@@ -171,10 +212,14 @@ class _Supervisor:
         pids = self._pids()
         if pids != self._ready.pids:
             self._ready = msgspec.structs.replace(self._ready, pids=pids)
-            try:
-                self._folder.write_status(self._ready)
-            except OSError as error:
-                log.warning("relay.json cannot be written", error=str(error))
+            self._write_status(self._ready)
+
+    def _write_status(self, ready: Ready) -> None:
+        try:
+            self._folder.write_status(ready)
+        except OSError as error:
+            # Who is served does not depend on it.
+            log.warning("relay.json cannot be written", error=str(error))
 
     def _pids(self) -> Pids:
         edge = self._edge.child

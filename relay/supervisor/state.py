@@ -36,6 +36,13 @@ class Pids(msgspec.Struct, frozen=True, kw_only=True):
     agents: dict[str, tuple[int, ...]]
 
 
+class MetricsUrls(msgspec.Struct, frozen=True, kw_only=True):
+    """Where Prometheus finds the metrics; the agents' by cluster."""
+
+    edge: str
+    agents: dict[str, str]
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
     """What a client must know of a running relay, and ``relay.json`` (docs: `relay up`)."""
 
@@ -44,6 +51,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     ca: str
     clusters: tuple[str, ...]
+    metrics: MetricsUrls
     pids: Pids
 
 

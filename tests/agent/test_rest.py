@@ -13,6 +13,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from relay.agent.holders import StartRequest
+from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions
 from relay.agent.starts import Starts
@@ -72,7 +73,12 @@ class Desk:
         starts = Starts(config, holders, specs)
         sessions = Sessions(folder, holders, starts)
         self.rest = Rest(
-            config, holders=holders, kernelspecs=specs, starts=starts, sessions=sessions
+            config,
+            holders=holders,
+            kernelspecs=specs,
+            starts=starts,
+            sessions=sessions,
+            past=Past(config.past, message_bytes=2**20, max_record=2**21),
         )
 
     async def ask(

@@ -22,9 +22,13 @@ from relay.bridge.records import (
     Detach,
     Entry,
     Failure,
+    Figures,
+    Gap,
     Kind,
     Phase,
     Position,
+    Read,
+    Reading,
     RecordError,
     RecordReader,
     RecordTooLarge,
@@ -82,6 +86,24 @@ STRUCTS: list[tuple[Kind, msgspec.Struct]] = [
             failure=Failure("no"),
         ),
     ),
+    (
+        Kind.STATUS,
+        Status(
+            phase=Phase.READY,
+            name="python3",
+            owner="token:ada",
+            execution_state="idle",
+            last_activity=1.5,
+            connections=0,
+            figures=Figures(journal_bytes=2**40, journal_problem="full", limit_hits={"a.b": 3}),
+        ),
+    ),
+    (
+        Kind.READ,
+        Read(after=2**60, limit=None, follow=True, message_bytes=2**30, request_id="r"),
+    ),
+    (Kind.READING, Reading(epoch="a1b2c3d4e5f6", last_seq=7)),
+    (Kind.GAP, Gap(messages=3, seq=9, setting=None)),
 ]
 
 numbers = st.integers(0, 2**64 - 1)
@@ -176,6 +198,7 @@ def test_the_layout_is_what_the_docstrings_say() -> None:
         *(("ATTACH", 1), ("ATTACHED", 2), ("FRAMES", 3), ("MESSAGE", 4), ("ACK", 5)),
         *(("PROVED", 6), ("CLOSE", 7), ("DETACH", 8), ("ENTRIES", 9), ("SUBMIT", 10)),
         *(("CALL", 11), ("RESULT", 12), ("STATUS", 13), ("PING", 14), ("PONG", 15)),
+        *(("READ", 16), ("READING", 17), ("GAP", 18)),
     ]
 
 
@@ -404,10 +427,18 @@ def test_a_hostile_length_is_refused_before_its_payload_comes(length: int) -> No
     assert peak < 100_000
 
 
-@pytest.mark.parametrize("kind", [0, 16, 255])
+@pytest.mark.parametrize("kind", [0, 19, 255])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(RecordError, match=str(kind)) as caught:
         check_header(0, kind, LIMIT)
     assert not isinstance(caught.value, RecordTooLarge)
     with pytest.raises(RecordError):
         RecordReader(LIMIT).feed(HEADER.pack(0, kind))
+
+
+def test_a_holder_of_an_older_version_leaves_its_figures_out() -> None:
+    told = (
+        b'{"phase":"ready","name":"ir","owner":"token:ada","execution_state":"idle",'
+        b'"last_activity":1.0,"connections":0}'
+    )
+    assert read_struct(told, Status).figures is None

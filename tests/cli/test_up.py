@@ -11,7 +11,7 @@ from relay import supervisor
 from relay.config import UpConfig
 from relay.processes import StartError
 from relay.supervisor import Failed, Ready, StateFolder
-from relay.supervisor.state import Pids
+from relay.supervisor.state import MetricsUrls, Pids
 
 Run = Callable[..., tuple[int, str, str]]
 READY = Ready(
@@ -20,6 +20,7 @@ READY = Ready(
     token="relay_t",
     ca="/state/pki/ca.pem",
     clusters=("alpha",),
+    metrics=MetricsUrls(edge="http://127.0.0.1:3/metrics", agents={}),
     pids=Pids(supervisor=1, edge=(), agents={}),
 )
 

@@ -10,7 +10,7 @@ import pytest
 
 from relay.cli import words
 from relay.supervisor import Ready
-from relay.supervisor.state import Pids
+from relay.supervisor.state import MetricsUrls, Pids
 
 READY = Ready(
     https_url="https://127.0.0.1:1",
@@ -18,6 +18,7 @@ READY = Ready(
     token="relay_" + "t" * 43,
     ca="/home/a b/[red]/ca.pem",
     clusters=("alpha", "beta"),
+    metrics=MetricsUrls(edge="http://127.0.0.1:3/metrics", agents={}),
     pids=Pids(supervisor=1, edge=(), agents={}),
 )
 

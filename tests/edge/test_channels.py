@@ -17,6 +17,7 @@ from relay.edge.channels import Channels, _handshake
 from relay.edge.link import Link
 from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
 from relay.http import error_response, server
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from tests.fakes import Agent, Browser, FakeTransport, client_frame, text
 from tests.virtualtime import settle, virtual
@@ -180,7 +181,7 @@ class Visit:
                 websocket_hold=HOLD, reattach=REATTACH, link_ping_interval=LINK_PING
             ),
         )
-        self.channels = Channels(config, self.upstream)  # type: ignore[arg-type]
+        self.channels = Channels(config, self.upstream, EdgeMetrics.local())  # type: ignore[arg-type]
         self.done = asyncio.Event()
         self._session_id = session_id
         self._last_seq = last_seq

@@ -28,6 +28,7 @@ from relay.bridge.records import (
 )
 from relay.config import EdgeLimits, WebSocketSettings
 from relay.edge.pipe import Pipe
+from relay.metrics import EdgeMetrics
 from tests.fakes import Agent, Browser, FakeTransport, binary, client_frame, message, text
 from tests.virtualtime import settle, virtual
 
@@ -41,7 +42,7 @@ def opened(**limits: int) -> tuple[Pipe, Browser]:
     settings = WebSocketSettings(
         ping_interval=PING, pong_timeout=PONG_TIMEOUT, proof_interval=PROOF
     )
-    pipe = Pipe(transport, EdgeLimits(**limits), settings)
+    pipe = Pipe(transport, EdgeLimits(**limits), settings, EdgeMetrics.local().traffic("alpha"))
     transport.set_protocol(pipe)
     return pipe, Browser(transport)
 

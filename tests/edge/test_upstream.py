@@ -11,6 +11,7 @@ from relay.bridge.records import Attach
 from relay.edge import upstream
 from relay.edge.upstream import Upstream
 from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from tests.edge.test_parent import CONFIG
 from tests.virtualtime import virtual
@@ -59,7 +60,7 @@ async def test_what_a_refusal_means(
 @virtual
 async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
     signer: Any = None
-    opener = Upstream(CONFIG, signer)
+    opener = Upstream(CONFIG, signer, metrics=EdgeMetrics.local())
     loop = asyncio.get_running_loop()
     back_at = loop.time() + 20
 

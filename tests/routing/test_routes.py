@@ -40,6 +40,7 @@ ROUTES = {
     ("POST", f"/api/kernels/{ID}/interrupt"): Route(Kind.INTERRUPT, "interrupt", ID),
     ("POST", f"/api/kernels/{ID}/restart"): Route(Kind.RESTART, "stop", ID),
     ("GET", f"/api/kernels/{ID}/channels"): Route(Kind.CHANNELS, "use", ID),
+    ("GET", f"/api/kernels/{ID}/messages"): Route(Kind.MESSAGES, "view", ID),
     ("GET", "/api/kernelspecs"): Route(Kind.KERNELSPECS, "list"),
     ("GET", "/api/kernelspecs/python3"): Route(Kind.KERNELSPEC, "list", None, "python3"),
     ("GET", "/kernelspecs/python3/logo-64x64.png"): Route(

@@ -14,6 +14,8 @@ from relay.config import (
     KernelSettings,
     ListenSettings,
     LogSettings,
+    MetricsSettings,
+    PastSettings,
     SessionSettings,
     UpConfig,
     UpstreamSettings,
@@ -29,6 +31,7 @@ CONFIG = UpConfig(
     edge_workers=3,
     kernels=KernelSettings(launch_timeout=11.0),
     journal=JournalSettings(tail_bytes=12345),
+    past=PastSettings(limit=5),
     environment=KernelEnvironment(allowed=["FOO"]),
     sessions=SessionSettings(requests=77),
     limits=EdgeLimits(headers=7, body_bytes=8_000_000),
@@ -46,7 +49,9 @@ def folder(tmp_path: Path) -> StateFolder:
 
 
 def test_the_edge_gets_every_setting_that_is_its_own(folder: StateFolder) -> None:
-    made = plan.edge_config(folder, CONFIG, 1, 2, {"alpha": 3, "beta-2": 4})
+    made = plan.edge_config(
+        folder, CONFIG, https=1, wss=2, metrics=5, agents={"alpha": 3, "beta-2": 4}
+    )
     assert (made.https, made.wss) == (
         ListenSettings(host="::1", port=1),
         ListenSettings(host="127.0.0.1", port=2),
@@ -58,20 +63,22 @@ def test_the_edge_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
     for name in ("limits", "websocket", "upstream", "log"):
         assert getattr(made, name) == getattr(CONFIG, name)
     assert made.workers == 3
+    assert made.metrics == MetricsSettings(host="127.0.0.1", port=5)
 
 
 def test_an_agent_gets_every_setting_that_is_its_own(folder: StateFolder) -> None:
-    made = plan.agent_config(folder, CONFIG, "alpha", 3)
+    made = plan.agent_config(folder, CONFIG, "alpha", port=3, metrics=4)
     assert made.listen == ListenSettings(host="127.0.0.1", port=3)
+    assert made.metrics == MetricsSettings(host="127.0.0.1", port=4)
     assert (made.cluster, made.state_dir) == ("alpha", str(folder.path))
-    for name in ("environment", "journal", "sessions", "kernels", "log"):
+    for name in ("environment", "journal", "past", "sessions", "kernels", "log"):
         assert getattr(made, name) == getattr(CONFIG, name)
     assert made.body_bytes == CONFIG.limits.body_bytes
 
 
 def test_what_is_written_is_read_back_the_same(folder: StateFolder) -> None:
-    edge = plan.edge_config(folder, CONFIG, 1, 2, {"alpha": 3})
-    agent = plan.agent_config(folder, CONFIG, "alpha", 3)
+    edge = plan.edge_config(folder, CONFIG, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    agent = plan.agent_config(folder, CONFIG, "alpha", port=3, metrics=4)
     assert load(EdgeConfig, plan.write(folder, "edge", edge), {}) == edge
     path = plan.write(folder, "agent-alpha", agent)
     assert load(AgentConfig, path, {}) == agent

@@ -13,6 +13,7 @@ from relay import registry
 from relay.processes import StartError
 from relay.supervisor.state import (
     Lock,
+    MetricsUrls,
     Pids,
     Ready,
     StateFolder,
@@ -129,6 +130,7 @@ def test_the_status_file_is_as_documented(folder: StateFolder) -> None:
         token="t",
         ca="/ca.pem",
         clusters=("alpha", "beta"),
+        metrics=MetricsUrls(edge="http://127.0.0.1:3/metrics", agents={}),
         pids=Pids(supervisor=1, edge=(2, 3), agents={"alpha": (4,), "beta": (5,)}),
     )
     folder.write_status(ready)
@@ -139,6 +141,7 @@ def test_the_status_file_is_as_documented(folder: StateFolder) -> None:
         "token": "t",
         "ca": "/ca.pem",
         "clusters": ["alpha", "beta"],
+        "metrics": {"edge": "http://127.0.0.1:3/metrics", "agents": {}},
         "pids": {"supervisor": 1, "edge": [2, 3], "agents": {"alpha": [4], "beta": [5]}},
     }
 

@@ -346,6 +346,14 @@ class RunningRelay:
         logs = [self.log, *self.state.glob("*/kernels/*/*.log")]
         return "\n".join(f"=== {log}\n{log.read_text(errors='replace')}" for log in logs)
 
+    def metrics(self, cluster: str | None = None) -> str:
+        """The metrics of a cluster's agent, or of the edge, as Prometheus gets them."""
+        urls = self.info.metrics
+        url = urls.edge if cluster is None else urls.agents[cluster]
+        answer = http_request(url, "GET", "/metrics", headers={})
+        assert answer.status == http.HTTPStatus.OK, answer
+        return answer.body.decode()
+
     # --- its clients ---
 
     def request(

@@ -162,7 +162,7 @@ def check_relay_json(relay: RunningRelay) -> dict[str, Any]:
     path = relay.state / "relay.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found: dict[str, Any] = json.loads(path.read_bytes())
-    assert found.keys() == {"https_url", "wss_url", "token", "ca", "clusters", "pids"}
+    assert found.keys() == {"https_url", "metrics", "wss_url", "token", "ca", "clusters", "pids"}
     assert re.fullmatch(r"https://127\.0\.0\.1:\d+", found["https_url"])
     assert re.fullmatch(r"wss://127\.0\.0\.1:\d+", found["wss_url"])
     assert found["https_url"].rpartition(":")[2] != found["wss_url"].rpartition(":")[2]

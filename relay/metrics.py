@@ -1,0 +1,293 @@
+"""Every metric there is: its name, its labels, what it means.
+
+Names and units are as Prometheus wants them (https://prometheus.io/docs/practices/naming/). No
+label has a value that clients choose: clusters are those configured, kinds those of the route
+table, settings those that there are. docs/operations.md has the table; a test compares them.
+
+An edge's workers count in files that they share with their parent, which serves them together
+(prometheus_client's multiprocess mode). The parent and the agents count in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, values
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from relay import __version__
+
+_SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+_KINDS: Final = ("counter", "gauge_livesum")
+"""Beginnings of the names of a worker's files, after the types of metric that an edge has."""
+_FILE_BYTES: Final = 1024 * 1024
+"""Of one file; some 7,000 combinations of labels."""
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+_KEPT: Final = "counter_ended.db"
+"""What workers counted that have ended; named as if that were a pid."""
+
+
+class EdgeMetrics:
+    """What an edge worker counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"relay_edge_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            # Of the workers that live.
+            return Gauge(
+                f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livesum"
+            )
+
+        self._requests = counter(
+            "requests",
+            "Requests by what they asked for and the class of the answer's status; a WebSocket's"
+            " when it has ended. Both labels are empty where a request did not come that far.",
+            "cluster",
+            "kind",
+            "status",
+        )
+        self.refused_logins = counter("refused_logins", "Requests without a valid credential.")
+        self.websockets = gauge("websockets", "Clients' WebSockets that are open.", "cluster")
+        self._bytes = counter(
+            "websocket_bytes",
+            "Bytes on clients' WebSockets: frames out, messages in.",
+            "cluster",
+            "direction",
+        )
+        self._pings = counter("pings", "Pings that were sent to clients.", "cluster")
+        self._proofs = counter("proofs", "Pongs that proved how far a client has come.", "cluster")
+        self.links_lost = counter(
+            "links_lost", "Links to agents that broke under an open WebSocket.", "cluster"
+        )
+        self.agent_failures = counter(
+            "agent_failures", "Tries to reach an agent that failed.", "cluster"
+        )
+        self.held = gauge("held_requests", "Requests that wait for an agent now.", "cluster")
+        self.broken_answers = counter(
+            "broken_answers", "Answers that an agent began and did not end.", "cluster"
+        )
+        self._limit_hits = Counter("relay_limit_hits", _LIMIT_HITS, ["setting"], registry=registry)
+
+    @classmethod
+    def local(cls) -> Self:
+        """In this process's memory, seen by nobody else."""
+        values.ValueClass = values.MutexValue
+        return cls(CollectorRegistry())
+
+    @classmethod
+    def shared(cls, folder: Path) -> Self:
+        """In files that the parent reads. Raises ``OSError`` where they cannot be made."""
+        for kind in _KINDS:
+            _allocate(folder / f"{kind}_{os.getpid()}.db")
+        os.environ[_SHARED] = str(folder)
+        values.ValueClass = values.MultiProcessValue()
+        return cls(CollectorRegistry())
+
+    def answered(self, cluster: str, kind: str, status: int) -> None:
+        """Count a request."""
+        self._requests.labels(cluster, kind, f"{status // 100}xx").inc()
+
+    def limit_hit(self, setting: str) -> None:
+        """Count a limit that was hit."""
+        self._limit_hits.labels(setting).inc()
+
+    def traffic(self, cluster: str) -> Traffic:
+        """The counts of one WebSocket's cluster, ready to be raised."""
+        return Traffic(
+            out=self._bytes.labels(cluster, "out"),
+            back=self._bytes.labels(cluster, "in"),
+            pings=self._pings.labels(cluster),
+            proofs=self._proofs.labels(cluster),
+        )
+
+
+class Traffic:
+    """What WebSockets of one cluster carry; each is called once per record, not per message."""
+
+    def __init__(self, *, out: Counter, back: Counter, pings: Counter, proofs: Counter) -> None:
+        self.sent = out.inc
+        """With the number of bytes."""
+        self.received = back.inc
+        """With the number of bytes."""
+        self.pinged = pings.inc
+        self.proved = proofs.inc
+
+
+class SharedFolder:
+    """Where an edge's workers count, as their parent sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls) -> Self:
+        """A new one, in memory where there is such a place. Raises ``OSError``.
+
+        What parents that were killed left there is deleted.
+        """
+        place = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+        prefix = f"relay-metrics-{os.geteuid()}-"
+        for old in place.glob(f"{prefix}*"):
+            pid = old.name.removeprefix(prefix).partition("-")[0]
+            if pid.isdecimal() and not Path("/proc", pid).exists():
+                shutil.rmtree(old, ignore_errors=True)
+        path = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
+        try:
+            _allocate(path / _KEPT)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return cls(path)
+
+    def retire(self, pid: int) -> None:
+        """A worker has ended: its gauges are forgotten, its counts are kept, in one file for all.
+
+        Else a worker that dies again and again would leave a file each time.
+        """
+        mark_process_dead(pid, str(self.path))
+        ended = self.path / f"counter_{pid}.db"
+        try:
+            counts = list(MmapedDict.read_all_values_from_file(str(ended)))
+        except OSError:
+            # It never came to count.
+            return
+        with contextlib.closing(MmapedDict(str(self.path / _KEPT))) as kept:
+            for key, value, _, _ in counts:
+                kept.write_value(key, kept.read_value(key)[0] + value, 0.0)
+        ended.unlink()
+
+    def remove(self) -> None:
+        """Delete it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _allocate(path: Path) -> None:
+    """Make a file that has all its blocks. Raises ``OSError``.
+
+    A write into a mapped file for which a full disk has none left is no error, but the end of the
+    process (SIGBUS, ``mmap(2)``).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+class ParentMetrics(Collector):
+    """What an edge's parent tells of itself. ``workers`` says how many run, and how many ended."""
+
+    def __init__(self, workers: Callable[[], tuple[int, int]]) -> None:
+        self._workers = workers
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample each."""
+        running, ended = self._workers()
+        yield _build()
+        yield GaugeMetricFamily("relay_edge_workers", "Workers that run.", running)
+        yield CounterMetricFamily("relay_edge_worker_ends", "Workers that ended.", ended)
+
+
+def edge_registry(folder: SharedFolder, parent: ParentMetrics) -> CollectorRegistry:
+    """What an edge's parent serves."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(folder.path))
+    registry.register(parent)
+    return registry
+
+
+class AgentFigures(msgspec.Struct, kw_only=True):
+    """What an agent tells: of its kernels together, and of its own work. Counts since its start."""
+
+    kernels: int = 0
+    sessions: int = 0
+    connections: int = 0
+    journal_bytes: int = 0
+    largest_journal: int = 0
+    """Bytes of the largest of them."""
+    journals_failing: int = 0
+    starts: int = 0
+    start_failures: int = 0
+    holder_deaths: int = 0
+    messages: int = 0
+    unsaved: int = 0
+    gaps: int = 0
+    gap_messages: int = 0
+    limit_hits: Mapping[str, int] = {}
+
+
+_LIMIT_HITS: Final = "How often a limit was hit: something was refused, cut, dropped or ended."
+_AGENT_GAUGES: Final = (
+    ("kernels", "kernels", "Kernels that run."),
+    ("sessions", "sessions", "Clients that kernels remember, connected or not."),
+    ("connections", "connections", "Clients that are attached to kernels."),
+    ("journal_bytes", "journal_bytes", "Bytes of all kernels' journals on disk."),
+    ("largest_journal_bytes", "largest_journal", "Bytes of the largest kernel's journal on disk."),
+    ("failing_journals", "journals_failing", "Kernels whose journal cannot be written just now."),
+)
+_AGENT_COUNTERS: Final = (
+    ("starts", "starts", "Kernels that were asked for."),
+    ("start_failures", "start_failures", "Starts that failed."),
+    ("holder_deaths", "holder_deaths", "Holders that ended without a word."),
+    ("messages", "messages", "Messages that kernels said, on all channels."),
+    ("unsaved_messages", "unsaved", "Messages that could not be written to a journal."),
+    ("gaps", "gaps", "Times that a reader was told of missing messages."),
+    ("gap_messages", "gap_messages", "Messages that these readers missed at the most."),
+)
+
+
+class AgentMetrics(Collector):
+    """What an agent tells; ``read`` gives the figures as they are."""
+
+    def __init__(self, read: Callable[[], AgentFigures]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample each; one per setting of the limits that were hit."""
+        figures = self._read()
+        yield _build()
+        for name, field, text in _AGENT_GAUGES:
+            yield GaugeMetricFamily(f"relay_agent_{name}", text, getattr(figures, field))
+        for name, field, text in _AGENT_COUNTERS:
+            yield CounterMetricFamily(f"relay_agent_{name}", text, getattr(figures, field))
+        hits = CounterMetricFamily("relay_limit_hits", _LIMIT_HITS, labels=["setting"])
+        for setting, count in sorted(figures.limit_hits.items()):
+            hits.add_metric([setting], count)
+        yield hits
+
+
+def agent_registry(metrics: AgentMetrics) -> CollectorRegistry:
+    """What an agent serves; of its process too."""
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def page(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """All metrics as text in a form that ``accept``, the header, allows; and its content type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def _build() -> Metric:
+    family = GaugeMetricFamily("relay_build_info", "The relay's version.", labels=["version"])
+    family.add_metric([__version__], 1)
+    return family
