@@ -45,15 +45,20 @@ class Inbox:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        return self._messages.popleft()
+        return self._fetch()
 
     def done(self, message: KernelMessage) -> None:
-        """The reader has it: another process need not read it again."""
-        self._ledger.release(message.seq, message.size)
+        """The reader has done with it: another process need not read it again."""
+        self._ledger.release(message.seq)
+
+    def _fetch(self) -> KernelMessage:
+        message = self._messages.popleft()
+        self._ledger.fetch(message.size)
         self._on_room()
+        return message
 
     def close(self) -> None:
         """Nobody reads any more."""
         self._closed = True
         while self._messages:
-            self.done(self._messages.popleft())
+            self.done(self._fetch())

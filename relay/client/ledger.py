@@ -68,9 +68,12 @@ class Ledger:
         self._held[seq] += 1
         self.held_bytes += size
 
-    def release(self, seq: Seq, size: int) -> None:
-        """One reader has been given it, or does not want it any more."""
+    def fetch(self, size: int) -> None:
+        """One reader took a message of ``size`` bytes, and has not done with it."""
         self.held_bytes -= size
+
+    def release(self, seq: Seq) -> None:
+        """One reader has done with it, or does not want it any more."""
         self._held[seq] -= 1
         if not self._held[seq]:
             del self._held[seq]

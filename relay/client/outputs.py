@@ -26,7 +26,8 @@ class DisplayData(msgspec.Struct, frozen=True):
     data: dict[str, Any]
     metadata: dict[str, Any] = {}
     transient: dict[str, Any] = {}
-    buffers: tuple[Buffer, ...] = ()
+    buffers: tuple[Any, ...] = ()
+    """Binary data: bytes, or views of large ones."""
 
     @property
     def display_id(self) -> str | None:
@@ -40,7 +41,8 @@ class UpdateDisplayData(msgspec.Struct, frozen=True):
     data: dict[str, Any]
     metadata: dict[str, Any] = {}
     transient: dict[str, Any] = {}
-    buffers: tuple[Buffer, ...] = ()
+    buffers: tuple[Any, ...] = ()
+    """Binary data: bytes, or views of large ones."""
 
     @property
     def display_id(self) -> str | None:
@@ -154,6 +156,6 @@ def read_output(message: KernelMessage) -> Output | None:
     read = convert(content, kind) if kind is not None else None
     if read is None:
         return Other(message.msg_type, content, message.buffers)
-    if message.buffers and isinstance(read, DisplayData | UpdateDisplayData):
+    if isinstance(read, DisplayData | UpdateDisplayData):
         return msgspec.structs.replace(read, buffers=message.buffers)
     return read
