@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol
 from relay.client import sockets
 from relay.client.channels import Channels
 from relay.client.conversation import Conversation
 from relay.client.kernel import Kernel
-from relay.client.ledger import Seq
+from relay.client.ledger import parse_position
 from relay.client.rest import Rest
 from relay.client.settings import Settings
 from relay.client.sockets import Socket
@@ -132,7 +133,7 @@ class RelayClient:
         one's ``position`` as ``last_seq``, it goes on exactly there; see `Kernel.resume`. Raises
         `NotFound`, `Forbidden`, `Unauthorized`, `BadRequest`, `GaveUp`.
         """
-        start = None if last_seq is None else Seq.parse(last_seq)
+        start = None if last_seq is None else parse_position(last_seq)
         await self._rest.call("GET", f"/api/kernels/{kernel_id}")
         return self._kernel(kernel_id, session_id or str(uuid.uuid4()), start)
 
@@ -147,8 +148,8 @@ class RelayClient:
         found = msgspec.json.decode(await self._rest.call("GET", "/api/kernelspecs"))
         return dict(found)
 
-    def _kernel(self, kernel_id: str, session_id: str, start: Seq | None) -> Kernel:
-        conversation = Conversation(session_id, start, _now)
+    def _kernel(self, kernel_id: str, session_id: str, start: Position | None) -> Kernel:
+        conversation = Conversation(session_id, start, _now, self._settings.requests_in_flight)
         url = f"{self._ws_url}/api/kernels/{kernel_id}/channels"
 
         async def dial(last_seq: str) -> Socket:

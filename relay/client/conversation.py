@@ -1,8 +1,8 @@
 """One session with one kernel, over any number of WebSockets. Sans I/O.
 
 `Channels` hands in what it receives (`Conversation.take`), and sends what
-`Conversation.next_unsent` gives; `Conversation.reconnected` makes every request that has no reply
-yet unsent again. The relay drops those that it has had, by ``msg_id``: so each runs once.
+`Conversation.next_unsent` gives; `Conversation.reconnected` makes every request of which nothing
+has come yet unsent again. The relay drops those that it has had, by ``msg_id``: so each runs once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any, Final
 import msgspec
 
 from relay.bridge.messages import Channel
+from relay.bridge.records import Position
 from relay.client import wire
 from relay.client.errors import KernelGone, KernelRestarted
 from relay.client.inbox import Inbox
-from relay.client.ledger import Ledger, Seq
+from relay.client.ledger import Ledger
 from relay.client.wire import KernelMessage
 from relay.errors import BadRequest, RelayError
 
@@ -39,18 +40,27 @@ class _Request(msgspec.Struct):
     channel: Channel
     payload: bytes | None
     inbox: Inbox
-    after: Seq | None = None
+    after: Position | None = None
     waits_for_idle: bool = True
+    seen: bool = False
+    """Something came of it, so it has arrived."""
     replied: bool = False
     idle: bool = False
     then: Callable[[], None] | None = None
 
 
 class Conversation:
-    """What was asked, what came, and who reads it. ``now`` gives the date for a header."""
+    """What was asked, what came, and who reads it.
 
-    def __init__(self, session_id: str, start: Seq | None, now: Callable[[], str]) -> None:
+    ``now`` gives the date for a header; ``in_flight`` bounds the requests of which nothing is known
+    yet.
+    """
+
+    def __init__(
+        self, session_id: str, start: Position | None, now: Callable[[], str], in_flight: int
+    ) -> None:
         self.session_id = session_id
+        self._in_flight_limit = in_flight
         self.ledger = Ledger(start)
         self.failure: RelayError | None = None
         """Why nothing will come any more."""
@@ -60,9 +70,13 @@ class Conversation:
         """Called when messages were read."""
         self._now = now
         self._requests: dict[str, _Request] = {}
-        self._inputs: dict[str, tuple[str, bytes]] = {}
-        """Answers on stdin: by msg_id, with the request that they belong to."""
+        self._answers: dict[str, bytes] = {}
+        """What was answered on stdin last, by the ``msg_id`` of the request that asked."""
         self._unsent: deque[str] = deque()
+        self._unsent_answers: deque[str] = deque()
+        self._in_flight: set[str] = set()
+        """What was sent, and nothing came of it yet."""
+        self._numbered = False
         self._listeners: list[Inbox] = []
         self._fences: set[str] = set()
         """Requests that stand for a restart which we asked for."""
@@ -91,7 +105,9 @@ class Conversation:
         self._send(msg_id)
         return msg_id, request.inbox
 
-    def resume(self, msg_id: str, content: Mapping[str, Any] | None, after: Seq | None) -> Inbox:
+    def resume(
+        self, msg_id: str, content: Mapping[str, Any] | None, after: Position | None
+    ) -> Inbox:
         """Take up an ``execute_request`` of another process; where ``content`` is, send it again.
 
         What that process has read does not come again, so the end may not either. A request that
@@ -132,9 +148,11 @@ class Conversation:
         payload = self._payload(
             Channel.STDIN, "input_reply", {"value": value}, msg_id, parent=question
         )
-        if question.parent.msg_id in self._requests:
-            self._inputs[msg_id] = question.parent.msg_id, payload
-            self._send(msg_id)
+        asker = question.parent.msg_id
+        if asker in self._requests:
+            self._answers[asker] = payload
+            self._unsent_answers.append(asker)
+            self.on_unsent()
 
     def listen(self) -> Inbox:
         """Have every message from now on."""
@@ -193,23 +211,27 @@ class Conversation:
     # Sending.
 
     def reconnected(self) -> None:
-        """There is a new WebSocket: whatever has no reply goes again, in its order."""
-        open_requests = (
-            msg_id
-            for msg_id, request in self._requests.items()
-            if request.payload is not None and not request.replied
-        )
-        self._unsent = deque([*open_requests, *self._inputs])
+        """There is a new WebSocket: whatever may not have arrived goes again, in its order."""
+        self._in_flight.clear()
+        self._unsent = deque(key for key, request in self._requests.items() if not request.seen)
+        self._unsent_answers = deque(self._answers)
         self.on_unsent()
 
     def next_unsent(self) -> bytes | None:
-        """The next payload to send, once; None where there is none."""
-        while self._unsent:
+        """The next payload to send, once; None where there is none, or too much in flight.
+
+        Of what has arrived the relay remembers so much only (``sessions.repeats``). Answers go
+        first: what they are for may be what the rest waits for.
+        """
+        while self._unsent_answers:
+            answer = self._answers.get(self._unsent_answers.popleft())
+            if answer is not None:
+                return answer
+        while self._unsent and len(self._in_flight) < self._in_flight_limit:
             msg_id = self._unsent.popleft()
-            if msg_id in self._inputs:
-                return self._inputs[msg_id][1]
             request = self._requests.get(msg_id)
-            if request is not None and request.payload is not None and not request.replied:
+            if request is not None and request.payload is not None and not request.seen:
+                self._in_flight.add(msg_id)
                 return request.payload
         return None
 
@@ -221,8 +243,9 @@ class Conversation:
 
     def take(self, payload: bytes) -> None:
         """What came in one WebSocket message. Raises `MalformedMessage`."""
-        message = wire.read(payload)
-        if not self.ledger.take(message.seq):
+        message = wire.read(payload, self.ledger.received if self._numbered else None)
+        self._numbered = True
+        if message.numbered and not self.ledger.take(message.seq):
             return
         for listener in self._listeners:
             listener.put(message)
@@ -235,9 +258,13 @@ class Conversation:
 
     def _deliver(self, message: KernelMessage, request: _Request) -> None:
         msg_id = message.parent.msg_id
+        request.seen = True
+        self._land(msg_id)
+        if message.raw.channel is Channel.STDIN:
+            # It asks again, so the answer before has arrived.
+            self._answers.pop(msg_id, None)
         if message.raw.channel is request.channel:
             request.replied = True
-            self._forget_inputs(msg_id)
             request.inbox.put(message)
         elif message.state():
             request.idle |= message.state() == "idle"
@@ -274,17 +301,20 @@ class Conversation:
         request = self._requests.pop(msg_id, None)
         if request is None:
             return
-        self._forget_inputs(msg_id)
+        self._land(msg_id)
+        self._answers.pop(msg_id, None)
         request.inbox.end(error)
         if error is None and request.then is not None:
             request.then()
 
-    def _forget_inputs(self, msg_id: str) -> None:
-        self._inputs = {key: each for key, each in self._inputs.items() if each[0] != msg_id}
+    def _land(self, msg_id: str) -> None:
+        if msg_id in self._in_flight:
+            self._in_flight.discard(msg_id)
+            self.on_unsent()
 
 
-def _is_before(seq: Seq, after: Seq | None) -> bool:
-    return after is not None and seq.epoch == after.epoch and seq.number <= after.number
+def _is_before(seq: Position, after: Position | None) -> bool:
+    return after is not None and seq.epoch == after.epoch and seq.seq <= after.seq
 
 
 def _restarted() -> KernelRestarted:

@@ -12,7 +12,7 @@ from relay.bridge.messages import Channel
 from relay.client.channels import Channels
 from relay.client.conversation import Conversation
 from relay.client.executions import Execution, Messages, OnInput
-from relay.client.ledger import Seq
+from relay.client.ledger import parse_position
 from relay.client.outputs import Result
 from relay.client.rest import Rest
 from relay.errors import ClientError, NotFound
@@ -145,7 +145,7 @@ class Kernel:
         execution, where it was ahead of the kernel's.
         """
         content = None if code is None else _content(code, on_input, options)
-        seq = None if after is None else Seq.parse(after)
+        seq = None if after is None else parse_position(after)
         inbox = self._conversation.resume(msg_id, content, seq)
         return Execution(msg_id, inbox, self._conversation, on_input)
 

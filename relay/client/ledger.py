@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from typing import Final, NamedTuple, Self
 
+from relay.bridge.records import Position
 from relay.errors import BadRequest
 
-_FORM: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,19})", re.ASCII)
 
-
-class Seq(NamedTuple):
-    """A message's number, and the epoch within which it means something; `str` as on the wire."""
-
-    epoch: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.epoch}-{self.number}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``<epoch>-<N>``. Raises `BadRequest`."""
-        match = _FORM.fullmatch(text)
-        if match is None:
-            msg = "A position is 12 hex digits, a hyphen and a number."
-            raise BadRequest(msg)
-        return cls(match[1], int(match[2]))
+def parse_position(text: str) -> Position:
+    """Read ``<epoch>-<seq>``. Raises `BadRequest`."""
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise BadRequest(f"{error}") from None
 
 
 class Ledger:
@@ -38,32 +24,32 @@ class Ledger:
     for another process.
     """
 
-    def __init__(self, start: Seq | None) -> None:
+    def __init__(self, start: Position | None) -> None:
         self.received = start
         self.repeated = 0
         """Messages that came although they had been received. There should be none."""
         self.held_bytes = 0
         """Bytes of messages that wait to be read."""
         # A Counter keeps the order of arrival, which is that of the seqs.
-        self._held: Counter[Seq] = Counter()
+        self._held: Counter[Position] = Counter()
 
     @property
-    def position(self) -> Seq | None:
+    def position(self) -> Position | None:
         """Just before the oldest message that somebody has still to read."""
         for seq in self._held:
-            return Seq(seq.epoch, seq.number - 1)
+            return Position(seq.epoch, seq.seq - 1)
         return self.received
 
-    def take(self, seq: Seq) -> bool:
+    def take(self, seq: Position) -> bool:
         """Note a message that came; False for one that came before, which is to be dropped."""
         last = self.received
-        if last is not None and last.epoch == seq.epoch and seq.number <= last.number:
+        if last is not None and last.epoch == seq.epoch and seq.seq <= last.seq:
             self.repeated += 1
             return False
         self.received = seq
         return True
 
-    def hold(self, seq: Seq, size: int) -> None:
+    def hold(self, seq: Position, size: int) -> None:
         """One reader more is still to be given this message of ``size`` bytes."""
         self._held[seq] += 1
         self.held_bytes += size
@@ -72,7 +58,7 @@ class Ledger:
         """One reader took a message of ``size`` bytes, and has not done with it."""
         self.held_bytes -= size
 
-    def release(self, seq: Seq) -> None:
+    def release(self, seq: Position) -> None:
         """One reader has done with it, or does not want it any more."""
         self._held[seq] -= 1
         if not self._held[seq]:

@@ -21,6 +21,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_bytes: int = 64 * 1024 * 1024
     """Bytes of messages that wait to be read. Past that the WebSocket is not read any further; the
     rest waits in the kernel's journal. One message more than that may be in memory."""
+    requests_in_flight: int = 500
+    """Requests that were sent and of which nothing has come yet; later ones wait here. The relay
+    knows the last ``sessions.repeats`` (1000) of them again: it should be well below that."""
     retry_at_most: float = 5.0
     """The longest pause between two tries to connect."""
 

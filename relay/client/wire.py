@@ -16,9 +16,9 @@ from relay.bridge.messages import (
     Message,
     parse_header,
 )
+from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
-from relay.client.ledger import Seq
-from relay.errors import BadRequest, MalformedMessage
+from relay.errors import MalformedMessage
 
 T = TypeVar("T")
 
@@ -28,10 +28,12 @@ _JUST_JSON: Final = msgspec.json.Decoder()
 class KernelMessage(msgspec.Struct, frozen=True):
     """A message of the kernel's: its headers read, the rest as it came."""
 
-    seq: Seq
+    seq: Position
+    """Its number; that of the message before it where it has none (``numbered``)."""
     header: Header
     parent: Header
     raw: Message
+    numbered: bool = True
 
     @property
     def channel(self) -> str:
@@ -70,16 +72,22 @@ class KernelMessage(msgspec.Struct, frozen=True):
         return str(self.content.get("execution_state", ""))
 
 
-def read(payload: bytes) -> KernelMessage:
-    """Read what came in a WebSocket message. Raises `MalformedMessage`."""
+def read(payload: bytes, before: Position | None) -> KernelMessage:
+    """Read what came in a WebSocket message, behind the number ``before`` if there was one.
+
+    Raises `MalformedMessage`, also where there is no number and never was one. A relay cannot
+    number a message whose metadata is no object, as the specification wants it to be.
+    """
     raw = decode(Subprotocol.V1, text=False, payload=payload)
-    seq = _read(raw.metadata).get("relay_seq")
     try:
-        number = Seq.parse(str(seq))
-    except BadRequest:
-        msg = "A message came without a number: the server is no relay that can be resumed."
-        raise MalformedMessage(msg) from None
-    return KernelMessage(number, parse_header(raw.header), _parent(raw.parent_header), raw)
+        seq, numbered = Position.parse(str(_read(raw.metadata).get("relay_seq"))), True
+    except ValueError:
+        if before is None:
+            msg = "A message came without a number: the server is no relay that can be resumed."
+            raise MalformedMessage(msg) from None
+        seq, numbered = before, False
+    header, parent = parse_header(raw.header), _parent(raw.parent_header)
+    return KernelMessage(seq, header, parent, raw, numbered)
 
 
 def request(

@@ -10,7 +10,7 @@ from typing import Any
 from relay.client.channels import Channels
 from relay.client.conversation import Conversation
 from relay.client.kernel import Kernel
-from relay.client.ledger import Seq
+from relay.client.ledger import parse_position
 from relay.client.settings import Settings
 from relay.client.sockets import Socket
 from relay.errors import RelayError
@@ -63,9 +63,11 @@ async def connected(
     settings: Settings | None = None,
 ) -> AsyncIterator[Kernel]:
     """A `Kernel`, as `RelayClient.connect` gives it."""
-    start = None if last_seq is None else Seq.parse(last_seq)
-    conversation = Conversation(session, start, lambda: "2026-01-01T00:00:00Z")
-    channels = Channels(conversation, way.to(session), settings or Settings(), lambda: 0.5)
+    start = None if last_seq is None else parse_position(last_seq)
+    chosen = settings or Settings()
+    date = "2026-01-01T00:00:00Z"
+    conversation = Conversation(session, start, lambda: date, chosen.requests_in_flight)
+    channels = Channels(conversation, way.to(session), chosen, lambda: 0.5)
     rest: Any = NoRest()
     async with asyncio.TaskGroup() as tasks:
         kernel = Kernel("k", rest, conversation, channels).open(tasks)

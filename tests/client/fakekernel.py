@@ -14,16 +14,17 @@ from collections import Counter, deque
 from typing import Any
 
 from relay.bridge.messages import Channel, Message, parse_header, synthetic
+from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
 from relay.client.errors import ConnectionLost
-from relay.client.ledger import Seq
+from relay.client.ledger import parse_position
 from relay.errors import RelayError
 
 EPOCH = "0123456789ab"
 
 
 def at(number: int) -> str:
-    return str(Seq(EPOCH, number))
+    return str(Position(EPOCH, number))
 
 
 class FakeKernel:
@@ -174,7 +175,7 @@ class FakeSocket:
     ) -> None:
         self._kernel = kernel
         self._session = session
-        self._number = max(0, (Seq.parse(last_seq).number if last_seq else 0) - stale)
+        self._number = max(0, (parse_position(last_seq).seq if last_seq else 0) - stale)
         self._receives = receives
         self._sends = sends
         self._arrives = arrives

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 
 from relay.bridge.ws_codec import Subprotocol
 from relay.client import RelayClient, Settings
-from relay.client.ledger import Seq
+from relay.client.ledger import parse_position
 from relay.errors import NotFound, RelayError, Unauthorized
 from relay.http import error_response
 from tests.client.fakekernel import FakeKernel
@@ -109,7 +109,7 @@ class FakeRelay:
         self.sockets.append(socket)
         self.queries.append(dict(request.query))
         session, last_seq = request.query["session_id"], request.query["last_seq"]
-        number = Seq.parse(last_seq).number if last_seq else len(kernel.journal)
+        number = parse_position(last_seq).seq if last_seq else len(kernel.journal)
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(self._write(socket, kernel, session, number))
             with contextlib.suppress(RuntimeError):

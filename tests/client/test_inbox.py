@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from relay.bridge.messages import Channel, Header, Message
+from relay.bridge.records import Position
 from relay.client.inbox import Inbox
-from relay.client.ledger import Ledger, Seq
+from relay.client.ledger import Ledger
 from relay.client.wire import KernelMessage
 from relay.errors import KernelError
 from tests.virtualtime import settle, virtual
@@ -14,7 +15,7 @@ from tests.virtualtime import settle, virtual
 
 def message(number: int) -> KernelMessage:
     raw = Message(Channel.IOPUB, b"", b"", b"", b"12345")
-    return KernelMessage(Seq("0123456789ab", number), Header(), Header(), raw)
+    return KernelMessage(Position("0123456789ab", number), Header(), Header(), raw)
 
 
 @virtual
@@ -57,7 +58,7 @@ async def test_there_is_room_when_a_message_was_taken_and_a_position_when_it_was
     ledger, rooms = Ledger(None), []
     inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
     for number in (4, 5):
-        ledger.take(Seq("0123456789ab", number))
+        ledger.take(Position("0123456789ab", number))
         inbox.put(message(number))
     taken = await inbox.get()
     assert taken is not None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relay.bridge.messages import Channel, Header, Message
-from relay.client.ledger import Seq
+from relay.bridge.records import Position
 from relay.client.outputs import (
     ClearOutput,
     DisplayData,
@@ -24,7 +24,7 @@ from relay.client.wire import KernelMessage
 
 def message(msg_type: str, content: dict[str, Any], *buffers: bytes) -> KernelMessage:
     raw = Message(Channel.IOPUB, b"{}", b"{}", b"{}", json.dumps(content).encode(), buffers)
-    return KernelMessage(Seq("0123456789ab", 1), Header(msg_type=msg_type), Header(), raw)
+    return KernelMessage(Position("0123456789ab", 1), Header(msg_type=msg_type), Header(), raw)
 
 
 DATA: dict[str, Any] = {

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from relay.bridge.messages import Channel, Message
+from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
 from relay.client import wire
-from relay.client.ledger import Seq
 from relay.errors import MalformedMessage
 
 E = "0123456789ab"
@@ -28,8 +28,8 @@ def payload(
 
 def test_a_message_is_read() -> None:
     sent = payload(b'{"execution_state": "idle"}', parent=b'{"msg_id": "p"}', buffers=(b"\xff",))
-    message = wire.read(sent)
-    assert message.seq == Seq(E, 7)
+    message = wire.read(sent, None)
+    assert message.seq == Position(E, 7)
     assert (message.channel, message.msg_type, message.parent.msg_id) == ("iopub", "status", "p")
     assert message.content == {"execution_state": "idle"}
     assert message.metadata == {"relay_seq": f"{E}-7"}
@@ -40,12 +40,12 @@ def test_a_message_is_read() -> None:
 @pytest.mark.parametrize("metadata", [b"{}", b"", b"[]", b'{"relay_seq": 7}', b'{"relay_seq": ""}'])
 def test_a_message_without_a_number_is_refused(metadata: bytes) -> None:
     with pytest.raises(MalformedMessage, match="resumed"):
-        wire.read(payload(metadata=metadata))
+        wire.read(payload(metadata=metadata), None)
 
 
 @pytest.mark.parametrize("parent", [b"", b"null", b"{}"])
 def test_a_kernel_may_speak_of_its_own_accord(parent: bytes) -> None:
-    assert wire.read(payload(parent=parent)).parent.msg_id == ""
+    assert wire.read(payload(parent=parent), None).parent.msg_id == ""
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,13 @@ def test_a_kernel_may_speak_of_its_own_accord(parent: bytes) -> None:
     ],
 )
 def test_what_is_not_quite_json_is_read(content: bytes, read: dict[str, Any]) -> None:
-    assert wire.read(payload(content)).content == read
+    assert wire.read(payload(content), None).content == read
 
 
 def test_only_a_status_is_a_state() -> None:
-    assert wire.read(payload(b'{"execution_state": "idle"}', channel=Channel.SHELL)).state() == ""
-    assert wire.read(payload()).state() == ""
+    idle = b'{"execution_state": "idle"}'
+    assert wire.read(payload(idle, channel=Channel.SHELL), None).state() == ""
+    assert wire.read(payload(), None).state() == ""
 
 
 def test_a_request_is_the_same_however_often_it_is_made() -> None:
