@@ -310,7 +310,8 @@ class Conversation:
     def _land(self, msg_id: str) -> None:
         if msg_id in self._in_flight:
             self._in_flight.discard(msg_id)
-            self.on_unsent()
+            if self._unsent:
+                self.on_unsent()
 
 
 def _is_before(seq: Position, after: Position | None) -> bool:
