@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ssl import SSLContext
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from relay.bridge.records import Position
-from relay.bridge.ws_codec import Subprotocol
 from relay.client import sockets
 from relay.client.channels import Channels
 from relay.client.conversation import Conversation
@@ -28,7 +28,9 @@ from relay.client.sockets import Socket
 from relay.errors import BadRequest
 from relay.model import KernelModel
 
-V1 = Subprotocol.V1
+_LEAVES_TLS: Final = sys.version_info < (3, 12, 7)
+"""Whether Python keeps the sockets of TLS connections that broke: aiohttp then closes them, and
+warns where it need not."""
 
 
 class RelayClient:
@@ -83,7 +85,9 @@ class RelayClient:
         self._tasks = await asyncio.TaskGroup().__aenter__()
         self._session = aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(ssl=self._ssl or True, limit=0),
+            connector=aiohttp.TCPConnector(
+                ssl=self._ssl or True, limit=0, enable_cleanup_closed=_LEAVES_TLS
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Each call has its own bound; a WebSocket stays for days.
             timeout=aiohttp.ClientTimeout(total=None),

@@ -118,7 +118,14 @@ def everything_politely(relay: RunningRelay) -> None:
         pass
 
 
-KILLS: Final = [one_worker, all_workers, agent, edge_and_agent, everything, everything_politely]
+slow = pytest.mark.slow
+KILLS: Final = [
+    all_workers,
+    *(
+        pytest.param(kill, marks=slow)
+        for kill in (one_worker, agent, edge_and_agent, everything, everything_politely)
+    ),
+]
 
 
 async def lines_of(
@@ -164,7 +171,7 @@ async def test_whatever_is_killed_a_script_has_each_line_once(
         await kernel.shutdown()
 
 
-@pytest.mark.parametrize("kill", [all_workers, edge_and_agent])
+@pytest.mark.parametrize("kill", [all_workers, pytest.param(edge_and_agent, marks=slow)])
 async def test_requests_run_once_and_in_order_whenever_they_are_sent(
     own: RunningRelay, dice: random.Random, kill: Callable[[RunningRelay], None]
 ) -> None:
@@ -187,6 +194,7 @@ async def test_requests_run_once_and_in_order_whenever_they_are_sent(
         await kernel.shutdown()
 
 
+@slow
 async def test_what_is_sent_while_the_relay_is_away_runs_when_it_is_back(own: RunningRelay) -> None:
     async with client_of(own) as client:
         kernel = await client.start()
@@ -204,6 +212,7 @@ async def test_what_is_sent_while_the_relay_is_away_runs_when_it_is_back(own: Ru
         await kernel.shutdown()
 
 
+@slow
 async def test_a_large_display_survives_a_kill(own: RunningRelay) -> None:
     size = 30_000_000
     code = f"from IPython.display import display; display({{'text/plain': 'x' * {size}}}, raw=True)"
@@ -258,6 +267,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@slow
 async def test_a_script_that_is_killed_goes_on_in_another_process(
     own: RunningRelay, tmp_path: Path, dice: random.Random
 ) -> None:
@@ -376,6 +386,7 @@ async def test_others_on_the_same_kernel_are_heard(own: RunningRelay) -> None:
         await third.shutdown()
 
 
+@slow
 async def test_refusals_are_clear(own: RunningRelay) -> None:
     async with client_of(own, token="relay_wrong") as client:
         with pytest.raises(Unauthorized):
