@@ -168,6 +168,18 @@ async def test_what_others_asked_is_heard_by_listeners_only() -> None:
 
 
 @virtual
+async def test_another_clients_cell_of_the_same_id_is_not_ours() -> None:
+    script = Script()
+    mine, inbox = script.execute("hold")
+    script.sent()
+    head = b'{"msg_id": "%b", "session": "t"}' % mine.encode()
+    other = Message(Channel.SHELL, head, b"", b"", b"")
+    script.kernel.publish("stream", {"name": "stdout", "text": "x"}, other)
+    script.hear()
+    assert not inbox._messages
+
+
+@virtual
 async def test_who_leaves_hears_no_more() -> None:
     script = Script()
     inbox = script.talk.listen()

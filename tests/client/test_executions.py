@@ -63,6 +63,28 @@ async def test_a_question_counts_as_read_only_when_its_answer_has_arrived() -> N
         assert client.position == at(3)
 
 
+class Deaf(FakeKernel):
+    """Answers reach it, and nothing comes of them."""
+
+    def _answered(self, value: str) -> None:
+        self.answers.append(value)
+
+
+@virtual
+async def test_a_question_whose_answer_nobody_confirmed_is_not_read() -> None:
+    async def answer(_: InputRequest) -> str:
+        return "Ada"
+
+    kernel = Deaf()
+    async with connected(Way(kernel)) as client:
+        execution = client.execute("ask", on_input=answer)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await anext(execution)
+        assert kernel.answers == ["Ada"]
+        assert client.position == at(1)
+
+
 @virtual
 async def test_a_question_whose_handler_failed_is_asked_again() -> None:
     answers = iter([ValueError("no"), "Ada"])
