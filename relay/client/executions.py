@@ -1,0 +1,107 @@
+"""What a script iterates over: the outputs of one cell, or all messages."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, Self, TypeAlias
+
+from relay.bridge.messages import Channel
+from relay.client.conversation import Conversation
+from relay.client.inbox import Inbox
+from relay.client.outputs import InputRequest, Output, Result, read_output
+from relay.client.wire import KernelMessage, convert
+
+OnInput: TypeAlias = Callable[[InputRequest], Awaitable[str]]
+"""Answers a cell that asks for a line of text."""
+
+
+class Execution:
+    """One cell that runs: an iterator of its outputs, in their order, each once.
+
+    To be read by one task. It ends when the kernel has replied and is idle again. It raises, after
+    the outputs that came before that: `KernelRestarted`, `KernelGone`, `GaveUp`, or what
+    else ended the connection for good. The request is sent whether or not anybody iterates. What is
+    not read counts against ``queue_bytes``, until nobody holds this object any more.
+    """
+
+    def __init__(
+        self, msg_id: str, inbox: Inbox, conversation: Conversation, on_input: OnInput | None
+    ) -> None:
+        self.msg_id = msg_id
+        """Names the request, for another process too."""
+        self.reply: dict[str, Any] | None = None
+        """The content of the ``execute_reply``, once the iteration has ended."""
+        self.position: str | None = None
+        """That of the newest output that was handed out."""
+        self._inbox = inbox
+        self._conversation = conversation
+        self._on_input = on_input
+        self._question: KernelMessage | None = None
+        self._answered: KernelMessage | None = None
+        # A script that leaves its loop early wants no more.
+        weakref.finalize(self, inbox.close).atexit = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Output:
+        while True:
+            message = self._question or await self._next()
+            if message is None:
+                raise StopAsyncIteration
+            if message.raw.channel is Channel.STDIN:
+                await self._answer(message)
+                continue
+            self._inbox.done(message)
+            if message.raw.channel is not Channel.IOPUB:
+                self.reply = message.content
+            elif (output := read_output(message)) is not None:
+                self.position = str(message.seq)
+                return output
+
+    async def result(self) -> Result:
+        """Collect what is still to come. Raises as the iteration does."""
+        outputs = [output async for output in self]
+        return Result(self.msg_id, outputs, self.reply)
+
+    async def _next(self) -> KernelMessage | None:
+        message = await self._inbox.get()
+        if self._answered is not None:
+            # Only now it is certain that the answer has arrived.
+            self._inbox.done(self._answered)
+            self._answered = None
+        return message
+
+    async def _answer(self, question: KernelMessage) -> None:
+        # Kept: where the handler is cancelled, or fails, the next turn asks again.
+        self._question = question
+        value = ""
+        if self._on_input is not None:
+            asked = convert(question.content, InputRequest) or InputRequest()
+            value = await self._on_input(asked)
+        self._conversation.answer(question, value)
+        self._question, self._answered = None, question
+
+
+class Messages:
+    """All messages that reach this session: those of other clients' cells on iopub too."""
+
+    def __init__(self, inbox: Inbox, leave: Callable[[Inbox], None]) -> None:
+        self._inbox = inbox
+        self._leave = weakref.finalize(self, leave, inbox)
+        self._leave.atexit = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KernelMessage:
+        message = await self._inbox.get()
+        if message is None:
+            raise StopAsyncIteration
+        self._inbox.done(message)
+        return message
+
+    def close(self) -> None:
+        """Want no more; so does whoever drops it."""
+        self._leave()

@@ -1,0 +1,64 @@
+"""Messages that came and wait for one reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from relay.client.ledger import Ledger
+from relay.client.wire import KernelMessage
+from relay.errors import RelayError
+
+
+class Inbox:
+    """A queue of messages for one reader. ``on_room`` is called when some left it."""
+
+    def __init__(self, ledger: Ledger, on_room: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._on_room = on_room
+        self._messages: deque[KernelMessage] = deque()
+        self._ended = False
+        self._error: RelayError | None = None
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def put(self, message: KernelMessage) -> None:
+        """Add a message, unless nobody wants one any more."""
+        if not (self._closed or self._ended):
+            self._ledger.hold(message.seq, message.size)
+            self._messages.append(message)
+            self._changed.set()
+
+    def end(self, error: RelayError | None) -> None:
+        """No more will come; ``error`` says why, where that was no regular end."""
+        if not self._ended:
+            self._ended, self._error = True, error
+            self._changed.set()
+
+    async def get(self) -> KernelMessage | None:
+        """The next message, for `done`; None at the end. Raises what the end was told."""
+        while not self._messages:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return self._fetch()
+
+    def done(self, message: KernelMessage) -> None:
+        """The reader has done with it: another process need not read it again."""
+        self._ledger.release(message.seq)
+
+    def _fetch(self) -> KernelMessage:
+        message = self._messages.popleft()
+        self._ledger.fetch(message.size)
+        self._on_room()
+        return message
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        self._closed = True
+        while self._messages:
+            self.done(self._fetch())

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from relay.bridge.messages import Channel, Header, Message
+from relay.bridge.records import Position
+from relay.client.inbox import Inbox
+from relay.client.ledger import Ledger
+from relay.client.wire import KernelMessage
+from relay.errors import KernelError
+from tests.virtualtime import settle, virtual
+
+
+def message(number: int) -> KernelMessage:
+    raw = Message(Channel.IOPUB, b"", b"", b"", b"12345")
+    return KernelMessage(Position("0123456789ab", number), Header(), Header(), raw)
+
+
+@virtual
+async def test_messages_come_in_their_order_and_then_the_end() -> None:
+    inbox = Inbox(Ledger(None), lambda: None)
+    for number in (1, 2):
+        inbox.put(message(number))
+    inbox.end(None)
+    inbox.put(message(3))
+    assert [await inbox.get() for _ in range(4)] == [message(1), message(2), None, None]
+
+
+@virtual
+async def test_an_error_comes_after_what_came_before_it() -> None:
+    inbox = Inbox(Ledger(None), lambda: None)
+    inbox.put(message(1))
+    inbox.end(KernelError("first"))
+    inbox.end(KernelError("second"))
+    assert await inbox.get() == message(1)
+    for _ in range(2):
+        with pytest.raises(KernelError, match="first"):
+            await inbox.get()
+
+
+@virtual
+async def test_a_reader_may_come_first_and_be_cancelled() -> None:
+    inbox = Inbox(Ledger(None), lambda: None)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(inbox.get())
+        await settle()
+        first.cancel()
+        second = tasks.create_task(inbox.get())
+        await settle()
+        inbox.put(message(1))
+    assert second.result() == message(1)
+
+
+@virtual
+async def test_there_is_room_when_a_message_was_taken_and_a_position_when_it_was_read() -> None:
+    ledger, rooms = Ledger(None), []
+    inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
+    for number in (4, 5):
+        ledger.take(Position("0123456789ab", number))
+        inbox.put(message(number))
+    taken = await inbox.get()
+    assert taken is not None
+    assert (rooms, str(ledger.position)) == ([5], "0123456789ab-3")
+    inbox.done(taken)
+    assert str(ledger.position) == "0123456789ab-4"
+
+
+@virtual
+async def test_what_nobody_reads_is_not_kept() -> None:
+    ledger, rooms = Ledger(None), []
+    inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
+    inbox.put(message(1))
+    inbox.close()
+    inbox.put(message(2))
+    assert (ledger.held_bytes, ledger.position, rooms) == (0, None, [0])
