@@ -118,6 +118,16 @@ def own() -> Iterator[RunningRelay]:
         yield running
 
 
+def of(messages: list[Message], msg_id: str) -> Execution:
+    """What belongs to one cell."""
+    return Execution([m for m in messages if m["parent_header"].get("msg_id") == msg_id])
+
+
+def is_over(messages: list[Message], msg_id: str) -> bool:
+    mine = of(messages, msg_id)
+    return bool(mine.replies) and "idle" in mine.states
+
+
 def place_of(relay: RunningRelay, kernel: str) -> Place:
     return Place(kernels_folder(relay.state, "alpha") / kernel)
 
@@ -211,7 +221,9 @@ def test_a_cell_goes_on_when_its_holder_is_killed(own: RunningRelay, v1: bool) -
         # Lists lack nothing meanwhile.
         assert kernel in listed(own)
         assert own.request("GET", f"/alpha/api/kernels/{kernel}").status == 200
-        done = Execution([*before, *asker.collect(msg_id).messages])
+        while not (is_over(before, msg_id) and is_over(before, queued)):
+            before.append(asker.receive())
+        done = of(before, msg_id)
         heard: list[Message] = []
         while not (
             heard
@@ -221,9 +233,9 @@ def test_a_cell_goes_on_when_its_holder_is_killed(own: RunningRelay, v1: bool) -
             heard.append(other.receive())
         assert len(done.replies) == 1
         assert done.replies[0]["status"] == "ok"
-        assert asker.collect(queued).stdout == "queued\n"
+        assert of(before, queued).stdout == "queued\n"
         for messages in (done.messages, heard):
-            ours = Execution([m for m in messages if m["parent_header"].get("msg_id") == msg_id])
+            ours = of(messages, msg_id)
             assert ours.stderr.count(NOTICE) == 1
             assert ours.states.count("idle") == 1
             count = count_lines(ours.stdout, printed)
