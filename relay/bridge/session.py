@@ -83,8 +83,8 @@ class _Session(msgspec.Struct, kw_only=True):
     received: int = 0
     """The last of its client's messages on this link."""
     replaced: list[str] = []
-    known: dict[str, None] = {}
-    """The requests of a client that repeats them, oldest first."""
+    known: dict[str, _Request] = {}
+    """The requests of a client that repeats them, the one it sent least lately first."""
     connection: int | None = None
     left: float = 0.0
     """When its last connection ended."""
@@ -204,7 +204,12 @@ class Sessions:
             session.link, session.received = attach.link, 0
         session.connection = event.connection
         self._connections[event.connection] = session
-        poison = session.strikes >= _STRIKES and position == Position(self.epoch, session.cursor)
+        # A client that counts what it has shall have everything; it says itself where it stands.
+        poison = (
+            session.strikes >= _STRIKES
+            and not session.asks
+            and position == Position(self.epoch, session.cursor)
+        )
         actions.append(
             Start(event.connection, session.audiences, position, session.received, poison)
         )
@@ -339,11 +344,15 @@ class Sessions:
         return [Forward(), acknowledge]
 
     def _is_known(self, event: Submitted, session: _Session) -> bool:
-        request = f"{event.channel:d} {len(event.msg_id)} {event.msg_id} {event.session}"
-        known = request in session.known
-        session.known[request] = None
+        name = f"{event.channel:d} {len(event.msg_id)} {event.msg_id} {event.session}"
+        known = session.known.pop(name, None) is not None
+        session.known[name] = event.channel, event.msg_id, event.session
         if len(session.known) > self._limits.repeats:
-            del session.known[next(iter(session.known))]
+            # What is answered nobody repeats who has the answer.
+            answered = (
+                each for each, request in session.known.items() if request not in self._requests
+            )
+            del session.known[next(answered, next(iter(session.known)))]
         return known
 
     def _remember(self, event: Submitted, session: _Session) -> None:

@@ -182,7 +182,8 @@ class Channels:
         _, parent_header, *_ = (heard or batch.entries)[0].parts
         content = {"name": "stderr", "text": text}
         notice = self._hub.notice("stream", content, parent_header)
-        parts = notice.header, notice.parent_header, notice.metadata, notice.content
+        metadata = b'{"relay_gap":%d}' % batch.gap
+        parts = notice.header, notice.parent_header, metadata, notice.content
         seq = batch.entries[0].seq - 1
         self._writer.write(entries_record([Entry(seq, notice.channel, parts)]))
         return True

@@ -850,6 +850,12 @@ def test_a_message_on_which_three_connections_ended_is_left_out() -> None:
     )
 
 
+def test_who_says_where_it_stands_gets_everything() -> None:
+    book = play() >> Attached(9, asking("l9")) >> Detached(9) >> PRINT
+    break_off(book, 9)
+    book >> Attached(10, asking("l10")) << [start(10, key(), at(0), 0)]
+
+
 @pytest.mark.parametrize(
     "end",
     [Detached(0), Detached(0, Departure.GOODBYE, 1), Detached(0, Departure.BROKEN, 0)],
@@ -938,9 +944,21 @@ def test_past_the_limit_it_is_not_known_any_more() -> None:
     sessions = Sessions(EPOCH, limits(repeats=2))
     book = played(sessions) >> Attached(1, asking())
     for number, msg_id in enumerate("abc", 1):
-        book >> ask(1, number, msg_id)
+        book >> ask(1, number, msg_id) >> reply(msg_id)
     book >> ask(1, 4, "b") << [Acknowledge(1, 4)] >> ask(1, 5, "a")
     book << [Forward(), Acknowledge(1, 5)]
+
+
+def test_what_is_not_answered_yet_is_known_for_longer() -> None:
+    sessions = Sessions(EPOCH, limits(repeats=3))
+    book = played(sessions) >> Attached(1, asking()) >> ask(1, 1, "waits")
+    for number in range(2, 20):
+        book >> ask(1, number, str(number)) >> reply(str(number))
+    book >> ask(1, 20, "waits") << [Acknowledge(1, 20)]
+    for number in range(21, 40):
+        book >> ask(1, number, str(number))
+    # Nothing of this is answered: then the one that was sent least lately goes.
+    book >> ask(1, 40, "waits") << [Forward(), Acknowledge(1, 40)]
 
 
 def test_a_client_that_does_not_ask_may_use_an_id_twice() -> None:
