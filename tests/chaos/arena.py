@@ -14,7 +14,7 @@ from typing import Final, Self
 from tests.chaos.blows import Blow, Row, Target
 from tests.chaos.desk import Desk, Seat
 from tests.chaos.node import Node
-from tests.chaos.posts import Post, moment, now
+from tests.chaos.posts import LARGE, LESS, LINES, Post, Sizes, moment, now
 from tests.chaos.raw import Door, RawSeat
 from tests.chaos.tally import Tally
 from tests.chaos.wiring import ports_of
@@ -34,7 +34,7 @@ _AT_ONCE: Final = 3
 """Kernels that are started at the same time."""
 _DELAY: Final = 0.7
 """Seconds, at the most, that a blow waits once everybody is ready."""
-_MOMENT: Final = 0.008
+_MOMENT: Final = 0.005
 """The same for those who have just asked."""
 
 
@@ -47,12 +47,14 @@ class Arena:
         moments: Sequence[str],
         dice: random.Random,
         environ: Mapping[str, str] | None = None,
+        lines: int = LINES,
     ) -> None:
         self.relay = RunningRelay((CLUSTER,), environ=environ)
         self.posts: list[Post] = []
         self._wanted = list(itertools.product(clients, moments))
         self._dice = dice
-        self._target = Target(self.relay, CLUSTER, dice)
+        self._lines = lines
+        self._target = Target(self.relay, CLUSTER, set())
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
         self._node: Node
@@ -99,7 +101,8 @@ class Arena:
         desk = Desk(title, self.relay.folder / f"{title}.marks")
         desk.seat = await self._seat(client, title, desk)
         gate = self.relay.folder / f"{title}.gate"
-        what = moment(name, desk, self._dice, gate, gateway=client == "gateway")
+        sizes = Sizes(self._lines, LARGE if client == "raw" else LESS)
+        what = moment(name, desk, self._dice, gate, sizes)
         return Post(client, name, desk, what)
 
     async def _seat(self, client: str, title: str, desk: Desk) -> Seat:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +26,8 @@ class Target(NamedTuple):
 
     relay: RunningRelay
     cluster: str
-    dice: random.Random
+    killed: set[int]
+    """Pids that are not to be killed again."""
 
     async def parts(self) -> Parts:
         """Who runs, once everybody has for a while: what dies sooner is replaced later."""
@@ -35,7 +35,7 @@ class Target(NamedTuple):
 
         def look() -> bool:
             parts = parts_of(self.relay, self.cluster)
-            if parts is not None and parts.youngest > _SETTLED:
+            if parts and parts.all.isdisjoint(self.killed) and parts.youngest > _SETTLED:
                 found.append(parts)
             return bool(found)
 
@@ -72,6 +72,7 @@ class Kill:
     async def aim(self, target: Target, seats: Iterable[Seat]) -> None:
         """Choose the victims."""
         self._pids = list(self._victims(await target.parts()))
+        target.killed.update(self._pids)
 
     def strike(self) -> None:
         """Kill them."""
@@ -99,6 +100,7 @@ class KillWorker:
         workers = (await target.parts()).workers
         clients = {pid: clients_of(pid, target.relay) for pid in workers}
         self._pid = max(clients, key=lambda pid: len(clients[pid]))
+        target.killed.add(self._pid)
         self._ports = clients[self._pid]
 
     def strike(self) -> None:
@@ -123,7 +125,7 @@ class KillSupervisor:
 
     async def aim(self, target: Target, seats: Iterable[Seat]) -> None:
         """Choose it."""
-        await target.parts()
+        target.killed.add((await target.parts()).supervisor)
         self._relay = target.relay
         info = target.relay.info
         self._ports = [url.rpartition(":")[2] for url in (info.https_url, info.wss_url)]

@@ -76,11 +76,6 @@ class Desk:
                 self.heard_until = max(self.heard_until, heard.date)
 
     @property
-    def quiet(self) -> float:
-        """For how many seconds nothing was heard."""
-        return time.monotonic() - self._heard
-
-    @property
     def next_key(self) -> str:
         """What the next request will be called."""
         return f"{self.name}-{self._number}"
@@ -95,15 +90,16 @@ class Desk:
         await self.seat.ask(key, mark + code)
         return asked
 
-    async def settle(self, asked: Asked) -> None:
-        """Wait until everything of a request has come, or can be seen never to come.
+    async def settle(self, asked: Asked, enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait until everything of a request has come, or can be seen never to come; or until it
+        is enough.
 
         The kernel answers in turn: what is still missing when a later request is answered is
         lost. Raises `Stuck` where nothing is answered.
         """
         self._probes.clear()
         deadline = time.monotonic() + PATIENCE
-        while not asked.complete and not any(probe.complete for probe in self._probes):
+        while not (enough() or asked.complete or any(each.complete for each in self._probes)):
             now = time.monotonic()
             if now > deadline:
                 raise Stuck(f"{asked.key}: {asked.replies} replies, {asked.idles} idles")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tests.chaos.desk import PATIENCE, Desk, Stuck, numbered, until
 from tests.chaos.tally import Asked, Tally, digest
@@ -18,17 +18,15 @@ from tests.chaos.tally import Asked, Tally, digest
 LINES: Final = 2000
 """Lines of the cell that prints."""
 _BURST: Final = 10
-_PAUSE: Final = 0.07
+_PAUSE: Final = 0.2
 """Seconds between two bursts: the cell is to last for several blows."""
-_QUIET: Final = 5.0
-"""Seconds of silence in which the cell may have come to its end."""
-_LAST: Final = 1700
-"""Lines after which the cell is too near its end to be hit for certain."""
+_NEAR: Final = 300
+"""So near to its end the cell is not hit for certain."""
 _MIB: Final = 1024 * 1024
 LARGE: Final = 30 * _MIB
-"""Characters of the large output."""
-LARGE_FOR_GATEWAY: Final = 9 * _MIB
-"""The same for a Jupyter Server in gateway mode, which takes no more than 10 MiB."""
+"""Characters of the large output, for a client that reads fast enough to have time for it."""
+LESS: Final = 9 * _MIB
+"""The same for others; a Jupyter Server in gateway mode takes no more than 10 MiB."""
 
 
 class Moment(Protocol):
@@ -127,21 +125,27 @@ class _Quiet:
 
 
 class Printing(_Quiet):
-    """In the middle of a cell of 2,000 lines."""
+    """In the middle of a cell that prints many lines."""
+
+    def __init__(self, desk: Desk, dice: random.Random, lines: int) -> None:
+        super().__init__(desk, dice)
+        self._lines = lines
 
     async def ready(self) -> None:
         """Have a cell print, with enough to come."""
-        if self._asked is not None and (self._asked.complete or self._asked.came > _LAST):
+        if self._asked is not None and (
+            self._asked.complete or self._asked.came > self._lines - _NEAR
+        ):
             await self.finish()
         if self._asked is None:
             name = self._desk.next_key
             code = (
                 "import time\n"
-                f"for number in range({LINES}):\n"
+                f"for number in range({self._lines}):\n"
                 f"    print({name!r}, number, flush=True)\n"
                 f"    if number % {_BURST} == {_BURST - 1}: time.sleep({_PAUSE})"
             )
-            self._asked = await self._desk.ask(code, list(numbered(name, LINES)))
+            self._asked = await self._desk.ask(code, list(numbered(name, self._lines)))
         asked = self._asked
         await until(f"lines of {asked.key}", lambda: asked.came)
 
@@ -149,12 +153,7 @@ class Printing(_Quiet):
         """Wait for a line that was printed after the blow."""
         asked = self._asked
         assert asked is not None
-        while not (asked.printed_until > struck or asked.complete):
-            if self._desk.quiet > _QUIET:
-                # Where the end was lost, too, no line will ever come.
-                await self.finish()
-                return
-            await asyncio.sleep(0.01)
+        await self._desk.settle(asked, lambda: asked.printed_until > struck)
 
 
 class Idle(_Quiet):
@@ -194,7 +193,7 @@ class Silent(_Quiet):
         name = self._desk.next_key
         code = (
             "import pathlib, time\n"
-            f"while not pathlib.Path({str(self._gate)!r}).exists(): time.sleep(0.02)\n"
+            f"while not pathlib.Path({str(self._gate)!r}).exists(): time.sleep(0.05)\n"
             f"print({name!r})"
         )
         asked = self._asked = await self._desk.ask(code, [name])
@@ -245,11 +244,18 @@ MOMENTS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def moment(name: str, desk: Desk, dice: random.Random, gate: Path, *, gateway: bool) -> Moment:
+class Sizes(NamedTuple):
+    """How much a kernel says."""
+
+    lines: int = LINES
+    large: int = LARGE
+
+
+def moment(name: str, desk: Desk, dice: random.Random, gate: Path, sizes: Sizes) -> Moment:
     """The moment of that name."""
     match name:
         case "printing":
-            return Printing(desk, dice)
+            return Printing(desk, dice, sizes.lines)
         case "idle":
             return Idle(desk, dice)
         case "asked":
@@ -257,4 +263,4 @@ def moment(name: str, desk: Desk, dice: random.Random, gate: Path, *, gateway: b
         case "silent":
             return Silent(desk, dice, gate)
         case _:
-            return Large(desk, dice, LARGE_FOR_GATEWAY if gateway else LARGE)
+            return Large(desk, dice, sizes.large)

@@ -74,4 +74,4 @@ def write(text: str, path: Path = GUARANTEES) -> None:
     _, end, after = rest.partition(_END)
     if not (begin and end):
         raise ValueError(f"{path} has no place for the table")
-    path.write_text(f"{before}{begin}{text}{end}{after}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
