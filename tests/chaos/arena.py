@@ -14,7 +14,7 @@ from typing import Final, Self
 from tests.chaos.blows import Blow, Row, Target
 from tests.chaos.desk import Desk, Seat
 from tests.chaos.node import Node
-from tests.chaos.posts import LARGE, LESS, LINES, Post, Sizes, moment, now
+from tests.chaos.posts import LARGE, LESS, Post, Speed, moment, now
 from tests.chaos.raw import Door, RawSeat
 from tests.chaos.tally import Tally
 from tests.chaos.wiring import ports_of
@@ -47,13 +47,14 @@ class Arena:
         moments: Sequence[str],
         dice: random.Random,
         environ: Mapping[str, str] | None = None,
-        lines: int = LINES,
+        speeds: Mapping[str, Speed] = MappingProxyType({}),
     ) -> None:
+        """``speeds`` are those of the moments in which a cell prints, where not as usual."""
         self.relay = RunningRelay((CLUSTER,), environ=environ)
         self.posts: list[Post] = []
         self._wanted = list(itertools.product(clients, moments))
         self._dice = dice
-        self._lines = lines
+        self._speeds = speeds
         self._target = Target(self.relay, CLUSTER, set())
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
@@ -101,8 +102,9 @@ class Arena:
         desk = Desk(title, self.relay.folder / f"{title}.marks")
         desk.seat = await self._seat(client, title, desk)
         gate = self.relay.folder / f"{title}.gate"
-        sizes = Sizes(self._lines, LARGE if client == "raw" else LESS)
-        what = moment(name, desk, self._dice, gate, sizes)
+        speed = self._speeds.get(name, Speed())
+        large = LARGE if client == "raw" else LESS
+        what = moment(name, desk, self._dice, gate, speed, large)
         return Post(client, name, desk, what)
 
     async def _seat(self, client: str, title: str, desk: Desk) -> Seat:

@@ -17,11 +17,8 @@ from tests.chaos.tally import Asked, Tally, digest
 
 LINES: Final = 2000
 """Lines of the cell that prints."""
-_BURST: Final = 10
-_PAUSE: Final = 0.2
-"""Seconds between two bursts: the cell is to last for several blows."""
-_NEAR: Final = 300
-"""So near to its end the cell is not hit for certain."""
+_NEAR: Final = 0.85
+"""The part of a cell's lines after which it is not hit for certain."""
 _MIB: Final = 1024 * 1024
 LARGE: Final = 30 * _MIB
 """Characters of the large output, for a client that reads fast enough to have time for it."""
@@ -124,17 +121,26 @@ class _Quiet:
             self._asked = None
 
 
+class Speed(NamedTuple):
+    """How a cell prints."""
+
+    lines: int = LINES
+    burst: int = 10
+    pause: float = 0.2
+    """Seconds between two bursts: the cell is to last for several blows."""
+
+
 class Printing(_Quiet):
     """In the middle of a cell that prints many lines."""
 
-    def __init__(self, desk: Desk, dice: random.Random, lines: int) -> None:
+    def __init__(self, desk: Desk, dice: random.Random, speed: Speed) -> None:
         super().__init__(desk, dice)
-        self._lines = lines
+        self._lines, self._burst, self._pause = speed
 
     async def ready(self) -> None:
         """Have a cell print, with enough to come."""
         if self._asked is not None and (
-            self._asked.complete or self._asked.came > self._lines - _NEAR
+            self._asked.complete or self._asked.came > self._lines * _NEAR
         ):
             await self.finish()
         if self._asked is None:
@@ -143,7 +149,7 @@ class Printing(_Quiet):
                 "import time\n"
                 f"for number in range({self._lines}):\n"
                 f"    print({name!r}, number, flush=True)\n"
-                f"    if number % {_BURST} == {_BURST - 1}: time.sleep({_PAUSE})"
+                f"    if number % {self._burst} == {self._burst - 1}: time.sleep({self._pause})"
             )
             self._asked = await self._desk.ask(code, list(numbered(name, self._lines)))
         asked = self._asked
@@ -244,23 +250,18 @@ MOMENTS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-class Sizes(NamedTuple):
-    """How much a kernel says."""
-
-    lines: int = LINES
-    large: int = LARGE
-
-
-def moment(name: str, desk: Desk, dice: random.Random, gate: Path, sizes: Sizes) -> Moment:
-    """The moment of that name."""
+def moment(
+    name: str, desk: Desk, dice: random.Random, gate: Path, speed: Speed, large: int
+) -> Moment:
+    """The moment of that name; ``large`` is a large message's size, in characters."""
     match name:
-        case "printing":
-            return Printing(desk, dice, sizes.lines)
         case "idle":
             return Idle(desk, dice)
         case "asked":
             return JustAsked(desk, dice)
         case "silent":
             return Silent(desk, dice, gate)
+        case "large":
+            return Large(desk, dice, large)
         case _:
-            return Large(desk, dice, sizes.large)
+            return Printing(desk, dice, speed)

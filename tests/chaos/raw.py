@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from tests.chaos.desk import until
 from tests.chaos.tally import Heard
@@ -36,6 +38,23 @@ class Door(NamedTuple):
     patience: float | None = None
     """Seconds of silence after which the connection is taken for dead, and a ping is sent, which
     may take as long; None believes in it for ever."""
+
+
+class _Counting(ClientConnection):
+    """Counts the pings that it answers."""
+
+    pings = 0
+
+    def process_event(self, event: Event) -> None:
+        """Take a frame, as the library does."""
+        if isinstance(event, Frame) and event.opcode is Opcode.PING:
+            _Counting.pings += 1
+        super().process_event(event)
+
+
+def pings() -> int:
+    """How many pings all of them have answered so far."""
+    return _Counting.pings
 
 
 class RawSeat:
@@ -89,6 +108,7 @@ class RawSeat:
             sock=made,
             additional_headers=self._door.headers,
             subprotocols=[V1] if self._door.v1 else None,
+            create_connection=_Counting,
             compression=None,
             max_size=None,
             proxy=None,
@@ -132,6 +152,11 @@ class RawSeat:
             request = execute_request(code, session=self.session, msg_id=key)
             with contextlib.suppress(ConnectionClosed):
                 await connected.send(pack(request, v1=connected.subprotocol == V1))
+
+    def cut(self) -> None:
+        """Break the connection, as a network does."""
+        if self._socket is not None:
+            self._socket.transport.abort()
 
     async def close(self) -> None:
         """End it; `run` returns soon after."""

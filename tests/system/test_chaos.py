@@ -9,10 +9,11 @@ import pytest
 from tests.chaos import table
 from tests.chaos.arena import Arena
 from tests.chaos.blows import LANES
+from tests.chaos.posts import Speed
 from tests.chaos.tally import Asked, Heard, Requirement, Tally
 
 KILLS = 2
-LINES = 500
+LINES = Speed(lines=500)
 ROWS = {row.name: row for lane in LANES for row in lane}
 PROMISED = Requirement()
 STRICT = Requirement(once=True, arrives=True)
@@ -79,7 +80,9 @@ async def test_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(2**32)  # noqa: S311 - not a secret
     print(f"seed {seed}")  # noqa: T201 - shown with a failure
     dice = random.Random(seed)  # noqa: S311
-    async with Arena(["raw"], ["printing", "asked", "large"], dice, lines=LINES) as arena:
+    async with Arena(
+        ["raw"], ["printing", "asked", "large"], dice, speeds={"printing": LINES}
+    ) as arena:
         for name in ("agent", "edge and agent"):
             row = ROWS[name]
             for cell, tally in (await arena.fight(row, KILLS, lambda _: None)).items():
