@@ -16,6 +16,7 @@ from tests.chaos.desk import Desk, Seat
 from tests.chaos.node import Node
 from tests.chaos.posts import LARGE, LESS, Post, Speed, moment, now
 from tests.chaos.raw import Door, RawSeat
+from tests.chaos.silence import Network
 from tests.chaos.tally import Tally
 from tests.chaos.wiring import ports_of
 from tests.system.gateway_mode import JupyterServer
@@ -30,6 +31,9 @@ CLIENTS: Final[Mapping[str, str]] = MappingProxyType(
         "node": "JupyterLab's KernelConnection",
     }
 )
+_EVERYWHERE: Final = {"RELAY_HTTPS__HOST": "0.0.0.0", "RELAY_WSS__HOST": "0.0.0.0"}  # noqa: S104
+_PATIENCE: Final = 2.0
+"""Seconds of silence after which a client of its own in a bad network asks, and waits again."""
 _AT_ONCE: Final = 3
 """Kernels that are started at the same time."""
 _DELAY: Final = 0.7
@@ -48,14 +52,20 @@ class Arena:
         dice: random.Random,
         environ: Mapping[str, str] | None = None,
         speeds: Mapping[str, Speed] = MappingProxyType({}),
+        *,
+        silent: bool = False,
     ) -> None:
-        """``speeds`` are those of the moments in which a cell prints, where not as usual."""
-        self.relay = RunningRelay((CLUSTER,), environ=environ)
+        """``speeds`` are those of the moments in which a cell prints, where not as usual;
+        ``silent`` puts the clients into a network that can go silent.
+        """
+        listen = _EVERYWHERE if silent else {}
+        self.relay = RunningRelay((CLUSTER,), environ={**(environ or {}), **listen})
+        self._network = Network(self.relay.folder) if silent else None
         self.posts: list[Post] = []
         self._wanted = list(itertools.product(clients, moments))
         self._dice = dice
         self._speeds = speeds
-        self._target = Target(self.relay, CLUSTER, set())
+        self._target = Target(self.relay, CLUSTER, set(), dice, self._network)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
         self._node: Node
@@ -75,11 +85,14 @@ class Arena:
         await asyncio.to_thread(self.relay.close, keep=kind is not None)
 
     async def _start(self) -> None:
+        if self._network is not None:
+            self._stack.enter_context(self._network)
         await asyncio.to_thread(self.relay.start)
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         clients = {client for client, _ in self._wanted}
         if "node" in clients:
-            self._node = Node(self.relay, CLUSTER)
+            there = (self._network.host, self._network.prefix) if self._network else ()
+            self._node = Node(self.relay, CLUSTER, *there)
             await self._node.start()
             self._stack.push_async_callback(self._node.close)
             self._tasks.create_task(self._node.run(), name="node")
@@ -126,6 +139,8 @@ class Arena:
             return await self._node.seat(title, kernel, desk.hear)
         url = f"{relay.info.wss_url}/{CLUSTER}/api/kernels/{kernel}/channels"
         door = Door(url, relay.authorization, relay.tls)
+        if self._network is not None:
+            door = door._replace(network=self._network, patience=_PATIENCE)
         return self._run(RawSeat(door, desk.hear, named=client != "anonymous"))
 
     def _run(self, seat: RawSeat) -> RawSeat:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from tests.chaos.desk import Seat, until
+from tests.chaos.silence import Network
 from tests.chaos.tally import Requirement
 from tests.chaos.wiring import Parts, clients_of, parts_of
 from tests.system.running import RunningRelay
@@ -28,6 +30,9 @@ class Target(NamedTuple):
     cluster: str
     killed: set[int]
     """Pids that are not to be killed again."""
+    dice: random.Random
+    network: Network | None = None
+    """Between clients and edge, where it is not the usual."""
 
     async def parts(self) -> Parts:
         """Who runs, once everybody has for a while: what dies sooner is replaced later."""
@@ -176,6 +181,37 @@ class Stop:
         return time.monotonic()
 
 
+class Silence:
+    """The clients' network drops everything for a while; some longer than the edge waits."""
+
+    def __init__(self) -> None:
+        self._network: Network
+        self._seconds = 0.0
+
+    async def aim(self, target: Target, seats: Iterable[Seat]) -> None:
+        """Choose for how long."""
+        assert target.network is not None
+        await target.parts()
+        self._network = target.network
+        self._seconds = target.dice.uniform(1.0, 10.0)
+
+    def strike(self) -> None:
+        """Drop everything."""
+        self._network.silence(on=True)
+
+    def hits(self, seat: Seat) -> bool:
+        """Everybody."""
+        return True
+
+    async def over(self, began: float) -> float:
+        """Drop nothing, after a while."""
+        try:
+            await asyncio.sleep(self._seconds)
+        finally:
+            self._network.silence(on=False)
+        return time.monotonic()
+
+
 class Row(NamedTuple):
     """A row of the matrix: a failure, and what is promised when it happens."""
 
@@ -184,6 +220,8 @@ class Row(NamedTuple):
     required: Requirement = Requirement()
     environ: Mapping[str, str] = MappingProxyType({})
     """Settings of the relay under which it happens."""
+    silent: bool = False
+    """Whether the clients' network is one that can go silent."""
 
 
 _EDGES: Final = (
@@ -214,5 +252,13 @@ _AGENT_STOPS: Final = (
         environ=_SOON,
     ),
 )
-LANES: Final = (_SUPERVISOR, _EDGES, _AGENT_STOPS, _AGENTS, _EDGE_STOPS)
+_SILENCES: Final = (
+    Row(
+        "silent network, 1 to 10 s",
+        Silence,
+        environ=MappingProxyType({"RELAY_WEBSOCKET__PONG_TIMEOUT": "4"}),
+        silent=True,
+    ),
+)
+LANES: Final = (_SUPERVISOR, _EDGES, _AGENT_STOPS, _AGENTS, _EDGE_STOPS, _SILENCES)
 """Rows with one relay each, which suffers them in turn; the longest first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
 import ssl
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -18,6 +17,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
 
 from tests.chaos.desk import until
+from tests.chaos.silence import Network
 from tests.chaos.tally import Heard
 from tests.system.channels import V1, execute_request, pack, unpack
 
@@ -33,8 +33,8 @@ class Door(NamedTuple):
     headers: Mapping[str, str]
     tls: ssl.SSLContext | None = None
     v1: bool = True
-    make_socket: Callable[[], socket.socket] | None = None
-    """For another network than the usual."""
+    network: Network | None = None
+    """Another than the usual."""
     patience: float | None = None
     """Seconds of silence after which the connection is taken for dead, and a ping is sent, which
     may take as long; None believes in it for ever."""
@@ -101,7 +101,10 @@ class RawSeat:
                     await self._stopped.wait()
 
     async def _connect_once(self) -> None:
-        made = await self._open_socket()
+        parts = urlsplit(self._url)
+        network = self._door.network
+        assert parts.port is not None
+        made = None if network is None else await network.connect(parts.port)
         async with connect(
             self._url,
             ssl=self._door.tls,
@@ -124,20 +127,6 @@ class RawSeat:
             v1 = opened.subprotocol == V1
             async for payload in opened:
                 self._hear(Heard.of(unpack(payload, v1=v1)))
-
-    async def _open_socket(self) -> socket.socket | None:
-        if self._door.make_socket is None:
-            return None
-        made = self._door.make_socket()
-        parts = urlsplit(self._url)
-        try:
-            made.setblocking(False)
-            async with asyncio.timeout(10):
-                await asyncio.get_running_loop().sock_connect(made, (parts.hostname, parts.port))
-        except BaseException:
-            made.close()
-            raise
-        return made
 
     def ports(self) -> set[int]:
         """Its own, if it is connected."""

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from relay.registry import Place, kernels_folder
 from tests.chaos.blows import LANES, Target
-from tests.chaos.desk import Desk, Stuck, numbered
+from tests.chaos.desk import Desk, Stuck, numbered, until
 from tests.chaos.raw import Door, RawSeat
 from tests.chaos.tally import Tally
 from tests.chaos.wiring import parts_of
@@ -46,7 +46,9 @@ _GROWTH: Final = 1.2
 _MORE_MIB: Final = 16.0
 _MORE_FILES: Final = 8
 """Descriptors that a process may have more after the calm: idle connections between parts."""
-_BLOWS: Final = [row.blow for lane in LANES for row in lane if "stopped" not in row.name]
+_BLOWS: Final = [
+    row.blow for lane in LANES for row in lane if not (row.silent or "stopped" in row.name)
+]
 _MIB: Final = 1024 * 1024
 
 
@@ -67,7 +69,7 @@ class Soak:
         self._relay = relay
         self._dice = dice
         self._console = console
-        self._target = Target(relay, CLUSTER, set())
+        self._target = Target(relay, CLUSTER, set(), dice)
         self._until = 0.0
         self._kernels: set[str] = set()
         self.tally = Tally()
@@ -176,10 +178,9 @@ class Soak:
 
     async def _rest(self) -> dict[str, Seen]:
         """See that nothing is left but what serves; look at that."""
-        deadline = time.monotonic() + 60
-        while (left := self._left()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.5)
-        self.left += left
+        with contextlib.suppress(Stuck):
+            await until("nothing left", lambda: not self._left(), 60)
+        self.left += self._left()
         await self._target.parts()
         parts = parts_of(self._relay, CLUSTER)
         assert parts is not None
