@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
+from relay.registry import Place, kernels_folder
 from tests.chaos.desk import Seat, until
 from tests.chaos.silence import Network
 from tests.chaos.tally import Requirement
@@ -115,6 +117,44 @@ class KillWorker:
     def hits(self, seat: Seat) -> bool:
         """Whether a connection of the client's ends there."""
         return bool(self._ports & seat.ports())
+
+    async def over(self, began: float) -> float:
+        """Nothing more is done."""
+        return began
+
+
+class KillHolders:
+    """SIGKILL for all holders of the cluster."""
+
+    def __init__(self) -> None:
+        self._pids: list[int] = []
+        self._killed: set[int] = set()
+
+    async def aim(self, target: Target, seats: Iterable[Seat]) -> None:
+        """Choose those that serve."""
+        await target.parts()
+        folder = kernels_folder(target.relay.state, target.cluster)
+        pids: list[int] = []
+
+        def look() -> bool:
+            records = [Place(path).read_record() for path in folder.iterdir()]
+            pids[:] = [record.holder_pid for record in records if record is not None]
+            return len(pids) == len(records) and self._killed.isdisjoint(pids)
+
+        await until("a holder for each kernel", look)
+        self._pids = pids
+        self._killed.update(pids)
+
+    def strike(self) -> None:
+        """Kill them."""
+        for pid in self._pids:
+            # A kernel may have ended meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def hits(self, seat: Seat) -> bool:
+        """Everybody."""
+        return True
 
     async def over(self, began: float) -> float:
         """Nothing more is done."""
@@ -260,5 +300,9 @@ _SILENCES: Final = (
         silent=True,
     ),
 )
+# What a kernel says while no holder reads is lost, and said to be; it does not wait for anybody.
+_HOLDERS: Final = (Row("holder", KillHolders, Requirement(complete=False)),)
 LANES: Final = (_SUPERVISOR, _EDGES, _AGENT_STOPS, _AGENTS, _EDGE_STOPS, _SILENCES)
 """Rows with one relay each, which suffers them in turn; the longest first."""
+MORE: Final = (_HOLDERS,)
+"""Those that must be asked for."""

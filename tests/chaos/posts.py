@@ -20,6 +20,7 @@ LINES: Final = 2000
 _NEAR: Final = 0.85
 """The part of a cell's lines after which it is not hit for certain."""
 _MIB: Final = 1024 * 1024
+STARTING: Final = "starting"
 LARGE: Final = 30 * _MIB
 """Characters of the large output, for a client that reads fast enough to have time for it."""
 LESS: Final = 9 * _MIB
@@ -246,6 +247,7 @@ MOMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "asked": "a request just sent",
         "large": "in a large message",
         "silent": "busy and silent",
+        STARTING: "while a kernel starts",
     }
 )
 

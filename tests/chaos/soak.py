@@ -30,7 +30,7 @@ from relay.registry import Place, kernels_folder
 from tests.chaos.blows import LANES, Target
 from tests.chaos.desk import Desk, Stuck, numbered, until
 from tests.chaos.raw import Door, RawSeat
-from tests.chaos.tally import Tally
+from tests.chaos.tally import Asked, Tally
 from tests.chaos.wiring import parts_of
 from tests.system.running import RunningRelay, processes_of
 
@@ -72,6 +72,8 @@ class Soak:
         self._target = Target(relay, CLUSTER, set(), dice)
         self._until = 0.0
         self._kernels: set[str] = set()
+        self._hurt: set[str] = set()
+        """Kernels whose holder was killed."""
         self.tally = Tally()
         """Of the kernels that lived to their end."""
         self.visits = 0
@@ -116,6 +118,7 @@ class Soak:
             folder = kernels_folder(self._relay.state, CLUSTER) / kernel
             with contextlib.suppress(OSError):
                 if record := Place(folder).read_record():
+                    self._hurt.add(kernel)
                     os.kill(record.holder_pid, signal.SIGKILL)
 
     # Clients.
@@ -144,23 +147,28 @@ class Soak:
         desk.seat = seat
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(seat.run(), name=f"seat {kernel}")
-            with contextlib.suppress(Stuck):
+            try:
                 for _ in range(dice.randint(1, 4)):
-                    await self._run_cell(desk)
+                    asked = await self._run_cell(desk)
                     if dice.random() < 0.3:
                         seat.cut()
+                await desk.settle(asked)
+            except Stuck as stuck:
+                if kernel not in self._hurt:
+                    self.left.append(f"stuck: {stuck}")
             if dice.random() < 0.5:
                 seat.cut()
             await seat.close()
-        if not seat.gone:
+        if kernel not in self._hurt:
             desk.count(self.tally)
 
-    async def _run_cell(self, desk: Desk) -> None:
+    async def _run_cell(self, desk: Desk) -> Asked:
         name, lines = desk.next_key, self._dice.choice((1, 50, 500))
         code = f"for number in range({lines}): print({name!r}, number, flush=True)"
         asked = await desk.ask(f"{code}\nimport time; time.sleep(0.2)", list(numbered(name, lines)))
         if self._dice.random() < 0.8:
             await desk.settle(asked)
+        return asked
 
     async def _call(self, method: str, path: str, body: Any = None) -> int:
         """Ask, again and again, until there is an answer that is one; its status, else 0."""
