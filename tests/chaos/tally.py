@@ -112,6 +112,8 @@ class Tally:
     """Requests that arrived and whose idle status came."""
     lost: int = 0
     """Lines, of requests that arrived."""
+    untold: int = 0
+    """Lost lines of requests that had no notice on stderr."""
     repeated: int = 0
     """Lines, replies and states."""
     reordered: int = 0
@@ -137,6 +139,7 @@ class Tally:
             return
         count = count_lines("".join(asked.out), asked.lines)
         self.lost += count.lost
+        self.untold += 0 if asked.notices else count.lost
         self.reordered += count.out_of_order
         self.strange += count.strange
         over = (max(n - 1, 0) for n in (asked.replies, asked.busies, asked.idles))
@@ -168,7 +171,7 @@ class Requirement(NamedTuple):
     """What is promised of one client when one component fails."""
 
     complete: bool = True
-    """No line is lost; reply and idle come of whatever arrived."""
+    """No line is lost; reply and idle come of whatever arrived. Else the client is told."""
     once: bool = False
     """Nothing comes twice."""
     arrives: bool = False
@@ -187,6 +190,8 @@ class Requirement(NamedTuple):
                 found.append(f"{tally.arrived - tally.replies} replies missing")
             if tally.idles < tally.arrived:
                 found.append(f"{tally.arrived - tally.idles} idles missing")
+        else:
+            found += _nonzero(tally, "untold")
         if self.once:
             found += _nonzero(tally, "repeated")
         if self.arrives and tally.arrived < tally.asked:

@@ -37,7 +37,15 @@ ALL = BUSY, FIRST, SECOND, REPLY, IDLE
 
 def test_what_is_complete_breaks_no_promise() -> None:
     assert STRICT.broken_by(heard(*ALL), 1) == []
-    assert Requirement(complete=False).broken_by(heard(BUSY), 1) == []
+
+
+def test_what_may_be_lost_must_be_told() -> None:
+    tally = Tally(hits=1)
+    asked = Asked("it", ["it 0"], 0.0)
+    asked.hear(Heard("it", "stream", "1 message is lost", stderr=True))
+    tally.add(asked, 1)
+    assert Requirement(complete=False).broken_by(tally, 1) == []
+    assert Requirement(complete=False).broken_by(heard(BUSY), 1) == ["2 untold"]
 
 
 @pytest.mark.parametrize(
