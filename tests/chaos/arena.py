@@ -37,10 +37,10 @@ _PATIENCE: Final = 2.0
 """Seconds of silence after which a client of its own in a bad network asks, and waits again."""
 _AT_ONCE: Final = 3
 """Kernels that are started at the same time."""
-_DELAY: Final = 0.7
-"""Seconds, at the most, that a blow waits once everybody is ready."""
 _MOMENT: Final = 0.005
-"""The same for those who have just asked."""
+"""Seconds, at the most, between a request and a blow that is to meet it."""
+_TRIES: Final = 4
+"""Blows for each hit, at the most: some find a moment that is over."""
 
 
 class Arena:
@@ -165,7 +165,7 @@ class Arena:
         for post in self.posts:
             post.tally = Tally()
         blow = row.blow()
-        for number in range(2 * kills):
+        for number in range(_TRIES * kills):
             left = [post for post in self.posts if post.tally.hits < kills and not post.stuck]
             if not left:
                 break
@@ -177,7 +177,7 @@ class Arena:
     async def _strike(self, blow: Blow, posts: Sequence[Post]) -> None:
         await blow.aim(self._target, [post.desk.seat for post in posts])
         await _all(post.ready() for post in posts)
-        await asyncio.sleep(self._dice.uniform(0, _DELAY))
+        await asyncio.sleep(self._dice.uniform(0, self._dice.choice(posts).moment.within))
         near = {post for post in posts if blow.hits(post.desk.seat)}
         await _all(post.aim() for post in posts)
         await asyncio.sleep(self._dice.uniform(0, _MOMENT))

@@ -30,6 +30,9 @@ LESS: Final = 9 * _MIB
 class Moment(Protocol):
     """What a client does around a blow."""
 
+    within: float
+    """Seconds after `ready` within which a blow falls into the moment."""
+
     @property
     def lasts(self) -> bool:
         """Whether it is in the moment still; asked at the blow."""
@@ -98,6 +101,8 @@ class Post:
 
 class _Quiet:
     """Does nothing where a moment needs nothing."""
+
+    within = 0.7
 
     def __init__(self, desk: Desk, dice: random.Random) -> None:
         self._desk = desk
@@ -214,6 +219,8 @@ class Silent(_Quiet):
 
 class Large(_Quiet):
     """In the middle of a message of 30 MB."""
+
+    within = 0.2
 
     def __init__(self, desk: Desk, dice: random.Random, size: int) -> None:
         super().__init__(desk, dice)

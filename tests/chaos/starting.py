@@ -44,6 +44,8 @@ class Nobody:
 class Starting:
     """A kernel starts; after the blow there is one of it, it executes code, and it ends."""
 
+    within = 0.7
+
     def __init__(
         self,
         relay: RunningRelay,
