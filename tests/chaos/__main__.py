@@ -77,6 +77,8 @@ class Match:
             self._say(f"{rows[0].name}: {len(arena.posts)} clients of {arena.relay.folder}")
             for row in rows:
                 fought = await arena.fight(row, asked.kills, self._say)
+                total = Tally.sum(fought.values())
+                self._say(f"{row.name}: {total.hits} hits, {total.lost} lost; {total.trouble}")
                 for (client, moment), tally in fought.items():
                     self._results[row.name, client, moment] = tally
 
