@@ -30,9 +30,10 @@ test: lint node ## Check the code, then run the tests
 	$(PYTEST) -m "not slow"
 
 .PHONY: test-all
-test-all: lint node ## As `test`, with the slow tests and the demonstration
+test-all: lint node ## As `test`, with the slow tests, the demonstration and `chaos`
 	$(PYTEST)
 	$(MAKE) demo
+	$(MAKE) chaos
 
 # Some of the clients that the tests use are JavaScript. The tests install their packages.
 .PHONY: node
@@ -55,6 +56,15 @@ format: $(STAMP) ## Put the code into the project's form
 .PHONY: demo
 demo: $(STAMP) ## Real notebooks through the relay while its agents are killed
 	$(BIN)/python -m tests.system.demo $(ARGS)
+
+.PHONY: chaos
+chaos: $(STAMP) node ## Kill every part under every client and count; ARGS="--write" for the docs
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+MINUTES ?= 5
+.PHONY: soak
+soak: $(STAMP) ## Come and go and kill for MINUTES=5, then look for what leaked
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
 
 .PHONY: lock
 lock: $(STAMP) ## Choose the newest dependencies and write requirements.lock

@@ -83,34 +83,28 @@ class Channels:
         msg_id: str | None = None,
     ) -> str:
         """Send a message; its ``msg_id``. ``parent`` is a header."""
-        header = {
-            "msg_id": msg_id or secrets.token_hex(16),
-            "msg_type": msg_type,
-            "session": self.session,
-            "username": "",
-            "version": "5.4",
-            "date": dt.datetime.now(dt.UTC).isoformat(),
-        }
-        message: Message = {
-            "channel": channel,
-            "header": header,
-            "parent_header": dict(parent or {}),
-            "metadata": {},
-            "content": dict(content),
-            "buffers": list(buffers),
-        }
-        self.socket.send(_pack(message, v1=self.socket.subprotocol == V1))
-        return str(header["msg_id"])
+        message = request(
+            channel,
+            msg_type,
+            content,
+            session=self.session,
+            parent=parent,
+            buffers=buffers,
+            msg_id=msg_id,
+        )
+        return self._send(message)
+
+    def _send(self, message: Message) -> str:
+        self.socket.send(pack(message, v1=self.socket.subprotocol == V1))
+        return str(message["header"]["msg_id"])
 
     def receive(self, timeout: float = 30.0) -> Message:
         """The next message. Raises `TimeoutError`, or websockets' ``ConnectionClosed``."""
-        return _unpack(self.socket.recv(timeout), v1=self.socket.subprotocol == V1)
+        return unpack(self.socket.recv(timeout), v1=self.socket.subprotocol == V1)
 
     def submit(self, code: str, **options: Any) -> str:
         """Send code to execute; the ``msg_id``. ``options`` are more of the content."""
-        defaults = {"silent": False, "store_history": True, "allow_stdin": False}
-        content = {"code": code, "user_expressions": {}, **defaults, **options}
-        return self.send("shell", "execute_request", content)
+        return self._send(execute_request(code, session=self.session, **options))
 
     def execute(
         self,
@@ -210,7 +204,46 @@ def connect(
     return Channels(socket, session)
 
 
-def _pack(message: Message, *, v1: bool) -> str | bytes:
+def request(
+    channel: str,
+    msg_type: str,
+    content: Mapping[str, Any],
+    *,
+    session: str,
+    parent: Mapping[str, Any] | None = None,
+    buffers: Sequence[bytes] = (),
+    msg_id: str | None = None,
+) -> Message:
+    """A message to a kernel. ``parent`` is a header."""
+    header = {
+        "msg_id": msg_id or secrets.token_hex(16),
+        "msg_type": msg_type,
+        "session": session,
+        "username": "",
+        "version": "5.4",
+        "date": dt.datetime.now(dt.UTC).isoformat(),
+    }
+    return {
+        "channel": channel,
+        "header": header,
+        "parent_header": dict(parent or {}),
+        "metadata": {},
+        "content": dict(content),
+        "buffers": list(buffers),
+    }
+
+
+def execute_request(
+    code: str, *, session: str, msg_id: str | None = None, **options: Any
+) -> Message:
+    """Code to execute. ``options`` are more of the content."""
+    defaults = {"silent": False, "store_history": True, "allow_stdin": False}
+    content = {"code": code, "user_expressions": {}, **defaults, **options}
+    return request("shell", "execute_request", content, session=session, msg_id=msg_id)
+
+
+def pack(message: Message, *, v1: bool) -> str | bytes:
+    """A message as it goes into a WebSocket."""
     if v1:
         parts = [*(json.dumps(message[part]).encode() for part in _PARTS), *message["buffers"]]
         packed: bytes = serialize_msg_to_ws_v1(parts, message["channel"])
@@ -221,7 +254,8 @@ def _pack(message: Message, *, v1: bool) -> str | bytes:
     return packed
 
 
-def _unpack(payload: str | bytes, *, v1: bool) -> Message:
+def unpack(payload: str | bytes, *, v1: bool) -> Message:
+    """A message as it came out of a WebSocket."""
     if isinstance(payload, str):
         assert not v1, "text on a v1 WebSocket"
         message: Message = json.loads(payload)

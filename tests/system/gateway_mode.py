@@ -11,6 +11,7 @@ import http
 import json
 import os
 import secrets
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,12 @@ class JupyterServer:
         self.url = program.wait_until("its address", lambda: _server_url(info))
         program.wait_until("its kernelspecs", self._has_kernelspecs)
         return self
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its process."""
+        assert self._program is not None
+        return self._program.process
 
     def stop(self) -> int:
         """Stop it, which ends the kernels that it started; its exit code."""

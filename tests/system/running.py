@@ -200,9 +200,9 @@ class RunningRelay:
         self.state = self.folder / "state"
         self.log = self.folder / "relay.log"
         self.environ = {**environment(self.folder), **(environ or {})}
-        ports = ("--https-port", "0", "--wss-port", "0")
+        self._ports: tuple[str, ...] = ("--https-port", "0", "--wss-port", "0")
         chosen = [part for name in clusters for part in ("--cluster", name)]
-        self._up = ("-m", "relay", "up", "--state-dir", str(self.state), *ports, *chosen, *options)
+        self._up = ("-m", "relay", "up", "--state-dir", str(self.state), *chosen, *options)
         self._program: Program | None = None
         self._killed: dict[str, int] = {}
 
@@ -210,13 +210,13 @@ class RunningRelay:
 
     def start(self) -> Self:
         """Start it and wait until it is ready. Raises `NotRunning`."""
-        self._program = Program(self._up, self.log, self.environ)
+        self._program = Program((*self._up, *self._ports), self.log, self.environ)
         self._program.wait_until("relay.json", self._announced)
         return self
 
     def restart_on(self, https_port: str, wss_port: str) -> None:
         """Start it again, on these ports, and wait until it is ready. Raises `NotRunning`."""
-        self._up = (*self._up, "--https-port", https_port, "--wss-port", wss_port)
+        self._ports = ("--https-port", https_port, "--wss-port", wss_port)
         with contextlib.suppress(FileNotFoundError):
             # One that was killed leaves it behind.
             (self.state / "relay.json").unlink()

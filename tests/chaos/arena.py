@@ -1,0 +1,201 @@
+"""A relay with clients of every kind in front of it, each with a kernel for each moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Self
+
+from tests.chaos.blows import Blow, Row, Target
+from tests.chaos.desk import Desk, Seat
+from tests.chaos.node import Node
+from tests.chaos.posts import LARGE, LESS, STARTING, Post, Speed, moment, now
+from tests.chaos.raw import Door, RawSeat
+from tests.chaos.silence import Network
+from tests.chaos.starting import Nobody, Starting
+from tests.chaos.tally import Tally
+from tests.chaos.wiring import ports_of
+from tests.system.gateway_mode import JupyterServer
+from tests.system.running import RunningRelay
+
+CLUSTER: Final = "alpha"
+CLIENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "raw": "WebSocket, `session_id`",
+        "anonymous": "WebSocket, none",
+        "gateway": "`jupyter server --gateway-url`",
+        "node": "JupyterLab's KernelConnection",
+    }
+)
+_EVERYWHERE: Final = {"RELAY_HTTPS__HOST": "0.0.0.0", "RELAY_WSS__HOST": "0.0.0.0"}  # noqa: S104
+_PATIENCE: Final = 2.0
+"""Seconds of silence after which a client of its own in a bad network asks, and waits again."""
+_AT_ONCE: Final = 3
+"""Kernels that are started at the same time."""
+_MOMENT: Final = 0.005
+"""Seconds, at the most, between a request and a blow that is to meet it."""
+_TRIES: Final = 4
+"""Blows for each hit, at the most: some find a moment that is over."""
+
+
+class Arena:
+    """Its clients outlive the rows that are fought in it."""
+
+    def __init__(
+        self,
+        clients: Sequence[str],
+        moments: Sequence[str],
+        dice: random.Random,
+        environ: Mapping[str, str] | None = None,
+        speeds: Mapping[str, Speed] = MappingProxyType({}),
+        *,
+        silent: bool = False,
+    ) -> None:
+        """``speeds`` are those of the moments in which a cell prints, where not as usual;
+        ``silent`` puts the clients into a network that can go silent.
+        """
+        listen = _EVERYWHERE if silent else {}
+        self.relay = RunningRelay((CLUSTER,), environ={**(environ or {}), **listen})
+        self._network = Network(self.relay.folder) if silent else None
+        self.posts: list[Post] = []
+        # How a kernel is asked for has nothing to do with the kind of WebSocket.
+        self._wanted = [
+            (client, name)
+            for client, name in itertools.product(clients, moments)
+            if client == "raw" or name != STARTING
+        ]
+        self._dice = dice
+        self._speeds = speeds
+        self._target = Target(self.relay, CLUSTER, set(), dice, self._network)
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: asyncio.TaskGroup
+        self._node: Node
+        self._server: JupyterServer
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            await asyncio.to_thread(self.relay.close, keep=True)
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        await self._stack.aclose()
+        await asyncio.to_thread(self.relay.close, keep=kind is not None)
+
+    async def _start(self) -> None:
+        if self._network is not None:
+            self._stack.enter_context(self._network)
+        await asyncio.to_thread(self.relay.start)
+        self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        clients = {client for client, _ in self._wanted}
+        if "node" in clients:
+            there = (self._network.host, self._network.prefix) if self._network else ()
+            self._node = Node(self.relay, CLUSTER, *there)
+            await self._node.start()
+            self._stack.push_async_callback(self._node.close)
+            self._tasks.create_task(self._node.run(), name="node")
+        if "gateway" in clients:
+            self._server = JupyterServer(self.relay, CLUSTER)
+            self._stack.push_async_callback(asyncio.to_thread, self._server.stop)
+            await asyncio.to_thread(self._server.start)
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def open_in_turn(client: str, name: str) -> None:
+            async with room:
+                self.posts.append(await self._open(client, name))
+
+        async with asyncio.TaskGroup() as opening:
+            for client, name in self._wanted:
+                opening.create_task(open_in_turn(client, name), name=f"open {client} {name}")
+
+    async def _open(self, client: str, name: str) -> Post:
+        title = f"{client}-{name}"
+        desk = Desk(title, self.relay.folder / f"{title}.marks")
+        if name == STARTING:
+            desk.seat = Nobody(self.relay)
+            start = Starting(self.relay, CLUSTER, desk, self._dice, self._tasks)
+            return Post(client, name, desk, start)
+        desk.seat = await self._seat(client, title, desk)
+        gate = self.relay.folder / f"{title}.gate"
+        speed = self._speeds.get(name, Speed())
+        large = LARGE if client == "raw" else LESS
+        what = moment(name, desk, self._dice, gate, speed, large)
+        return Post(client, name, desk, what)
+
+    async def _seat(self, client: str, title: str, desk: Desk) -> Seat:
+        relay = self.relay
+        if client == "gateway":
+            answer = await asyncio.to_thread(
+                self._server.request, "POST", "/api/kernels", {"name": "python3"}
+            )
+            base = self._server.url.replace("http", "ws", 1)
+            process = self._server.process
+            door = Door(
+                f"{base}/api/kernels/{answer.json['id']}/channels",
+                {"Authorization": f"token {self._server.token}"},
+                v1=False,
+            )
+            return self._run(RawSeat(door, desk.hear, ports=lambda: ports_of(process.pid, relay)))
+        kernel = await asyncio.to_thread(relay.start_kernel, CLUSTER)
+        if client == "node":
+            return await self._node.seat(title, kernel, desk.hear)
+        url = f"{relay.info.wss_url}/{CLUSTER}/api/kernels/{kernel}/channels"
+        door = Door(url, relay.authorization, relay.tls)
+        if self._network is not None:
+            door = door._replace(network=self._network, patience=_PATIENCE)
+        return self._run(RawSeat(door, desk.hear, named=client != "anonymous"))
+
+    def _run(self, seat: RawSeat) -> RawSeat:
+        self._tasks.create_task(seat.run(), name="seat")
+        self._stack.push_async_callback(seat.close)
+        return seat
+
+    async def fight(
+        self, row: Row, kills: int, said: Callable[[str], None]
+    ) -> dict[tuple[str, str], Tally]:
+        """Strike until everybody was hit so often; the tallies by client and moment."""
+        for post in self.posts:
+            post.tally = Tally()
+        blow = row.blow()
+        for number in range(_TRIES * kills):
+            left = [post for post in self.posts if post.tally.hits < kills and not post.stuck]
+            if not left:
+                break
+            said(f"{row.name}: blow {number + 1}, {len(left)} left")
+            await self._strike(blow, left)
+        await _all(post.finish() for post in self.posts)
+        return {(post.client, post.moment_name): post.tally for post in self.posts}
+
+    async def _strike(self, blow: Blow, posts: Sequence[Post]) -> None:
+        await blow.aim(self._target, [post.desk.seat for post in posts])
+        await _all(post.ready() for post in posts)
+        await asyncio.sleep(self._dice.uniform(0, self._dice.choice(posts).moment.within))
+        near = {post for post in posts if blow.hits(post.desk.seat)}
+        await _all(post.aim() for post in posts)
+        await asyncio.sleep(self._dice.uniform(0, _MOMENT))
+        struck = now()
+        began = time.monotonic()
+        blow.strike()
+        hit = {post for post in near if post.moment.lasts}
+        async with asyncio.TaskGroup() as tasks:
+            over = tasks.create_task(blow.over(began), name="blow")
+            back = {
+                post: tasks.create_task(post.recover(struck), name=f"recover {post.desk.name}")
+                for post in posts
+            }
+        for post in hit:
+            post.note(back[post].result(), over.result())
+
+
+async def _all(steps: Iterable[Coroutine[None, None, None]]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for number, step in enumerate(steps):
+            tasks.create_task(step, name=f"step {number}")
