@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
+import os
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Self
 
+from relay.client import RelayClient
 from tests.chaos.blows import Blow, Row, Target
 from tests.chaos.desk import Desk, Seat
 from tests.chaos.node import Node
 from tests.chaos.posts import LARGE, LESS, STARTING, Post, Speed, moment, now
 from tests.chaos.raw import Door, RawSeat
+from tests.chaos.script import ScriptSeat
 from tests.chaos.silence import Network
 from tests.chaos.starting import Nobody, Starting
 from tests.chaos.tally import Tally
@@ -30,6 +34,7 @@ CLIENTS: Final[Mapping[str, str]] = MappingProxyType(
         "anonymous": "WebSocket, none",
         "gateway": "`jupyter server --gateway-url`",
         "node": "JupyterLab's KernelConnection",
+        "script": "`relay.client`",
     }
 )
 _EVERYWHERE: Final = {"RELAY_HTTPS__HOST": "0.0.0.0", "RELAY_WSS__HOST": "0.0.0.0"}  # noqa: S104
@@ -76,6 +81,7 @@ class Arena:
         self._tasks: asyncio.TaskGroup
         self._node: Node
         self._server: JupyterServer
+        self._client: RelayClient
 
     async def __aenter__(self) -> Self:
         try:
@@ -102,6 +108,15 @@ class Arena:
             await self._node.start()
             self._stack.push_async_callback(self._node.close)
             self._tasks.create_task(self._node.run(), name="node")
+        if "script" in clients:
+            info = self.relay.info
+            script = RelayClient(
+                f"{info.https_url}/{CLUSTER}",
+                token=info.token,
+                ws_url=f"{info.wss_url}/{CLUSTER}",
+                ssl=self.relay.tls,
+            )
+            self._client = await self._stack.enter_async_context(script)
         if "gateway" in clients:
             self._server = JupyterServer(self.relay, CLUSTER)
             self._stack.push_async_callback(asyncio.to_thread, self._server.stop)
@@ -147,6 +162,11 @@ class Arena:
         kernel = await asyncio.to_thread(relay.start_kernel, CLUSTER)
         if client == "node":
             return await self._node.seat(title, kernel, desk.hear)
+        if client == "script":
+            connected = await self._client.connect(kernel)
+            # Its own among those of this process.
+            ports = functools.partial(ports_of, os.getpid(), relay)
+            return ScriptSeat(connected, desk.hear, ports, self._tasks)
         url = f"{relay.info.wss_url}/{CLUSTER}/api/kernels/{kernel}/channels"
         door = Door(url, relay.authorization, relay.tls)
         if self._network is not None:
