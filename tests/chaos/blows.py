@@ -302,7 +302,5 @@ _SILENCES: Final = (
 )
 # What a kernel says while no holder reads is lost, and said to be; it does not wait for anybody.
 _HOLDERS: Final = (Row("holder", KillHolders, Requirement(complete=False)),)
-LANES: Final = (_SUPERVISOR, _EDGES, _AGENT_STOPS, _AGENTS, _EDGE_STOPS, _SILENCES)
+LANES: Final = (_SUPERVISOR, _EDGES, _AGENT_STOPS, _AGENTS, _EDGE_STOPS, _SILENCES, _HOLDERS)
 """Rows with one relay each, which suffers them in turn; the longest first."""
-MORE: Final = (_HOLDERS,)
-"""Those that must be asked for."""
