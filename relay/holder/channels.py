@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from relay.bridge.events import Start
-from relay.bridge.messages import Message
+from relay.bridge.messages import Channel, Message
 from relay.bridge.notices import left_out
 from relay.bridge.records import (
     Attach,
@@ -181,7 +181,7 @@ class Channels:
         heard = [entry for entry in batch.entries if entry.audience == EVERYBODY]
         _, parent_header, *_ = (heard or batch.entries)[0].parts
         content = {"name": "stderr", "text": text}
-        notice = self._hub.notice("stream", content, parent_header)
+        notice = self._hub.voice.say(Channel.IOPUB, "stream", content, parent_header)
         metadata = b'{"relay_gap":%d}' % batch.gap
         parts = notice.header, notice.parent_header, metadata, notice.content
         seq = batch.entries[0].seq - 1

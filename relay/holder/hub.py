@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import msgspec
 import structlog
 
 from relay import limits
@@ -40,22 +37,21 @@ from relay.bridge.messages import (
     Header,
     Message,
     parse_header,
-    synthetic,
 )
 from relay.bridge.records import Attach, Detach, Figures
 from relay.bridge.session import is_answered
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
+from relay.holder.activity import NO_PARENT, Activity, state_in
 from relay.holder.memory import Memory
 from relay.holder.probe import Probe
 from relay.holder.requests import MAIN, Request, Requests, request
 from relay.holder.sockets import KernelSockets
 from relay.holder.store import Entry, Journal
+from relay.holder.voice import Voice
 from relay.model import ExecutionState
 
 log = structlog.get_logger(__name__)
-
-_NO_PARENT: Final = b"{}"
 
 
 class Reader(Protocol):
@@ -74,32 +70,6 @@ class Reader(Protocol):
         """There is more in the journal."""
 
 
-class _StatusContent(msgspec.Struct, frozen=True):
-    execution_state: str = "unknown"
-
-
-_STATUS_CONTENT: Final = msgspec.json.Decoder(_StatusContent)
-_STATES: Final[dict[str, ExecutionState]] = {
-    "starting": "starting",
-    "idle": "idle",
-    "busy": "busy",
-    "restarting": "restarting",
-}
-
-
-_ASIDE: Final = frozenset(
-    {
-        "comm_info_request",
-        "debug_request",
-        "interrupt_request",
-        "kernel_info_request",
-        "shutdown_request",
-    }
-)
-"""Requests that a kernel answers beside its work, some of them in a thread of their own: that it is
-idle again after one of these does not mean that its cell has ended. They are Jupyter Server's
-``untracked_message_types`` (services/kernels/kernelmanager.py), and no use of the kernel."""
-_NEW: Final = frozenset({"starting", "restarting"})
 _PROBES: Final = 64
 """Requests of the holder's own that are remembered."""
 
@@ -122,12 +92,8 @@ class Hub:
         """Set when iopub has been heard from the present kernel process."""
         self.answered = asyncio.Event()
         """Set when the present kernel process has answered the holder's own request."""
-        self.execution_state: ExecutionState = "starting"
-        self.last_activity = time.time()
-        self.running_cell: Buffer = _NO_PARENT
-        """The parent header of what the kernel is busy with."""
-        self.kernel_session = ""
-        """What the kernel calls its own session, once it has been heard."""
+        self.activity = Activity(on_change)
+        self.voice = Voice()
         self._memory = memory
         self._requests = requests
         self._on_change = on_change
@@ -137,7 +103,6 @@ class Hub:
         self._finished: list[Callable[[], None]] = []
         """What to note of requests once that is written."""
         self._loop = asyncio.get_running_loop()
-        self._own_session = uuid.uuid4().hex
         self._probes: dict[str, Probe] = {}
         self._sockets: KernelSockets | None = None
         self._signer = Signer(b"")
@@ -223,8 +188,7 @@ class Hub:
             connection, number, message.channel, header.msg_id, header.session, header.msg_type
         )
         if any(isinstance(action, Forward) for action in self._perform(event)):
-            if header.msg_type not in _ASIDE:
-                self.last_activity = time.time()
+            self.activity.asked(header.msg_type)
             if self._info is not None and self._is_answered_here(message, header):
                 self._answer(connection, message, header, self._info)
             else:
@@ -245,7 +209,7 @@ class Hub:
             header.msg_type == "kernel_info_request"
             and message.channel is Channel.SHELL
             and header.subshell_id is None
-            and self.execution_state == "busy"
+            and self.activity.state == "busy"
         )
 
     def _answer(self, connection: int, request: Message, header: Header, info: Buffer) -> None:
@@ -254,16 +218,12 @@ class Hub:
         The client takes the kernel for idle after that, as after any request; so it is told once
         more what the kernel does. Nobody else hears of it.
         """
-        for state in ("busy", "idle"):
-            if state == "idle":
-                reply = self.notice("kernel_info_reply", {}, request.header)
-                reply = msgspec.structs.replace(reply, channel=Channel.SHELL, content=info)
-                self._append(Published(Channel.SHELL, header.msg_id, header.session), reply)
-            status = self.notice("status", {"execution_state": state}, request.header)
-            self._tell(status, connection)
+        busy, reply, idle = self.voice.known_info(info, request.header)
+        self._tell(busy, connection)
+        self._append(Published(Channel.SHELL, header.msg_id, header.session), reply)
+        self._tell(idle, connection)
         # Of no cell: the one that runs has said so itself, to whom it concerns.
-        status = self.notice("status", {"execution_state": "busy"}, _NO_PARENT)
-        self._tell(status, connection)
+        self._tell(self.voice.status("busy", NO_PARENT), connection)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
@@ -288,30 +248,30 @@ class Hub:
         Until it has answered, it may be running anything.
         """
         self.open(sockets, signer)
-        self.set_state("busy")
+        self.activity.enter("busy")
         self._held = []
         running = (asked for asked in self._requests if asked.lane == MAIN)
-        self.running_cell = next((bytes(asked.header) for asked in running), _NO_PARENT)
+        headers = (bytes(asked.header) for asked in running)
+        self.activity.running_cell = next(headers, NO_PARENT)
         self.say(notice)
 
     def finish(self, asked: Request, ename: str, evalue: str) -> None:
         """Give a request's asker the reply, and everybody the idle status, that were lost."""
         if not asked.answered:
-            reply_type = asked.msg_type.removesuffix("_request") + "_reply"
-            content = {"status": "error", "ename": ename, "evalue": evalue, "traceback": []}
-            reply = self._synthetic(asked.channel, reply_type, content, bytes(asked.header))
+            to = bytes(asked.header)
+            reply = self.voice.error(asked.channel, asked.msg_type, ename, evalue, to)
             self._append(Published(asked.channel, asked.msg_id, asked.session), reply)
         if not asked.idle:
-            idle = self.notice("status", {"execution_state": "idle"}, bytes(asked.header))
+            idle = self.voice.status("idle", bytes(asked.header))
             self._append(Published(Channel.IOPUB, asked.msg_id, asked.session), idle)
             self._finished.append(partial(self._requests.idle, asked.msg_id, asked.session))
 
     def learnt_idle(self, before: Sequence[Request]) -> None:
         """The kernel has done all that an earlier holder had sent to its main shell."""
-        running = parse_header(self.running_cell)
+        running = parse_header(self.activity.running_cell)
         if any((each.msg_id, each.session) == (running.msg_id, running.session) for each in before):
-            self.running_cell = _NO_PARENT
-        if self.running_cell == _NO_PARENT:
+            self.activity.running_cell = NO_PARENT
+        if self.activity.running_cell == NO_PARENT:
             self.announce("idle")
         held, self._held = self._held or [], None
         for message in held:
@@ -335,22 +295,11 @@ class Hub:
             probe.lose()
         self._probes.clear()
         self._held = None
-        self.running_cell = _NO_PARENT
+        self.activity.running_cell = NO_PARENT
 
     def ask(self, channel: Channel = Channel.SHELL, subshell: str = "") -> Probe:
         """Send the kernel a kernel_info_request of the holder's own, to a subshell perhaps."""
-        message = synthetic(
-            channel,
-            "kernel_info_request",
-            {},
-            session=self._own_session,
-            msg_id=(msg_id := uuid.uuid4().hex),
-            date=_now_text(),
-        )
-        if subshell:
-            header = msgspec.json.decode(message.header, type=dict[str, Any])
-            raw = msgspec.json.encode({**header, "subshell_id": subshell})
-            message = msgspec.structs.replace(message, header=raw)
+        msg_id, message = self.voice.ask_info(channel, subshell)
         probe = self._probes[msg_id] = Probe()
         if len(self._probes) > _PROBES:
             del self._probes[next(iter(self._probes))]
@@ -361,14 +310,17 @@ class Hub:
 
     def announce(self, state: ExecutionState) -> None:
         """Tell all clients a state that the kernel itself cannot tell any more."""
-        self.set_state(state)
+        self.activity.enter(state)
         # JupyterLab closes its WebSocket when it hears this one, and comes back.
         farewell = state == "restarting"
-        self._tell(self.notice("status", {"execution_state": state}), farewell=farewell)
+        status = self.voice.status(state, self.activity.running_cell)
+        self._tell(status, farewell=farewell)
 
     def say(self, text: str) -> None:
         """Tell all clients something on stderr of the running cell."""
-        self._tell(self.notice("stream", {"name": "stderr", "text": text}))
+        content = {"name": "stderr", "text": text}
+        parent = self.activity.running_cell
+        self._tell(self.voice.say(Channel.IOPUB, "stream", content, parent))
 
     def _tell(
         self, message: Message, connection: int | None = None, *, farewell: bool = False
@@ -376,27 +328,6 @@ class Hub:
         """Put a message on iopub, for everybody or for one connection's session."""
         event = Published(Channel.IOPUB, "", "", connection=connection, farewell=farewell)
         self._append(event, message)
-
-    def notice(
-        self, msg_type: str, content: dict[str, Any], parent_header: Buffer | None = None
-    ) -> Message:
-        """A synthetic iopub message that seems to come from a cell, by default the running one."""
-        parent = self.running_cell if parent_header is None else parent_header
-        return self._synthetic(Channel.IOPUB, msg_type, content, parent)
-
-    def _synthetic(
-        self, channel: Channel, msg_type: str, content: dict[str, Any], parent_header: Buffer
-    ) -> Message:
-        return synthetic(
-            channel,
-            msg_type,
-            content,
-            # A foreign session makes JupyterLab cancel its iopub handlers.
-            session=self.kernel_session or self._own_session,
-            msg_id=uuid.uuid4().hex,
-            date=_now_text(),
-            parent_header=parent_header,
-        )
 
     def on_multipart(self, channel: Channel, parts: list[bytes]) -> None:
         """Take one multipart from the kernel."""
@@ -413,20 +344,17 @@ class Hub:
                 # Meant for the subscriber, which the holder is.
                 return
         if header.session:
-            self.kernel_session = header.session
-        aside = parent.msg_type in _ASIDE
-        if header.msg_type == "status" and parent.subshell_id is None:
-            # What a subshell does is done beside the kernel's work.
-            self._note_status(message, aside=aside)
+            self.voice.kernel_session = header.session
+        if header.msg_type == "status":
+            self.activity.note_status(message, parent)
         if header.msg_type == "kernel_info_reply" and channel is Channel.SHELL:
             self._info = message.content
-        if parent.session == self._own_session:
+        if parent.session == self.voice.own_session:
             self._note_probe(channel, parent.msg_id, message)
             return
-        if not aside or self.execution_state == "busy":
-            self.last_activity = time.time()
+        self.activity.heard(parent)
         self._append(Published(channel, parent.msg_id, parent.session), message)
-        if channel is Channel.IOPUB and header.msg_type == "status" and _state(message) == "idle":
+        if channel is Channel.IOPUB and header.msg_type == "status" and state_in(message) == "idle":
             self._finished.append(partial(self._requests.idle, parent.msg_id, parent.session))
 
     def _note_probe(self, channel: Channel, msg_id: str, message: Message) -> None:
@@ -437,24 +365,8 @@ class Hub:
             return
         if channel is not Channel.IOPUB:
             probe.answered.set()
-        elif _state(message) == "idle":
+        elif state_in(message) == "idle":
             probe.idle.set()
-
-    def _note_status(self, message: Message, *, aside: bool) -> None:
-        state = _state(message)
-        if aside:
-            if self.execution_state in _NEW and state in {"idle", "busy"}:
-                # It answers: the state of a kernel that has nothing to do.
-                self.set_state("idle")
-        elif state is not None:
-            self.running_cell = message.parent_header if state == "busy" else _NO_PARENT
-            self.set_state(state)
-
-    def set_state(self, state: ExecutionState) -> None:
-        """Note a state for the kernel's model, without telling clients on iopub."""
-        if state != self.execution_state:
-            self.execution_state = state
-            self._on_change()
 
     # The journal.
 
@@ -513,18 +425,6 @@ class Hub:
             reader.end(code, reason)
 
 
-def _state(message: Message) -> ExecutionState | None:
-    """The state in a status; None for one that is unknown, and in what is no status."""
-    try:
-        return _STATES.get(_STATUS_CONTENT.decode(message.content).execution_state)
-    except msgspec.DecodeError:
-        return None
-
-
 def _parts(message: Message) -> tuple[bytes, ...]:
     parts = message.header, message.parent_header, message.metadata, message.content
     return tuple(bytes(part) for part in (*parts, *message.buffers))
-
-
-def _now_text() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -78,7 +78,7 @@ class Life:
         self._hub.adopt(sockets, signer, notice)
         if record.state == "dead":
             self._hub.close()
-            self._hub.set_state("dead")
+            self._hub.activity.enter("dead")
         self._up_since = asyncio.get_running_loop().time()
         self._note(record.state)
         self._enter(Phase.READY)
@@ -112,7 +112,7 @@ class Life:
             self._refuse_when_ended()
             self._restarts = 0
             self._note("ready")
-            self._hub.set_state("restarting")
+            self._hub.activity.enter("restarting")
             await self._process.stop(now=False, restart=True)
             self._hub.close()
             try:
@@ -130,7 +130,7 @@ class Life:
                 return
             # Nobody is to adopt what is being ended.
             self._note("ending")
-            self._hub.set_state("terminating")
+            self._hub.activity.enter("terminating")
             await self._process.stop(now=False)
             self._hub.close()
             self._hub.announce("dead")
@@ -232,7 +232,7 @@ class Life:
         self.failure = Failure(error.message, error.reason, error.http_status)
         await self._process.stop(now=True)
         self._hub.close()
-        self._hub.set_state("dead")
+        self._hub.activity.enter("dead")
         self._ended.set()
         self._enter(Phase.FAILED)
 
@@ -240,7 +240,7 @@ class Life:
 
     async def _look(self) -> None:
         async with self._lock:
-            if self._ended.is_set() or self._hub.execution_state == "dead":
+            if self._ended.is_set() or self._hub.activity.state == "dead":
                 return
             code = await self._process.exit_code()
             if code is not None:

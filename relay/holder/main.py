@@ -108,7 +108,7 @@ class Holder:
         self._requests = Requests(place.requests, remembered.requests)
         self._hub = Hub(self._memory, journal, self._requests, self._changed)
         if left is not None:
-            self._hub.kernel_session = left.kernel_session
+            self._hub.voice.kernel_session = left.kernel_session
         self._process = KernelProcess(_plan(place, config))
         self._life = Life(
             self._process,
@@ -185,8 +185,8 @@ class Holder:
             phase=self._life.phase,
             name=self._config.name,
             owner=self._config.owner,
-            execution_state=self._hub.execution_state,
-            last_activity=self._hub.last_activity,
+            execution_state=self._hub.activity.state,
+            last_activity=self._hub.activity.last,
             connections=self._hub.connections,
             failure=self._life.failure,
             figures=self._hub.figures,
@@ -203,7 +203,7 @@ class Holder:
             identities=self._life.identities,
             kernel_pid=pid,
             kernel_started=process_started(pid) if pid else None,
-            kernel_session=self._hub.kernel_session,
+            kernel_session=self._hub.voice.kernel_session,
             **self._process.noted,
         )
         try:
@@ -218,10 +218,10 @@ class Holder:
 
     async def _watch(self) -> None:
         """Tell agents of activity, and keep the kernel's own output from filling the disk."""
-        told = self._hub.last_activity, self._hub.figures
+        told = self._hub.activity.last, self._hub.figures
         while True:
             await asyncio.sleep(_TICK)
-            found = self._hub.last_activity, self._hub.figures
+            found = self._hub.activity.last, self._hub.figures
             if found != told:
                 told = found
                 self._changed()
@@ -234,7 +234,7 @@ class Holder:
         settings = self._config.culling
         while settings.cull_idle_timeout > 0:
             await asyncio.sleep(settings.cull_interval)
-            usage = Usage(self._hub.last_activity, self._hub.execution_state, self._hub.connections)
+            usage = Usage(self._hub.activity.last, self._hub.activity.state, self._hub.connections)
             if self._life.phase is Phase.READY and is_idle(usage, settings, time.time()):
                 log.warning("culled", setting="culling.cull_idle_timeout")
                 limits.hit("culling.cull_idle_timeout")

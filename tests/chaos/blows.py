@@ -301,6 +301,14 @@ _SILENCES: Final = (
     ),
 )
 # What a kernel says while no holder reads is lost, and said to be; it does not wait for anybody.
-_HOLDERS: Final = (Row("holder", KillHolders, Requirement(complete=False)),)
+_HOLDERS: Final = (
+    Row(
+        "holder",
+        KillHolders,
+        Requirement(complete=False),
+        # So many deaths in a row would otherwise end the kernel.
+        MappingProxyType({"RELAY_KERNELS__HOLDER_RESTART_LIMIT": "1000"}),
+    ),
+)
 LANES: Final = (_SUPERVISOR, _EDGES, _AGENT_STOPS, _AGENTS, _EDGE_STOPS, _SILENCES, _HOLDERS)
 """Rows with one relay each, which suffers them in turn; the longest first."""

@@ -131,7 +131,7 @@ class Adopter:
 
     @property
     def state(self) -> str:
-        return self.hub.execution_state
+        return self.hub.activity.state
 
     def requests_sent(self) -> list[str]:
         return [
