@@ -124,4 +124,10 @@ class Discard(msgspec.Struct, frozen=True):
     """The published message answers nobody that is known here."""
 
 
-Action = Start | End | Forward | Acknowledge | Append | Discard
+class Forgot(msgspec.Struct, frozen=True):
+    """To make room, the oldest was forgotten: ``setting`` says of what there is too much."""
+
+    setting: str
+
+
+Action = Start | End | Forward | Acknowledge | Append | Discard | Forgot

@@ -29,6 +29,7 @@ from relay.bridge.events import (
     Discard,
     End,
     Event,
+    Forgot,
     Forward,
     HolderLost,
     KernelLost,
@@ -186,14 +187,16 @@ class Sessions:
         attach = event.attach
         self._forget_expired(now)
         session = self._session(attach)
+        actions: list[Action] = []
+        if len(self._sessions) > self._limits.sessions and self._forget_oldest_detached():
+            actions.append(Forgot("sessions.sessions"))
         session.asks = session.asks or attach.asks
         position = self._start(session, attach)
         if attach.link in session.replaced:
             # While nobody reads it, a WebSocket cannot be told that it was replaced. Once it
             # asks again, for a link that it lost, it must not take the session back.
             start = Start(event.connection, session.audiences, position, 0)
-            return [start, End(event.connection, *REPLACED)]
-        actions: list[Action] = []
+            return [*actions, start, End(event.connection, *REPLACED)]
         if session.connection is not None:
             actions.append(End(session.connection, *REPLACED))
             self._connections.pop(session.connection, None)
@@ -233,8 +236,6 @@ class Sessions:
         session = self._named(attach) if attach.session_id else self._nameless(attach)
         # Taken out and put back, so that the dictionary's order is the order of last use.
         self._sessions.pop(session.key, None)
-        if len(self._sessions) >= self._limits.sessions:
-            self._forget_oldest_detached()
         self._sessions[session.key] = session
         return session
 
@@ -277,11 +278,13 @@ class Sessions:
             audiences=frozenset((EVERYBODY, key)),
         )
 
-    def _forget_oldest_detached(self) -> None:
-        for key, session in self._sessions.items():
+    def _forget_oldest_detached(self) -> bool:
+        *others, _ = self._sessions.values()
+        for session in others:
             if session.connection is None:
-                del self._sessions[key]
-                return
+                del self._sessions[session.key]
+                return True
+        return False
 
     def _forget_expired(self, now: float) -> None:
         limits = self._limits
@@ -339,9 +342,10 @@ class Sessions:
         if event.channel is Channel.IOPUB or (session.asks and self._is_known(event, session)):
             # A kernel's iopub takes nothing.
             return [acknowledge]
-        if is_answered(event.channel, event.msg_type):
-            self._remember(event, session)
-        return [Forward(), acknowledge]
+        actions: list[Action] = [Forward(), acknowledge]
+        if is_answered(event.channel, event.msg_type) and self._remember(event, session):
+            actions.append(Forgot("sessions.requests"))
+        return actions
 
     def _is_known(self, event: Submitted, session: _Session) -> bool:
         name = f"{event.channel:d} {len(event.msg_id)} {event.msg_id} {event.session}"
@@ -355,13 +359,16 @@ class Sessions:
             del session.known[next(answered, next(iter(session.known)))]
         return known
 
-    def _remember(self, event: Submitted, session: _Session) -> None:
+    def _remember(self, event: Submitted, session: _Session) -> bool:
+        """Note who asked; whether another request had to be forgotten for it."""
         request = event.channel, event.msg_id, event.session
         self._requests.setdefault(request, deque()).append(session.key)
         self._unanswered += 1
-        if self._unanswered > self._limits.requests:
-            oldest = next(iter(self._requests))
-            self._unanswered -= len(self._requests.pop(oldest))
+        if self._unanswered <= self._limits.requests:
+            return False
+        oldest = next(iter(self._requests))
+        self._unanswered -= len(self._requests.pop(oldest))
+        return True
 
     def _published(self, event: Published) -> Action:
         audience = self._audience(event)

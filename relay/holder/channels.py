@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from relay import limits
 from relay.bridge.events import Start
 from relay.bridge.messages import Channel, Message
 from relay.bridge.notices import left_out
@@ -50,12 +51,12 @@ class Channels:
     """One client's channels: reads from the journal at the client's own pace."""
 
     def __init__(
-        self, hub: Hub, writer: asyncio.StreamWriter, attach: Attach, limits: ChannelLimits
+        self, hub: Hub, writer: asyncio.StreamWriter, attach: Attach, bounds: ChannelLimits
     ) -> None:
         self._hub = hub
         self._writer = writer
         self._attach = attach
-        self._limits = limits
+        self._bounds = bounds
         self._start: Start
         self._close: Close | None = None
         self._more = asyncio.Event()
@@ -151,9 +152,10 @@ class Channels:
 
     def _deliverable(self, entry: JournalEntry) -> Entry:
         found = Entry(entry.seq, entry.channel, entry.parts)
-        if entry.size <= self._limits.message_bytes:
+        if entry.size <= self._bounds.message_bytes:
             return found
-        why = f"it is over {self._limits.message_bytes} (kernels.message_bytes)"
+        limits.hit("kernels.message_bytes")
+        why = f"it is over {self._bounds.message_bytes} (kernels.message_bytes)"
         return self._left_out(found, why)
 
     def _left_out(self, entry: Entry, why: str) -> Entry:
@@ -174,7 +176,7 @@ class Channels:
         text = (
             # Some of them may have been replies to other clients: the journal no longer knows.
             f"[relay] Up to {batch.gap} messages are missing here: they are no longer in the "
-            f"journal (journal.bytes = {self._limits.journal_bytes}).\n"
+            f"journal (journal.bytes = {self._bounds.journal_bytes}).\n"
         )
         # Of the cell that the next message comes from: what runs by now may be another, or
         # nothing, and clients show no output that belongs to no cell.

@@ -24,6 +24,7 @@ from relay.bridge.events import (
     Detached,
     End,
     Event,
+    Forgot,
     Forward,
     KernelLost,
     Proved,
@@ -415,6 +416,9 @@ class Hub:
                     self._readers.pop(action.connection).end(action.code, action.reason)
                 case Acknowledge():
                     self._readers[action.connection].acknowledge(action.number)
+                case Forgot():
+                    log.warning("forgotten", setting=action.setting)
+                    limits.hit(action.setting)
         return actions
 
     def end_all(self, code: int, reason: str) -> None:
