@@ -228,12 +228,8 @@ def test_relay_json_is_kept_current_until_the_end() -> None:
 
 
 def start_again_on_the_same_ports(relay: RunningRelay) -> None:
-    """What is given last counts; port 0 did, so far."""
-    https, wss = (url.rpartition(":")[2] for url in (relay.info.https_url, relay.info.wss_url))
-    # Its successor takes its place.
-    (relay.state / "relay.json").unlink()
-    relay._up = (*relay._up, "--https-port", https, "--wss-port", wss)
-    relay.start()
+    urls = relay.info.https_url, relay.info.wss_url
+    relay.restart_on(*(url.rpartition(":")[2] for url in urls))
 
 
 @pytest.mark.timeout(120)
