@@ -139,7 +139,16 @@ class Place(msgspec.Struct, frozen=True):
         except BlockingIOError:
             os.close(descriptor)
             return None
+        if not self._is_ours(descriptor):
+            # The folder was removed in between, and another may stand in its place by now.
+            os.close(descriptor)
+            raise FileNotFoundError(self.folder)
         return descriptor
+
+    def _is_ours(self, lock: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(lock), (self.folder / "lock").stat())
+        return False
 
     def read_address(self) -> HolderAddress | None:
         """Where the holder serves, or None where that is not noted (yet)."""
@@ -151,10 +160,13 @@ class Place(msgspec.Struct, frozen=True):
             return None
 
     def read_record(self) -> KernelRecord | None:
-        """The holder's note, or None where there is none (yet) or it cannot be read."""
+        """The holder's note, or None where there is none (yet), or nothing can be made of it.
+
+        Raises ``OSError`` where it cannot be read just now: what it tells of may be running.
+        """
         try:
             return msgspec.json.decode(self.record.read_bytes(), type=KernelRecord)
-        except (OSError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
 

@@ -55,14 +55,22 @@ async def _end(place: Place, timeout: float) -> bool:
         lock = place.try_lock()
         if lock is not None:
             ran = place.exists()
-            bury(place)
-            os.close(lock)
+            try:
+                bury(place)
+            except OSError as error:
+                log.warning("not_buried", kernel_id=place.kernel_id, problem=str(error))
+            finally:
+                os.close(lock)
             return ran
     return False
 
 
 def _kill_holder(place: Place) -> None:
-    record = place.read_record()
+    try:
+        record = place.read_record()
+    except OSError as error:
+        log.warning("holder_unknown", kernel_id=place.kernel_id, problem=str(error))
+        return
     if record is not None and process_started(record.holder_pid) == record.holder_started:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(record.holder_pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ from relay import limits
 from relay.agent.line import Line
 from relay.agent.spawn import is_free, log_tail, replace, spawn
 from relay.agent.tally import Tally
-from relay.bridge.records import Phase
+from relay.bridge.records import Phase, RecordError
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
 from relay.errors import (
@@ -240,8 +240,14 @@ class Holders:
         """As a task: an exception would end the agent with all its tasks."""
         try:
             return await (self._look(place) if request is None else self._begin(place, request))
+        except RecordError as error:
+            log.warning("holder_not_understood", kernel_id=place.kernel_id, problem=error.message)
+            msg = "A kernel's holder does not speak as this agent does."
+            return AgentUnavailable(msg, retry_after=1)
         except RelayError as error:
             return error
+        except UnicodeEncodeError:
+            return StartFailed("The kernel's folder, or its environment, is not in UTF-8.")
         except OSError as error:
             log.error("holder_not_started", kernel_id=place.kernel_id, problem=str(error))  # noqa: TRY400 - the text says it all
             # Of one that may run, that it cannot be reached just now is all that is known.
@@ -297,13 +303,17 @@ class Holders:
         lock = place.try_lock()
         if lock is None:
             return
-        if place.read_record() is not None:
-            self._replace(place, lock)
-            return
         try:
-            spawn(place, self._holder_config(request), lock)
-        finally:
+            left = place.read_record()
+            if left is None:
+                spawn(place, self._holder_config(request), lock)
+        except BaseException:
             os.close(lock)
+            raise
+        if left is None:
+            os.close(lock)
+        else:
+            self._replace(place, lock)
 
     async def _connect(self, place: Place) -> Line | None:
         deadline = time.monotonic() + _CONNECT
@@ -373,9 +383,11 @@ def _discard(place: Place) -> None:
     with contextlib.suppress(OSError):
         lock = place.try_lock()
         if lock is not None:
-            if place.read_record() is None:
-                remove(place)
-            os.close(lock)
+            try:
+                if place.read_record() is None:
+                    remove(place)
+            finally:
+                os.close(lock)
     with contextlib.suppress(OSError):
         # There was no room for the lock either.
         place.folder.rmdir()

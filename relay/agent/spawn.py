@@ -76,7 +76,7 @@ def replace(place: Place, lock: int) -> str:
 def _read_config(place: Place) -> HolderConfig | None:
     try:
         return msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
-    except (OSError, msgspec.MsgspecError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -35,7 +35,10 @@ class Detached(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submitted(msgspec.Struct, frozen=True, tag=True):
-    """A client's message ``number``, with the ids from its header."""
+    """A client's message ``number``, with the ids from its header.
+
+    ``answered`` says that the holder answers it itself: no reply of the kernel's will.
+    """
 
     connection: int
     number: int
@@ -43,6 +46,8 @@ class Submitted(msgspec.Struct, frozen=True, tag=True):
     msg_id: str
     session: str
     msg_type: str = ""
+    subshell: str = ""
+    answered: bool = False
 
 
 class Published(msgspec.Struct, frozen=True, tag=True):
@@ -55,6 +60,7 @@ class Published(msgspec.Struct, frozen=True, tag=True):
     channel: Channel
     parent_msg_id: str
     parent_session: str
+    subshell: str = ""
     connection: int | None = None
     farewell: bool = False
 

@@ -86,8 +86,16 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     subshell_id: Any = None
     """Of the subshell that runs it (JEP 91); None for the main shell."""
 
+    @property
+    def subshell(self) -> str:
+        """The subshell's name; "" for the main shell, "?" for what is no name."""
+        named = self.subshell_id or ""
+        return named[:_NAME] if isinstance(named, str) else "?"
+
 
 _HEADER = msgspec.json.Decoder(Header)
+_NAME = 1024
+"""Characters of a subshell's name that are looked at."""
 
 
 def parse_header(raw: Buffer) -> Header:

@@ -47,6 +47,8 @@ _UNANSWERED: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
 """Message types that no kernel replies to, and of which widgets send very many."""
 _REPLACED_LINKS: Final = 64
 """WebSockets remembered, per session, that a newer one has replaced."""
+_NAMELESS_AWAY: Final = 16
+"""Clients of one principal without a ``session_id`` that are away and remembered."""
 _FAREWELLS: Final = 16
 """Messages remembered on which clients say goodbye."""
 _STRIKES: Final = 3
@@ -64,8 +66,9 @@ class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
     anonymous_lifetime: float
 
 
-_Request = tuple[Channel, str, str]
-"""Where a request went, and its ``msg_id`` and ``session``: clients may share the latter two."""
+_Request = tuple[Channel, str, str, str]
+"""Where a request queues (channel and subshell), and its ``msg_id`` and ``session``. Clients may
+share the latter two; they are answered in turn, but only where they queue in the same place."""
 
 
 class _Session(msgspec.Struct, kw_only=True):
@@ -258,16 +261,20 @@ class Sessions:
         for session in mine:
             if session.link == attach.link:
                 return session
-        session = self._new(session_key(attach.principal, f"l {attach.link}"), attach)
+        own = session_key(attach.principal, f"l {attach.link}")
+        if attach.position is not None:
+            # An edge goes on with a WebSocket whose place was taken meanwhile.
+            session = self._new(session_key(attach.principal, f"r {attach.link}"), attach)
+            session.audiences |= {own}
+            return session
         away = [each for each in mine if each.connection is None]
-        if away and attach.position is None:
-            session.cursor = min(each.cursor for each in away)
-            shared = frozenset[bytes]().union(*(each.audiences for each in away))
-            session.audiences |= shared
-            for each in away:
-                each.cursor, each.audiences = session.cursor, shared
-            del self._sessions[away[0].key]
-        return session
+        if not away:
+            return self._new(own, attach)
+        cursor = min(each.cursor for each in away)
+        audiences = frozenset[bytes]().union(*(each.audiences for each in away))
+        for each in away:
+            each.cursor, each.audiences = cursor, audiences
+        return away[0]
 
     def _new(self, key: bytes, attach: Attach) -> _Session:
         return _Session(
@@ -285,6 +292,16 @@ class Sessions:
                 del self._sessions[session.key]
                 return True
         return False
+
+    def _forget_oldest_nameless(self, principal: str) -> None:
+        """Of a principal's clients without a name, only so many can be away: each costs all."""
+        away = [
+            each
+            for each in self._sessions.values()
+            if each.anonymous and each.principal == principal and each.connection is None
+        ]
+        for session in away[:-_NAMELESS_AWAY]:
+            del self._sessions[session.key]
 
     def _forget_expired(self, now: float) -> None:
         limits = self._limits
@@ -306,6 +323,8 @@ class Sessions:
             # Nobody can mean it any more; the others can be named again.
             return
         self._sessions[session.key] = session
+        if session.anonymous:
+            self._forget_oldest_nameless(session.principal)
         if event.departure is Departure.GOODBYE:
             # What a client had not read when it decided to leave, it has not had. But on what
             # made it leave it must not meet again, or it would leave and come back for ever.
@@ -343,14 +362,16 @@ class Sessions:
             # A kernel's iopub takes nothing.
             return [acknowledge]
         actions: list[Action] = [Forward(), acknowledge]
-        if is_answered(event.channel, event.msg_type) and self._remember(event, session):
+        if event.answered or not is_answered(event.channel, event.msg_type):
+            return actions
+        if self._remember(event, session):
             actions.append(Forgot("sessions.requests"))
         return actions
 
     def _is_known(self, event: Submitted, session: _Session) -> bool:
         name = f"{event.channel:d} {len(event.msg_id)} {event.msg_id} {event.session}"
         known = session.known.pop(name, None) is not None
-        session.known[name] = event.channel, event.msg_id, event.session
+        session.known[name] = _request(event)
         if len(session.known) > self._limits.repeats:
             # What is answered nobody repeats who has the answer.
             answered = (
@@ -361,8 +382,7 @@ class Sessions:
 
     def _remember(self, event: Submitted, session: _Session) -> bool:
         """Note who asked; whether another request had to be forgotten for it."""
-        request = event.channel, event.msg_id, event.session
-        self._requests.setdefault(request, deque()).append(session.key)
+        self._requests.setdefault(_request(event), deque()).append(session.key)
         self._unanswered += 1
         if self._unanswered <= self._limits.requests:
             return False
@@ -380,12 +400,10 @@ class Sessions:
         return Append(self.seq, audience)
 
     def _audience(self, event: Published) -> bytes | None:
-        if event.channel is not Channel.IOPUB:
-            return self._asker(event)
-        if event.connection is None:
-            return EVERYBODY
-        session = self._connections.get(event.connection)
-        return session.key if session else None
+        if event.connection is not None:
+            session = self._connections.get(event.connection)
+            return session.key if session else None
+        return EVERYBODY if event.channel is Channel.IOPUB else self._asker(event)
 
     def _asker(self, event: Published) -> bytes | None:
         if event.channel is Channel.STDIN:
@@ -400,11 +418,19 @@ class Sessions:
         asker = waiting.popleft()
         self._unanswered -= 1
         if not waiting:
-            del self._requests[event.channel, event.parent_msg_id, event.parent_session]
+            del self._requests[_answered_by(event.channel, event)]
         return asker
 
     def _waiting(self, channel: Channel, event: Published) -> deque[bytes] | None:
-        return self._requests.get((channel, event.parent_msg_id, event.parent_session))
+        return self._requests.get(_answered_by(channel, event))
+
+
+def _request(event: Submitted) -> _Request:
+    return event.channel, event.subshell, event.msg_id, event.session
+
+
+def _answered_by(channel: Channel, event: Published) -> _Request:
+    return channel, event.subshell, event.parent_msg_id, event.parent_session
 
 
 def is_answered(channel: Channel, msg_type: str) -> bool:

@@ -139,9 +139,9 @@ def _read(part: Buffer) -> dict[str, Any]:
     """
     try:
         value = _JUST_JSON.decode(part)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
             value = json.loads(str(part, "utf-8", "replace"))
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     return value if isinstance(value, dict) else {}

@@ -88,5 +88,5 @@ def state_in(message: Message) -> ExecutionState | None:
     """The state in a status; None for one that is unknown, and in what is no status."""
     try:
         return _STATES.get(_STATUS_CONTENT.decode(message.content).execution_state)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -72,7 +72,9 @@ class Reader(Protocol):
 
 
 _PROBES: Final = 64
-"""Requests of the holder's own that are remembered."""
+"""Requests of the holder's own that are remembered though they were answered."""
+_ID_CHARACTERS: Final = 1024
+"""Of what clients name their messages by; theirs have some 40."""
 
 
 class Hub:
@@ -185,13 +187,23 @@ class Hub:
         if message.channel is Channel.IOPUB:
             raise MalformedMessage("Nobody but the kernel sends on iopub.")
         header = parse_header(message.header)
+        if max(map(len, (header.msg_id, header.session, header.msg_type))) > _ID_CHARACTERS:
+            raise MalformedMessage(f"An id in a header has at most {_ID_CHARACTERS} characters.")
+        info = self._info if self._is_answered_here(message, header) else None
         event = Submitted(
-            connection, number, message.channel, header.msg_id, header.session, header.msg_type
+            connection,
+            number,
+            message.channel,
+            header.msg_id,
+            header.session,
+            header.msg_type,
+            header.subshell,
+            answered=info is not None,
         )
         if any(isinstance(action, Forward) for action in self._perform(event)):
             self.activity.asked(header.msg_type)
-            if self._info is not None and self._is_answered_here(message, header):
-                self._answer(connection, message, header, self._info)
+            if info is not None:
+                self._answer(connection, message, info)
             else:
                 self._submit(message, header)
 
@@ -213,16 +225,15 @@ class Hub:
             and self.activity.state == "busy"
         )
 
-    def _answer(self, connection: int, request: Message, header: Header, info: Buffer) -> None:
+    def _answer(self, connection: int, request: Message, info: Buffer) -> None:
         """Answer a client's kernel_info_request as the kernel would, without asking it.
 
         The client takes the kernel for idle after that, as after any request; so it is told once
         more what the kernel does. Nobody else hears of it.
         """
         busy, reply, idle = self.voice.known_info(info, request.header)
-        self._tell(busy, connection)
-        self._append(Published(Channel.SHELL, header.msg_id, header.session), reply)
-        self._tell(idle, connection)
+        for message in (busy, reply, idle):
+            self._tell(message, connection)
         # Of no cell: the one that runs has said so itself, to whom it concerns.
         self._tell(self.voice.status("busy", NO_PARENT), connection)
 
@@ -261,7 +272,8 @@ class Hub:
         if not asked.answered:
             to = bytes(asked.header)
             reply = self.voice.error(asked.channel, asked.msg_type, ename, evalue, to)
-            self._append(Published(asked.channel, asked.msg_id, asked.session), reply)
+            event = Published(asked.channel, asked.msg_id, asked.session, asked.subshell)
+            self._append(event, reply)
         if not asked.idle:
             idle = self.voice.status("idle", bytes(asked.header))
             self._append(Published(Channel.IOPUB, asked.msg_id, asked.session), idle)
@@ -301,9 +313,11 @@ class Hub:
     def ask(self, channel: Channel = Channel.SHELL, subshell: str = "") -> Probe:
         """Send the kernel a kernel_info_request of the holder's own, to a subshell perhaps."""
         msg_id, message = self.voice.ask_info(channel, subshell)
+        done = [each for each, probe in self._probes.items() if probe.answered.is_set()]
+        for each in done[:-_PROBES]:
+            # Of those that were answered some wait for an idle status that does not come.
+            del self._probes[each]
         probe = self._probes[msg_id] = Probe()
-        if len(self._probes) > _PROBES:
-            del self._probes[next(iter(self._probes))]
         if self._sockets is None:
             probe.lose()
         self._send(message)
@@ -326,8 +340,8 @@ class Hub:
     def _tell(
         self, message: Message, connection: int | None = None, *, farewell: bool = False
     ) -> None:
-        """Put a message on iopub, for everybody or for one connection's session."""
-        event = Published(Channel.IOPUB, "", "", connection=connection, farewell=farewell)
+        """Have a message read by everybody, or by one connection's session."""
+        event = Published(message.channel, "", "", connection=connection, farewell=farewell)
         self._append(event, message)
 
     def on_multipart(self, channel: Channel, parts: list[bytes]) -> None:
@@ -354,7 +368,8 @@ class Hub:
             self._note_probe(channel, parent.msg_id, message)
             return
         self.activity.heard(parent)
-        self._append(Published(channel, parent.msg_id, parent.session), message)
+        event = Published(channel, parent.msg_id, parent.session, parent.subshell)
+        self._append(event, message)
         if channel is Channel.IOPUB and header.msg_type == "status" and state_in(message) == "idle":
             self._finished.append(partial(self._requests.idle, parent.msg_id, parent.session))
 
@@ -379,7 +394,7 @@ class Hub:
                 )
                 if len(self._unwritten) == 1:
                     self._loop.call_soon(self._write)
-                if event.channel in (Channel.SHELL, Channel.CONTROL):
+                if event.channel in (Channel.SHELL, Channel.CONTROL) and not event.connection:
                     ids = event.channel, event.parent_msg_id, event.parent_session
                     self._finished.append(partial(self._requests.answered, *ids))
             else:

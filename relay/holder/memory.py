@@ -59,7 +59,7 @@ class Memory:
 
         ``seq`` is the journal's newest. Nobody is connected: those who were can come back.
         """
-        sessions = _read(path, limits) or Sessions(uuid.uuid4().hex[:12], limits, seq)
+        sessions = _read(path, limits, seq) or Sessions(uuid.uuid4().hex[:12], limits, seq)
         sessions.seq = max(sessions.seq, seq)
         sessions.handle(HolderLost(), now)
         memory = cls(path, sessions)
@@ -68,8 +68,9 @@ class Memory:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Write down an event and take it; perform what it returns, in order."""
-        if not (isinstance(event, Published) and event.channel is Channel.IOPUB):
-            # What is on iopub changes nothing but the seq, which the journal knows.
+        output = isinstance(event, Published) and event.channel is Channel.IOPUB
+        if not output or (isinstance(event, Published) and event.farewell):
+            # Other output changes nothing but the seq, which the journal knows.
             self._note(_Line(self.sessions.seq, now, event))
         return self.sessions.handle(event, now)
 
@@ -112,8 +113,11 @@ class Memory:
         self.failed = error
 
 
-def _read(path: Path, limits: SessionLimits) -> Sessions | None:
-    """The sessions that a file tells of, up to a last line that was cut off."""
+def _read(path: Path, limits: SessionLimits, written: int) -> Sessions | None:
+    """The sessions that a file tells of, up to a last line that was cut off.
+
+    ``written`` is the journal's newest seq: what was to follow it never reached a client.
+    """
     try:
         first, *lines = path.read_bytes().split(b"\n")
         sessions = Sessions.restore(_TABLE.decode(first), limits)
@@ -126,5 +130,6 @@ def _read(path: Path, limits: SessionLimits) -> Sessions | None:
         for each in lines:
             line = _LINE.decode(each)
             sessions.seq = max(sessions.seq, line.seq)
-            sessions.handle(line.event, line.now)
+            if not (isinstance(line.event, Published) and line.seq >= written):
+                sessions.handle(line.event, line.now)
     return sessions

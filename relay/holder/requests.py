@@ -22,7 +22,6 @@ log = structlog.get_logger(__name__)
 
 _HEADER_BYTES: Final = 4096
 """Of a header that is kept; of a larger one only what clients match replies by is."""
-_ID_CHARACTERS: Final = 1024
 _SPARE_LINES: Final = 1000
 """Lines beyond twice the unfinished requests at which the file is written anew."""
 
@@ -68,9 +67,6 @@ _LINE: Final = msgspec.json.Decoder(_Line)
 def request(channel: Channel, header: Buffer) -> Request:
     """A request by its header. Raises `MalformedMessage`."""
     parsed = parse_header(header)
-    named = parsed.subshell_id or ""
-    # What is no name no kernel knows; it is in nobody's way in a lane of its own.
-    subshell = named if isinstance(named, str) else "?"
     # The file has one request a line; JSON may be written on several.
     raw = bytes(header).replace(b"\n", b" ").replace(b"\r", b" ")
     if len(raw) > _HEADER_BYTES:
@@ -82,7 +78,8 @@ def request(channel: Channel, header: Buffer) -> Request:
         parsed.msg_id,
         parsed.session,
         parsed.msg_type,
-        subshell[:_ID_CHARACTERS],
+        # What is no name no kernel knows; it is in nobody's way in a lane of its own.
+        parsed.subshell,
     )
 
 

@@ -14,9 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
+import structlog
 import zmq
 
 from relay.bridge.messages import Buffer, Channel
+
+log = structlog.get_logger(__name__)
 
 MultipartHandler = Callable[[Channel, list[bytes]], None]
 
@@ -135,11 +138,18 @@ class KernelSockets:
                 parts = socket.recv_multipart(flags=zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._on_multipart(channel, parts)
+            self._take(channel, parts)
             taken += sum(map(len, parts))
             if taken > _DRAIN_BYTES:
                 break
         self._loop.call_soon(self._drain, channel, socket)
+
+    def _take(self, channel: Channel, parts: list[bytes]) -> None:
+        try:
+            self._on_multipart(channel, parts)
+        except Exception:
+            # Whatever is wrong with one message: a socket that is not read on loses all others.
+            log.exception("message_not_taken", channel=channel.wire)
 
     def close(self) -> None:
         """Take what has arrived, then close. Only for a kernel process that has ended."""
@@ -154,5 +164,5 @@ class KernelSockets:
         self._loop.remove_reader(socket.FD)
         with contextlib.suppress(zmq.Again):
             while True:
-                self._on_multipart(channel, socket.recv_multipart(flags=zmq.NOBLOCK))
+                self._take(channel, socket.recv_multipart(flags=zmq.NOBLOCK))
         socket.close()

@@ -198,7 +198,9 @@ def living_kernels(path: Path) -> Counter[str]:
     with contextlib.suppress(OSError), os.scandir(path) as clusters:
         for cluster in clusters:
             for place in registry.places(path, cluster.name) if cluster.is_dir() else ():
-                record = place.read_record()
+                record = None
+                with contextlib.suppress(OSError):
+                    record = place.read_record()
                 if record and (_lives(record) or _is_adoptable(record)):
                     found[cluster.name] += 1
     return found

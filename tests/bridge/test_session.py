@@ -737,7 +737,7 @@ def test_a_client_without_a_name_takes_the_place_of_one_that_broke_off() -> None
         >> reply()
         << [Append(3, key_of_link("l1"))]
         >> Attached(2, attach("", "l2"))
-        << [start(2, key_of_link("l2"), at(1), 0, key_of_link("l1"))]
+        << [start(2, key_of_link("l1"), at(1), 0)]
         # The place is taken: the next one is new.
         >> Attached(3, attach("", "l3"))
         << [start(3, key_of_link("l3"), at(3), 0)]
@@ -768,9 +768,9 @@ def test_of_two_that_broke_off_neither_misses_what_it_has_not_had() -> None:
         >> Detached(1)
         >> Detached(2)
         >> Attached(3, attach("", "l3"))
-        << [start(3, key_of_link("l3"), at(1), 0, *both)]
+        << [start(3, both[0], at(1), 0, both[1])]
         >> Attached(4, attach("", "l4"))
-        << [start(4, key_of_link("l4"), at(1), 0, *both)]
+        << [start(4, both[1], at(1), 0, both[0])]
     )
 
 
@@ -782,9 +782,71 @@ def test_whose_place_was_taken_goes_on_where_it_was() -> None:
         >> PRINT
         >> Detached(1)
         >> Attached(2, attach("", "l2"))
-        << [start(2, key_of_link("l2"), at(0), 0, key_of_link("l1"))]
+        << [start(2, key_of_link("l1"), at(0), 0)]
         >> Attached(3, attach("", "l1", position=at(1, 4)))
-        << [start(3, key_of_link("l1"), at(1, 4), 0)]
+        << [start(3, session_key(ADA, "r l1"), at(1, 4), 0, key_of_link("l1"))]
+        # Neither replaced the other.
+        >> ask(2, 1)
+        << [Forward(), Acknowledge(2, 1)]
+        >> ask(3, 1, "n")
+        << [Forward(), Acknowledge(3, 1)]
+    )
+
+
+def test_however_often_it_breaks_off_it_costs_no_more() -> None:
+    sessions = Sessions(EPOCH, limits())
+    book = played(sessions)
+    for number in range(1, 200):
+        book >> Attached(number, attach("", f"l{number}")) >> PRINT >> Detached(number)
+    assert sessions.remembered == 1
+    assert len(msgspec.json.encode(sessions.dump())) < 20_000
+    for number in range(200, 400):
+        book >> Attached(number, attach("", f"l{number}"))
+    for number in range(200, 400):
+        book >> Detached(number)
+    assert sessions.remembered < 20
+
+
+def test_what_breaks_a_client_without_a_name_is_left_out_too() -> None:
+    book = play() >> Attached(9, attach("", "l9")) >> Detached(9) >> PRINT
+    for connection in range(1, 4):
+        book >> Attached(connection, attach("", f"l{connection}"))
+        book >> Detached(connection, Departure.BROKEN, 1)
+    book >> Attached(4, attach("", "l4")) << [start(4, key_of_link("l9"), at(0), 0, poison=True)]
+
+
+def test_a_reply_in_a_subshell_answers_nothing_in_the_main_shell() -> None:
+    # They need not come in the order of the requests, and ids are no secret.
+    (
+        play()
+        >> Attached(1, attach("a"))
+        >> Attached(2, attach("b", "l2"))
+        >> ask(1, 1)
+        >> Submitted(2, 1, SHELL, "m", "k", "kernel_info_request", "sub")
+        << [Forward(), Acknowledge(2, 1)]
+        >> Published(SHELL, "m", "k", "sub")
+        << [Append(1, key("b"))]
+        >> Published(STDIN, "m", "k")
+        << [Append(2, key("a"))]
+        >> reply()
+        << [Append(3, key("a"))]
+    )
+
+
+def test_what_the_holder_answers_itself_takes_nobodys_reply() -> None:
+    (
+        play()
+        >> Attached(1, attach("a"))
+        >> Attached(2, attach("b", "l2"))
+        >> ask(1, 1)
+        >> Submitted(2, 1, SHELL, "m", "k", "kernel_info_request", answered=True)
+        << [Forward(), Acknowledge(2, 1)]
+        >> Published(SHELL, "m", "k", connection=2)
+        << [Append(1, key("b"))]
+        >> Published(STDIN, "m", "k")
+        << [Append(2, key("a"))]
+        >> reply()
+        << [Append(3, key("a"))]
     )
 
 

@@ -95,7 +95,8 @@ class Adopter:
         memory = Memory.open(folder / "sessions", LIMITS, 0, 0.0)
         memory.handle(Attached(1, ASKER), 0.0)
         for number, msg_id in enumerate(left, 1):
-            asked = Submitted(1, number, Channel.SHELL, msg_id, "c", "execute_request")
+            ids = msg_id, "c", "execute_request", more.get("subshell_id", "")
+            asked = Submitted(1, number, Channel.SHELL, *ids)
             memory.handle(asked, 0.0)
         memory.close()
         memory = Memory.open(folder / "sessions", LIMITS, 0, 0.0)

@@ -4,9 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from relay.bridge.events import Attached, Detached, Event, Proved, Published, Start, Submitted
+from relay.bridge.events import (
+    Append,
+    Attached,
+    Detached,
+    Event,
+    Proved,
+    Published,
+    Start,
+    Submitted,
+)
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Position
+from relay.bridge.records import Attach, Departure, Position
 from relay.bridge.session import SessionLimits
 from relay.holder import memory as module
 from relay.holder.memory import Memory
@@ -52,6 +61,32 @@ def test_what_one_holder_knew_the_next_one_knows(tmp_path: Path) -> None:
     # Where it stood, and not told twice: the reply was taken.
     assert comes_back(second).position == Position(first.sessions.epoch, 4)
     assert second.handle(REPLY, 2.0) != first.handle(PRINT, 2.0)
+    first.close()
+    second.close()
+
+
+def test_a_reply_that_did_not_reach_the_journal_is_still_owed(tmp_path: Path) -> None:
+    first = remember(tmp_path / "s")
+    play(first, Attached(1, attach()), ask(1), PRINT, REPLY)
+    # The holder died before it was written, or after.
+    for seq, owed in ((1, True), (2, False)):
+        second = remember(tmp_path / f"s{seq}", seq=seq)
+        second.close()
+        (tmp_path / f"s{seq}").write_bytes((tmp_path / "s").read_bytes())
+        third = remember(tmp_path / f"s{seq}", seq=seq)
+        (action,) = third.handle(REPLY, 2.0)
+        assert isinstance(action, Append) is owed
+        third.close()
+    first.close()
+
+
+def test_a_goodbye_means_the_same_to_the_next_holder(tmp_path: Path) -> None:
+    first = remember(tmp_path / "s")
+    farewell = Published(Channel.IOPUB, "", "", farewell=True)
+    play(first, Attached(1, attach()), PRINT, farewell)
+    play(first, Detached(1, Departure.GOODBYE, sent=2))
+    second = remember(tmp_path / "s", seq=2)
+    assert comes_back(second).position.seq == 2
     first.close()
     second.close()
 
