@@ -409,7 +409,8 @@ def test_a_killed_worker_costs_its_clients_a_reconnect(own: RunningRelay) -> Non
 # --- supervisor -----------------------------------------------------------------------------
 
 
-def test_a_killed_supervisor_costs_a_client_nothing_but_a_reconnect() -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "upgraded"])
+def test_a_relay_that_ends_costs_a_client_nothing_but_a_reconnect(how: signal.Signals) -> None:
     printed = [f"line {number}" for number in range(200)]
     code = "import time\nfor n in range(200): print('line', n, flush=True); time.sleep(0.02)"
     before: list[Message] = []
@@ -420,9 +421,13 @@ def test_a_killed_supervisor_costs_a_client_nothing_but_a_reconnect() -> None:
         with relay.connect("alpha", kernel, session="the-same") as channels:
             asked = channels.submit(code)
             read_lines(channels, before, 50)
-            relay.process.kill()
-            with pytest.raises(ConnectionClosed):
+            relay.process.send_signal(how)
+            with pytest.raises(ConnectionClosed) as closed:
                 read_on(channels, before)
+            if how is signal.SIGTERM:
+                # With another code clients would not come back by themselves.
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 1012
         relay.stop()
         for pid in (*pids.edge, *pids.agents["alpha"]):
             wait_for(f"the end of {pid}", lambda pid=pid: is_gone(pid), 5)  # type: ignore[misc]

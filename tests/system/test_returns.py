@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 import signal
 import time
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import websockets
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as open_socket
 
 from tests.system.channels import Channels, Execution, count_lines
 from tests.system.running import RunningRelay, wait_for
@@ -146,6 +149,50 @@ def test_without_a_session_id_what_was_missed_comes_too(own: RunningRelay, v1: b
         after = channels.collect(msg_id)
     count = count_lines(Execution(before).stdout + after.stdout, PRINTED)
     assert (count.lost, count.out_of_order, count.strange) == (0, 0, 0)
+
+
+# What a client cannot take.
+
+
+def test_what_breaks_a_client_three_times_is_left_out(relay: RunningRelay) -> None:
+    kernel = relay.start_kernel("alpha")
+    session = secrets.token_hex(16)
+
+    def visit() -> list[dict[str, Any]]:
+        """What comes to a client that takes a megabyte at once and no more."""
+        small = connect_to(relay, kernel, session, 1024 * 1024)
+        messages = []
+        with small, contextlib.suppress(ConnectionClosed, TimeoutError):
+            while True:
+                messages.append(small.receive(2))
+        return messages
+
+    with relay.connect("alpha", kernel, session=session) as channels:
+        channels.execute("1")
+    with relay.connect("alpha", kernel) as other:
+        shown = other.execute("print('before'); display({'text/plain': 'x' * 3_000_000}, raw=True)")
+        other.execute("print('after')")
+        assert len(list(shown.of("display_data"))) == 1
+    visits = [visit() for _ in range(4)]
+    assert all("after\n" not in Execution(each).stdout for each in visits[:3])
+    *_, last = visits
+    assert Execution(last).stdout.endswith("after\n")
+    assert re.search(r"display_data message of 300\d{4} bytes is left out", Execution(last).stderr)
+    relay.request("DELETE", f"/alpha/api/kernels/{kernel}")
+
+
+def connect_to(relay: RunningRelay, kernel: str, session: str, max_size: int) -> Channels:
+    """A client with a limit of its own, which closes with 1009 beyond it."""
+    socket = open_socket(
+        f"{relay.info.wss_url}/alpha/api/kernels/{kernel}/channels?session_id={session}",
+        ssl=relay.tls_for_threads,
+        additional_headers=relay.authorization,
+        compression=None,
+        max_size=max_size,
+        proxy=None,
+        legacy=True,
+    )
+    return Channels(socket, session)
 
 
 # A goodbye in the middle.
