@@ -111,7 +111,14 @@ def _required(cell: table.Cell) -> Requirement:
     """What is promised: to a client that says where it stands, more."""
     row, client, _ = cell
     required = ROWS[row].required
-    return required._replace(once=True, arrives=True) if client == "script" else required
+    if client == "script":
+        # A request that a holder had taken when it died is answered by an error.
+        return required._replace(once=True, arrives=required.complete)
+    if client == "anonymous" and ROWS[row].silent:
+        # While the connection that went silent is believed in, it has the client's place; what it
+        # was to hear comes with a later one.
+        return required._replace(ordered=False)
+    return required
 
 
 def main() -> int:

@@ -96,17 +96,21 @@ class Kill:
 
 
 class KillWorker:
-    """SIGKILL for the edge worker that has the most clients."""
+    """SIGKILL for the edge worker that has the most clients, or the fewest, in turn."""
 
     def __init__(self) -> None:
         self._pid = 0
         self._ports: set[int] = set()
+        self._turns = 0
 
     async def aim(self, target: Target, seats: Iterable[Seat]) -> None:
         """Choose it."""
         workers = (await target.parts()).workers
         clients = {pid: clients_of(pid, target.relay) for pid in workers}
-        self._pid = max(clients, key=lambda pid: len(clients[pid]))
+        # Who comes next goes to the one that has few.
+        choose = (max, min)[self._turns % 2]
+        self._turns += 1
+        self._pid = choose(clients, key=lambda pid: len(clients[pid]))
         target.killed.add(self._pid)
         self._ports = clients[self._pid]
 

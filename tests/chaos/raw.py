@@ -115,7 +115,9 @@ class RawSeat:
             compression=None,
             max_size=None,
             proxy=None,
-            open_timeout=20.0,
+            # Not less than the relay takes: a handshake that is given up at the last moment may
+            # have heard, and acknowledged, what nobody reads then.
+            open_timeout=60.0,
             ping_interval=self._door.patience,
             ping_timeout=self._door.patience,
             close_timeout=1.0,

@@ -176,13 +176,16 @@ class Requirement(NamedTuple):
     """Nothing comes twice."""
     arrives: bool = False
     """Every request arrives."""
+    ordered: bool = True
+    """What comes late comes in order."""
 
     def broken_by(self, tally: Tally, kills: int) -> list[str]:
         """Name what a tally of at least so many kills does not keep of it."""
         found = [
             *(("stuck",) if tally.stuck else ()),
             *((f"{tally.hits} kills of {kills}",) if tally.hits < kills else ()),
-            *_nonzero(tally, "reordered", "strange", "twice"),
+            *_nonzero(tally, "strange", "twice"),
+            *(_nonzero(tally, "reordered") if self.ordered else ()),
         ]
         if self.complete:
             found += _nonzero(tally, "lost")
