@@ -166,7 +166,7 @@ class WebSocketSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     ping_interval: Seconds = 25.0
     """Seconds between WebSocket pings to a client; below most proxies' idle limits."""
-    pong_timeout: Seconds = 60.0
+    pong_timeout: Seconds = 90.0
     """Seconds that a ping may stay unanswered before the connection counts as dead."""
     proof_interval: Seconds = 0.2
     """Seconds between pings that ask a client how far it has come, while it is sent output."""

@@ -199,6 +199,8 @@ def connect(
         max_size=None,
         proxy=None,
         open_timeout=30.0,
+        # Whoever stops reading does not take its own deafness for the server's silence.
+        ping_interval=None,
         legacy=True,  # returns the connection itself, which `Channels` closes
     )
     return Channels(socket, session)

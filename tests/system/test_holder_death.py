@@ -404,8 +404,11 @@ def test_other_transports_and_provisioners(own: RunningRelay, name: str) -> None
         read_lines(channels, [], 20)
         replaced(own, kernel, kill_holder(own, kernel))
         assert channels.collect(msg_id).replies[0]["status"] == "ok"
-        msg_id = channels.submit("import time; time.sleep(600)")
-        wait_for("busy", lambda: state_of(own, kernel) == "busy")
+        msg_id = channels.submit("import time; print('sleeps', flush=True); time.sleep(600)")
+        # Before that it would not notice.
+        while channels.receive()["content"].get("text") != "sleeps\n":
+            pass
+        time.sleep(0.5)
         assert own.request("POST", f"/alpha/api/kernels/{kernel}/interrupt", {}).status == 204
         assert channels.collect(msg_id).replies[0]["ename"] == "KeyboardInterrupt"
         assert own.request("POST", f"/alpha/api/kernels/{kernel}/restart", {}).status == 200
