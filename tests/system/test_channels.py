@@ -377,7 +377,7 @@ def test_output_goes_to_all_and_replies_to_the_asker(
         relay.connect("alpha", kernel, v1=v1) as asker,
         relay.connect("alpha", kernel, v1=not v1) as other,
     ):
-        msg_id = asker.submit("print('heard')")
+        msg_id = asker.submit("print('heard\\n', end='')")
         heard = all_until_idle(asker, msg_id), all_until_idle(other, msg_id)
     kinds = [[each["header"]["msg_type"] for each in messages] for messages in heard]
     assert sorted(kinds[0]) == sorted(
@@ -607,7 +607,8 @@ def wait_for(path):
 for i in range(200):
     if i == 60: wait_for({str(left)!r})
     if i == 180: wait_for({str(returned)!r})
-    print(i, flush=True)
+    # In one piece, which print alone does not promise.
+    print(f"{{i}}\\n", end="", flush=True)
     time.sleep(0.002)
 pathlib.Path({str(done)!r}).touch()"""
     before = Execution([])

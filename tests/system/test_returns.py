@@ -228,6 +228,9 @@ def test_a_restart_is_told_once_to_a_client_that_leaves_on_it(relay: RunningRela
         while state != "restarting":
             state = channels.receive()["content"].get("execution_state", "")
     with relay.connect("alpha", kernel, session=session) as again:
+        # What is asked between two processes of a kernel nobody hears.
+        path = f"/alpha/api/kernels/{kernel}"
+        wait_for("idle", lambda: relay.request("GET", path).json["execution_state"] == "idle")
         done = again.execute("print('new')")
         assert done.stdout == "new\n"
         states = [m["content"].get("execution_state") for m in done.messages]
