@@ -77,15 +77,7 @@ class Channels:
             last_seq=_position(last_seq),
             request_id=request_id,
         )
-        # The client waits for its upgrade while an agent comes back: a refusal would make
-        # JupyterLab give up on the kernel.
-        try:
-            link = await self._upstream.open_link(
-                cluster, kernel_id, attach, principal, hold=self._config.upstream.websocket_hold
-            )
-        except AgentError:
-            limits.hit("upstream.websocket_hold")
-            raise
+        link = await self._open(cluster, kernel_id, attach, principal)
         try:
             client = transport_of(request)
         except ConnectionResetError:
@@ -112,6 +104,21 @@ class Channels:
             pipe.abort()
             connection.connection_lost(None)
         return TakenOver(status=_SWITCHING)
+
+    async def _open(
+        self, cluster: str, kernel_id: str, attach: Attach, principal: Principal
+    ) -> Link:
+        """The first link. The client waits for its upgrade while an agent comes back.
+
+        A refusal would make JupyterLab give up on the kernel.
+        """
+        try:
+            return await self._upstream.open_link(
+                cluster, kernel_id, attach, principal, hold=self._config.upstream.websocket_hold
+            )
+        except AgentError:
+            limits.hit("upstream.websocket_hold")
+            raise
 
     async def _stay(
         self, pipe: Pipe, cluster: str, kernel_id: str, attach: Attach, principal: Principal

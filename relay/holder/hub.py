@@ -225,13 +225,13 @@ class Hub:
             and self.activity.state == "busy"
         )
 
-    def _answer(self, connection: int, request: Message, info: Buffer) -> None:
+    def _answer(self, connection: int, asked: Message, info: Buffer) -> None:
         """Answer a client's kernel_info_request as the kernel would, without asking it.
 
         The client takes the kernel for idle after that, as after any request; so it is told once
         more what the kernel does. Nobody else hears of it.
         """
-        busy, reply, idle = self.voice.known_info(info, request.header)
+        busy, reply, idle = self.voice.known_info(info, asked.header)
         for message in (busy, reply, idle):
             self._tell(message, connection)
         # Of no cell: the one that runs has said so itself, to whom it concerns.
@@ -394,7 +394,7 @@ class Hub:
                 )
                 if len(self._unwritten) == 1:
                     self._loop.call_soon(self._write)
-                if event.channel in (Channel.SHELL, Channel.CONTROL) and not event.connection:
+                if event.channel in (Channel.SHELL, Channel.CONTROL) and event.connection is None:
                     ids = event.channel, event.parent_msg_id, event.parent_session
                     self._finished.append(partial(self._requests.answered, *ids))
             else:

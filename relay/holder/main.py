@@ -97,13 +97,7 @@ class Holder:
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
-        remembered = SessionLimits(
-            sessions=config.sessions.sessions,
-            requests=config.sessions.requests,
-            repeats=config.sessions.repeats,
-            lifetime=config.sessions.lifetime,
-            anonymous_lifetime=config.sessions.anonymous_lifetime,
-        )
+        remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
         self._memory = Memory.open(place.sessions, remembered, journal.last_seq, time.time())
         self._requests = Requests(place.requests, remembered.requests)
         self._hub = Hub(self._memory, journal, self._requests, self._changed)
