@@ -154,6 +154,16 @@ class Channels:
         self.close()
 
 
+def of(messages: list[Message], msg_id: str) -> Execution:
+    """What belongs to one cell."""
+    return Execution([m for m in messages if m["parent_header"].get("msg_id") == msg_id])
+
+
+def is_over(messages: list[Message], msg_id: str) -> bool:
+    mine = of(messages, msg_id)
+    return bool(mine.replies) and "idle" in mine.states
+
+
 class Count(NamedTuple):
     """How lines that came differ from those that were printed."""
 

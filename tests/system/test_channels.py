@@ -27,8 +27,8 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_socket
 from websockets.typing import Subprotocol
 
-from relay.registry import Place, places
 from tests.system.channels import V1, Channels, Execution, Message, count_lines
+from tests.system.kernels import record_of
 from tests.system.running import RunningRelay, wait_for
 
 MIB = 1024 * 1024
@@ -517,14 +517,8 @@ class Memory:
         return {name: (most - self._before[name]) / MIB for name, most in self._most.items()}
 
 
-def place_of(relay: RunningRelay, kernel: str) -> Place:
-    (place,) = (each for each in places(relay.state, "alpha") if each.kernel_id == kernel)
-    return place
-
-
 def watch_memory(relay: RunningRelay, kernel: str) -> Memory:
-    record = place_of(relay, kernel).read_record()
-    assert record is not None
+    record = record_of(relay, kernel)
     edge = {f"edge {number}": pid for number, pid in enumerate(relay.info.pids.edge)}
     return Memory({**edge, "agent": relay.agent_pid("alpha"), "holder": record.holder_pid})
 

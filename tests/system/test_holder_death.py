@@ -6,18 +6,25 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from relay.registry import KernelRecord, Place, kernels_folder, process_started
-from tests.system.channels import Channels, Execution, Message, count_lines
+from tests.system.channels import Channels, Execution, Message, count_lines, is_over, of
+from tests.system.kernels import (
+    IPYKERNEL,
+    TCP_ONLY,
+    kernelspec,
+    kill_holder,
+    place_of,
+    record_of,
+    wrapped,
+)
 from tests.system.running import RunningRelay, processes_of, wait_for
 from tests.system.test_kills import in_background
 
@@ -29,15 +36,6 @@ pytestmark = pytest.mark.timeout(180)
 both = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 
 
-IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
-# A kernel whose ZMQ cannot do ipc.
-TCP_ONLY = """
-import json, sys
-from ipykernel.kernelapp import launch_new_instance
-if json.load(open(sys.argv[1]))["transport"] == "ipc":
-    sys.exit(3)
-launch_new_instance(["-f", sys.argv[1]])
-"""
 # A provisioner that knows its kernel by a number of its own, not as a process of the holder.
 BY_NUMBER = """
 import os, signal, subprocess
@@ -85,13 +83,6 @@ class ByNumber(LocalProvisioner):
 """
 
 
-def kernelspec(folder: Path, name: str, *argv: str, **more: Any) -> None:
-    place = folder / "kernels" / name
-    place.mkdir(parents=True)
-    spec = {"argv": argv, "display_name": name, "language": "python", **more}
-    (place / "kernel.json").write_text(json.dumps(spec))
-
-
 def provisioner(folder: Path) -> None:
     """Install `BY_NUMBER` as a distribution that has an entry point."""
     (folder / "by_number.py").write_text(BY_NUMBER)
@@ -108,41 +99,13 @@ def own() -> Iterator[RunningRelay]:
     running = RunningRelay(("alpha",))
     specs = running.folder / "specs"
     curve = {"supported_encryption": ["curve"]}
-    tcp_only = (sys.executable, "-c", TCP_ONLY, "{connection_file}")
-    kernelspec(specs, "tcp-only", *tcp_only, metadata=curve)
+    kernelspec(specs, "tcp-only", *wrapped(TCP_ONLY), metadata=curve)
     by_number = {"kernel_provisioner": {"provisioner_name": "by-number"}}
     kernelspec(specs, "by-number", *IPYKERNEL, metadata=by_number)
     provisioner(specs)
     running.environ |= {"JUPYTER_PATH": str(specs), "PYTHONPATH": str(specs)}
     with running:
         yield running
-
-
-def of(messages: list[Message], msg_id: str) -> Execution:
-    """What belongs to one cell."""
-    return Execution([m for m in messages if m["parent_header"].get("msg_id") == msg_id])
-
-
-def is_over(messages: list[Message], msg_id: str) -> bool:
-    mine = of(messages, msg_id)
-    return bool(mine.replies) and "idle" in mine.states
-
-
-def place_of(relay: RunningRelay, kernel: str) -> Place:
-    return Place(kernels_folder(relay.state, "alpha") / kernel)
-
-
-def record_of(relay: RunningRelay, kernel: str) -> KernelRecord:
-    record = place_of(relay, kernel).read_record()
-    assert record is not None
-    return record
-
-
-def kill_holder(relay: RunningRelay, kernel: str) -> KernelRecord:
-    """SIGKILL for a kernel's holder; what it had noted."""
-    record = record_of(relay, kernel)
-    os.kill(record.holder_pid, signal.SIGKILL)
-    return record
 
 
 def replaced(relay: RunningRelay, kernel: str, before: KernelRecord) -> KernelRecord:

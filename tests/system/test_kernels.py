@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 import psutil
@@ -18,21 +18,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from relay.config import KernelEnvironment
-from relay.registry import KernelRecord, Place, kernels_folder, places
+from relay.registry import kernels_folder, places
 from tests.system.channels import Channels, Execution, Message
+from tests.system.kernels import IPYKERNEL, TCP_ONLY, kernelspec, place_of, record_of, wrapped
 from tests.system.running import Answer, RunningRelay, processes_of, wait_for
 
 RESTART_LIMIT = 2
-IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 
 # Scripts that get a connection file and, behind it, an ipykernel's argv.
-TCP_ONLY = """
-import json, os, sys
-connection, *ipykernel = sys.argv[1:]
-if json.load(open(connection))["transport"] == "ipc":
-    sys.exit("I cannot do ipc")
-os.execv(ipykernel[0], ipykernel)
-"""
 ONCE = """
 import os, sys
 connection, *ipykernel = sys.argv[1:]
@@ -50,18 +43,6 @@ os.execv(ipykernel[0], ipykernel)
 """
 EXITS = "import sys; print('no cheese', file=sys.stderr); sys.exit(7)"
 MUTE = "import time; print('thinking', flush=True); time.sleep(600)"
-
-
-def kernelspec(folder: Path, name: str, *argv: str, **more: Any) -> None:
-    """Write a kernelspec into a folder of ``JUPYTER_PATH``."""
-    place = folder / "kernels" / name
-    place.mkdir(parents=True)
-    spec = {"argv": argv, "display_name": name, "language": "python", **more}
-    (place / "kernel.json").write_text(json.dumps(spec))
-
-
-def wrapped(script: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", script, "{connection_file}", *IPYKERNEL)
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +93,6 @@ def wait_for_state(relay: RunningRelay, kernel: str, state: str) -> None:
         return bool(ask(relay, "GET", kernel).json["execution_state"] == state)
 
     wait_for(f"{kernel} {state}", is_told, 5)
-
-
-def place_of(relay: RunningRelay, kernel: str) -> Place:
-    return Place(kernels_folder(relay.state, "alpha") / kernel)
-
-
-def record_of(relay: RunningRelay, kernel: str) -> KernelRecord:
-    record = place_of(relay, kernel).read_record()
-    assert record is not None
-    return record
 
 
 def kernel_pid(relay: RunningRelay, kernel: str) -> int:

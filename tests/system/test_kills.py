@@ -21,8 +21,9 @@ import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from relay.registry import Place, kernels_folder, process_started
+from relay.registry import kernels_folder, process_started
 from tests.system.channels import Channels, Execution, Message, count_lines
+from tests.system.kernels import place_of
 from tests.system.running import RunningRelay, processes_of, wait_for
 
 LINES = 2000
@@ -138,10 +139,6 @@ def receive_until_idle(channels: Channels, msg_id: str) -> list[Message]:
             return messages
 
 
-def place_of(relay: RunningRelay, cluster: str, kernel: str) -> Place:
-    return Place(kernels_folder(relay.state, cluster) / kernel)
-
-
 def listed(relay: RunningRelay, cluster: str) -> set[str]:
     answer = relay.request("GET", f"/{cluster}/api/kernels")
     assert answer.status == 200, answer
@@ -241,7 +238,7 @@ def test_requests_around_a_kill_run_once_and_in_order(
     own: RunningRelay, cluster: str, v1: bool
 ) -> None:
     killer, kernel = Killer(own, cluster), own.start_kernel(cluster)
-    record = place_of(own, cluster, kernel).read_record()
+    record = place_of(own, kernel, cluster).read_record()
     assert record is not None
     with own.connect(cluster, kernel, v1=v1) as channels:
         channels.execute("ran = []")
@@ -274,7 +271,7 @@ def test_requests_around_a_kill_run_once_and_in_order(
         assert answered == asked
         assert channels.execute("print(ran)").stdout == f"{list(range(80))}\n"
     # An ipykernel drops, and says so, what it is sent twice: the relay is not to rely on that.
-    assert "Duplicate Signature" not in place_of(own, cluster, kernel).kernel_log.read_text()
+    assert "Duplicate Signature" not in place_of(own, kernel, cluster).kernel_log.read_text()
 
 
 @pytest.mark.parametrize("moment", ["", "request.json", "record.json"])

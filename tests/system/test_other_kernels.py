@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.channels import Message
+from tests.system.channels import Message, is_over, of
+from tests.system.kernels import kill_holder
 from tests.system.running import RunningRelay
-from tests.system.test_holder_death import is_over, kill_holder, of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
