@@ -1,32 +1,33 @@
 """What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
 
-The structs are in ``settings``, one per subject; ``load`` is in ``loading``. Import both from here.
+The structs are in ``edge``, ``agent`` and ``up``, one per subject; ``load`` is in ``loading``.
+Import all of them from here.
 """
 
 from __future__ import annotations
 
-from relay.config.loading import ConfigError, Problem, load
-from relay.config.settings import (
+from relay.config.agent import (
     AgentConfig,
     AgentTls,
-    ClusterSettings,
     CullSettings,
-    EdgeConfig,
-    EdgeLimits,
     JournalSettings,
     KernelEnvironment,
     KernelSettings,
-    ListenSettings,
-    LogSettings,
-    MetricsSettings,
     PastSettings,
     SessionSettings,
+)
+from relay.config.edge import (
+    ClusterSettings,
+    EdgeConfig,
+    EdgeLimits,
     TlsSettings,
-    UpConfig,
     UpstreamSettings,
     UpstreamTls,
     WebSocketSettings,
 )
+from relay.config.loading import ConfigError, Problem, load
+from relay.config.up import UpConfig
+from relay.config.values import ListenSettings, LogSettings, MetricsSettings
 
 __all__ = [
     "AgentConfig",

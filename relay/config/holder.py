@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from relay.config.settings import (
-    CullSettings,
-    JournalSettings,
-    KernelSettings,
-    LogSettings,
-    SessionSettings,
-)
+from relay.config.agent import CullSettings, JournalSettings, KernelSettings, SessionSettings
+from relay.config.values import LogSettings
 
 
 class HolderConfig(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,69 @@
+"""The settings of ``relay up``, which makes those of an edge and of agents from them."""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from relay.config.agent import (
+    CullSettings,
+    JournalSettings,
+    KernelEnvironment,
+    KernelSettings,
+    PastSettings,
+    SessionSettings,
+)
+from relay.config.edge import EdgeLimits, UpstreamSettings, WebSocketSettings
+from relay.config.values import (
+    ClusterName,
+    Count,
+    FilePath,
+    ListenSettings,
+    LogSettings,
+    check_two_ports,
+)
+
+
+class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``relay up``: edge and agents on one machine."""
+
+    state_dir: FilePath | None = None
+    """Folder of everything that is kept; by default ``kernel-relay`` in the user's state folder."""
+    https: ListenSettings = field(default_factory=lambda: ListenSettings(port=8443))
+    """REST, and kernel channels for clients that know one URL."""
+    wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))
+    """Kernel channels only."""
+    clusters: list[ClusterName] = field(default_factory=lambda: ["alpha", "beta"])
+    """The local clusters, each an agent of its own."""
+    edge_workers: Count = 2
+    """Processes that share the two ports."""
+    kernels: KernelSettings = field(default_factory=KernelSettings)
+    """How kernels are run."""
+    culling: CullSettings = field(default_factory=CullSettings)
+    """When a kernel that nobody uses is shut down."""
+    root_dir: FilePath | None = None
+    """Folder below which the ``path`` of a request says where its kernel starts; by default the
+    folder that ``relay up`` was started in."""
+    journal: JournalSettings = field(default_factory=JournalSettings)
+    """What is kept of a kernel's output."""
+    past: PastSettings = field(default_factory=PastSettings)
+    """How much of a kernel's past one request may read."""
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    """What is remembered of a kernel's clients."""
+    environment: KernelEnvironment = field(default_factory=KernelEnvironment)
+    """Which environment variables reach a kernel."""
+    limits: EdgeLimits = field(default_factory=EdgeLimits)
+    """What one client may send."""
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
+    """Pings."""
+    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
+    """The edge's patience with agents."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """The log of every process."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where clusters or ports coincide, or no cluster is left."""
+        check_two_ports(self.https, self.wss)
+        if not self.clusters:
+            raise ValueError("clusters: at least one is needed")
+        if len(set(self.clusters)) < len(self.clusters):
+            raise ValueError("clusters: a name appears twice")

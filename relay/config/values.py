@@ -1,0 +1,93 @@
+"""What settings are made of: their types, and the sections that several programs have.
+
+A struct made in code is not checked field by field; ``load`` checks everything it reads. What one
+value must be is in its type here; what several must be together is in ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Meta, Struct
+
+from relay.routing.clusters import check_name
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+_UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
+
+
+def read_size(value: object) -> object:
+    """Bytes for a text such as ``64 MiB``; anything but text passes unchanged.
+
+    Raises ``ValueError`` for a text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None or match[2] not in _UNITS:
+        raise ValueError("expected bytes: a number, or one with B, KiB, MiB or GiB behind it")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def check_agent_url(url: str) -> None:
+    """Raise ``ValueError`` unless ``url`` is exactly ``http(s)://host:port``."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
+        raise ValueError("expected http://host:port or https://host:port")
+    if url != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ValueError("expected nothing but scheme, host and port")
+
+
+# `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
+# for what the type alone cannot exclude, `path` takes a relative path from the right folder.
+A_DAY: Final = 86_400
+Seconds = Annotated[float, Meta(gt=0, le=A_DAY)]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=A_DAY)]
+Size = Annotated[int, Meta(ge=1, extra={"read": read_size})]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Meta(ge=0, le=1_000_000)]
+LAST_PORT: Final = 65_535
+Port = Annotated[int, Meta(ge=0, le=LAST_PORT)]
+Host = Annotated[str, Meta(min_length=1, max_length=255)]
+FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
+ClusterName = Annotated[str, Meta(extra={"check": check_name})]
+AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
+EnvironmentName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", max_length=255)]
+EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z", max_length=255)]
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """One JSON object per line, or lines for people; ``auto``: for people on a terminal only."""
+
+
+class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An address to listen on."""
+
+    host: Host = "127.0.0.1"
+    """A name or an IP address; ``0.0.0.0`` or ``::`` is every interface."""
+    port: Port
+    """A TCP port; 0 takes a free one."""
+
+
+class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Prometheus finds a program's metrics, at ``/metrics``: plain HTTP, to whoever asks."""
+
+    host: Host = "127.0.0.1"
+    """A name or an IP address; who can reach it can read all metrics."""
+    port: Port | None = None
+    """A TCP port; by default there is none, and nothing is served."""
+
+
+def check_two_ports(https: ListenSettings, wss: ListenSettings) -> None:
+    """Raise ``ValueError`` where the two ports are one."""
+    if https.port == wss.port != 0 and https.host == wss.host:
+        raise ValueError("https and wss need two different ports")
