@@ -5,6 +5,7 @@ Nothing here does I/O, reads a clock or imports another room.
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Literal, Self
 
@@ -33,6 +34,24 @@ class Principal(msgspec.Struct, frozen=True):
             msg = "a principal is written authenticator:subject"
             raise ValueError(msg)
         return cls(authenticator, subject)
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What an authenticator says of whoever shows a credential."""
+
+    principal: Principal
+    via: str
+    """The authenticator that says so: ``groups`` and ``scopes`` are names of its own. It is the
+    principal's too, unless the configuration says that two principals are one person."""
+    groups: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+    """What the credential is limited to; without any it is good for all that its bearer may do."""
+    clusters: frozenset[str] | None = None
+    """The clusters that the credential is good for; ``None`` for all."""
+    expires: float = math.inf
+    """Unix time in seconds at which the credential ends, and what was opened with it."""
+    credential: str = ""
+    """Names the credential in logs and lists, and is no secret."""
 
 
 class KernelModel(msgspec.Struct, frozen=True):

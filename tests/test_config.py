@@ -24,6 +24,10 @@ SAMPLES: dict[str, type[msgspec.Struct]] = {
 }
 
 
+SHOWN = {"authentication.tokens", "policy", "policy.rules"}
+"""Settings whose samples show what is not their default, since that says nothing."""
+
+
 def struct_in(kind: Any) -> type[msgspec.Struct] | None:
     """Find the struct that ``kind`` is, or holds."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -38,13 +42,20 @@ def differences(kind: Any, sample: Any, loaded: Any, path: str) -> Iterator[str]
         value: Any = getattr(loaded, field.name, None)
         if field.name not in sample:
             yield f"{name} is missing"
-        elif get_origin(field.type) is dict:
-            for key, inner in sample[field.name].items():
-                yield from differences(struct_in(field.type), inner, value[key], f"{name}.{key}.")
-        elif (section := struct_in(field.type)) and sample[field.name] is not None:
-            yield from differences(section, sample[field.name], value, f"{name}.")
-        if not field.required and value != default_of(field):
+        elif section := struct_in(field.type):
+            for key, inner, held in items(sample[field.name], value):
+                yield from differences(section, inner, held, f"{name}.{key}")
+        if not field.required and name not in SHOWN and value != default_of(field):
             yield f"{name} is not the default"
+
+
+def items(sample: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Every section in a setting's value, with its path below the setting."""
+    if isinstance(value, dict):
+        return ((f"{key}.", sample[key], held) for key, held in value.items())
+    if isinstance(value, list):
+        return ((f"{n}.", *both) for n, both in enumerate(zip(sample, value, strict=True)))
+    return iter(() if value is None else (("", sample, value),))
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> Any:

@@ -12,6 +12,7 @@ from relay.agent.channels import Channels
 from relay.agent.holders import Holders
 from relay.agent.rest import Rest
 from relay.agent.tally import failing
+from relay.auth.policy import Action
 from relay.auth.tickets import Ticket, TicketVerifier
 from relay.config import AgentConfig
 from relay.errors import BadRequest, RelayError, Unauthorized
@@ -92,7 +93,7 @@ class App:
         route = match(request.method, target.segments)
         # What may start a kernel names none in its path: the ticket brings the new one's id.
         kernel_id = ticket.kernel if route.kind in STARTING else route.kernel_id
-        ticket.require(route.action, kernel_id)
+        ticket.require(_actions(route), kernel_id)
         log.info("request", method=request.method, kind=route.kind, kernel_id=ticket.kernel)
         if route.kind is Kind.CHANNELS:
             return await self._channels(request, route, ticket)
@@ -125,3 +126,7 @@ class App:
             self._links.discard(channels)
             connection.connection_lost(None)
         return TakenOver()
+
+
+def _actions(route: Route) -> frozenset[Action]:
+    return frozenset(map(Action, route.actions))

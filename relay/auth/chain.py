@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+import msgspec
+
 from relay.errors import Unauthorized
-from relay.model import Principal
+from relay.model import Identity, Principal
 
 
 class Authenticator(Protocol):
-    """Something that can tell whose a credential is; ``TokenStore`` is one."""
+    """Something that can tell whose a credential is, though it may have to ask elsewhere."""
 
-    def authenticate(self, credential: str, now: float, /) -> Principal | None:
+    async def authenticate(self, credential: str, now: float, /) -> Identity | None:
         """Return whom ``credential`` stands for at ``now`` (Unix seconds).
 
         ``None`` passes it on to the next authenticator; ``Unauthorized`` refuses it for good.
@@ -23,11 +25,19 @@ class Authenticator(Protocol):
 class Chain:
     """Authenticators in their configured order; the first that knows a credential decides."""
 
-    def __init__(self, authenticators: Iterable[Authenticator]) -> None:
-        """Take the authenticators in order; with none, everybody is refused."""
-        self._authenticators = tuple(authenticators)
+    def __init__(
+        self,
+        authenticators: Iterable[Authenticator],
+        aliases: Mapping[Principal, Principal] | None = None,
+    ) -> None:
+        """Take the authenticators in order; with none, everybody is refused.
 
-    def authenticate(self, credential: str | None, now: float) -> Principal:
+        ``aliases`` says who is another authenticator's principal in truth.
+        """
+        self._authenticators = tuple(authenticators)
+        self._aliases = dict(aliases or {})
+
+    async def authenticate(self, credential: str | None, now: float) -> Identity:
         """Return who shows ``credential`` at ``now`` (Unix seconds).
 
         Raises ``Unauthorized``, in the same words for no credential and a wrong one. Whatever else
@@ -35,7 +45,8 @@ class Chain:
         """
         if credential:
             for authenticator in self._authenticators:
-                principal = authenticator.authenticate(credential, now)
-                if principal is not None:
-                    return principal
+                identity = await authenticator.authenticate(credential, now)
+                if identity is not None:
+                    principal = self._aliases.get(identity.principal, identity.principal)
+                    return msgspec.structs.replace(identity, principal=principal)
         raise Unauthorized("a valid token is required")

@@ -1,14 +1,14 @@
-"""What a principal may do: rules that grant, and nothing without one."""
+"""What somebody may do: rules that grant, and nothing without one."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
 from relay.errors import Forbidden, NotFound
-from relay.model import Principal
+from relay.model import Identity
 
 NO_CLUSTER = "no such cluster"
 """Said of clusters that do not exist and of those a principal may do nothing on."""
@@ -18,7 +18,7 @@ class Action(enum.StrEnum):
     """Everything that can be granted. None of them implies another."""
 
     LIST = "list"
-    """See what a cluster has: its kernels and kernelspecs."""
+    """See what a cluster has: kernelspecs, and those kernels that one may see."""
     START = "start"
     """Start a kernel."""
     USE = "use"
@@ -29,6 +29,29 @@ class Action(enum.StrEnum):
     STOP = "stop"
     """End what a kernel holds in memory: shut it down or restart it."""
     ADMIN = "admin"
+    """Do all that one may do to one's own kernels to everybody's."""
+
+
+class Rights(msgspec.Struct, frozen=True):
+    """What somebody may do on one cluster."""
+
+    kernelspecs: dict[Action, frozenset[str] | None] = {}
+    """The kernelspecs that each granted action is granted for; ``None``: for all."""
+
+    def __bool__(self) -> bool:
+        return bool(self.kernelspecs)
+
+    def among(self, actions: Collection[Action]) -> Rights:
+        """These rights without all actions but ``actions``."""
+        kept = {action: names for action, names in self.kernelspecs.items() if action in actions}
+        return Rights(kept)
+
+    def cover(self, action: Action, kernelspec: str) -> bool:
+        """Tell whether ``action`` is granted for the kernelspec of this name."""
+        if action not in self.kernelspecs:
+            return False
+        names = self.kernelspecs[action]
+        return names is None or kernelspec in names
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,16 +62,34 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     actions: frozenset[Action]
     authenticator: str
-    """Never ``None``: names of two authenticators are two people."""
-    subject: str | None = None
-    cluster: str | None = None
+    """Never ``None``: names of two authenticators are two people, and two groups."""
+    user: str | None = None
+    group: str | None = None
+    scope: str | None = None
+    """Without one the rule speaks of credentials that are limited to no scopes only."""
+    clusters: frozenset[str] | None = None
+    kernelspecs: frozenset[str] | None = None
 
-    def covers(self, principal: Principal, cluster: str) -> bool:
-        """Tell whether the rule speaks of this principal on this cluster."""
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where some kernelspecs are to make an admin."""
+        if Action.ADMIN in self.actions and self.kernelspecs is not None:
+            raise ValueError("admin is of a whole cluster: it goes with no kernelspecs")
+
+    def covers(self, identity: Identity, cluster: str) -> bool:
+        """Tell whether the rule speaks of this identity on this cluster."""
+        if self.user is not None:
+            principal = identity.principal
+            known = principal.authenticator == self.authenticator and principal.subject == self.user
+        else:
+            known = identity.via == self.authenticator
+        if self.group is not None or self.scope is not None:
+            # They are names of whoever vouches for them.
+            known = known and identity.via == self.authenticator
         return (
-            self.authenticator == principal.authenticator
-            and self.subject in {None, principal.subject}
-            and self.cluster in {None, cluster}
+            known
+            and (self.group is None or self.group in identity.groups)
+            and (self.scope in identity.scopes if identity.scopes else self.scope is None)
+            and (self.clusters is None or cluster in self.clusters)
         )
 
 
@@ -59,24 +100,30 @@ class Policy:
         """Take the rules; a policy without any grants nothing."""
         self.rules = tuple(rules)
 
-    @classmethod
-    def allow_all(cls, authenticator: str) -> Policy:
-        """Grant every action on every cluster to whom ``authenticator`` knows."""
-        return cls([Rule(authenticator=authenticator, actions=frozenset(Action))])
+    def rights(self, identity: Identity, cluster: str) -> Rights:
+        """Return all that ``identity`` may do on ``cluster``; empty when nothing."""
+        if identity.clusters is not None and cluster not in identity.clusters:
+            return Rights()
+        granted: dict[Action, frozenset[str] | None] = {}
+        for rule in self.rules:
+            if rule.covers(identity, cluster):
+                for action in rule.actions:
+                    granted[action] = _joined(granted.get(action, frozenset()), rule.kernelspecs)
+        return Rights(granted)
 
-    def actions(self, principal: Principal, cluster: str) -> frozenset[Action]:
-        """Return all that ``principal`` may do on ``cluster``; empty when nothing."""
-        granted = (rule.actions for rule in self.rules if rule.covers(principal, cluster))
-        return frozenset[Action]().union(*granted)
-
-    def authorise(self, principal: Principal, cluster: str, action: Action) -> None:
-        """Return when ``principal`` may do ``action`` on ``cluster``.
+    def authorise(self, identity: Identity, cluster: str, actions: Collection[Action]) -> Rights:
+        """Return what ``identity`` may do on ``cluster`` if any of ``actions`` is among it.
 
         Raises ``NotFound`` when it may do nothing there, so that the names of other people's
         clusters stay private, and ``Forbidden`` when it may do other things only.
         """
-        granted = self.actions(principal, cluster)
-        if not granted:
+        rights = self.rights(identity, cluster)
+        if not rights:
             raise NotFound(NO_CLUSTER)
-        if action not in granted:
-            raise Forbidden(f"not allowed on this cluster: {action}")
+        if not rights.among(actions):
+            raise Forbidden(f"not allowed on this cluster: {' or '.join(actions)}")
+        return rights
+
+
+def _joined(some: frozenset[str] | None, others: frozenset[str] | None) -> frozenset[str] | None:
+    return None if some is None or others is None else some | others

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -21,7 +21,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from relay.auth.policy import Action
+from relay.auth.policy import Action, Rights
 from relay.errors import Forbidden, Unauthorized
 from relay.model import Principal
 
@@ -33,7 +33,7 @@ MAX_LIFETIME = 120.0
 """Longest time between ``iat`` and ``exp`` that is signed or believed, in seconds."""
 LEEWAY = 5.0
 """How far edge's and agent's clocks may be apart, in seconds."""
-MAX_TICKET = 4096
+MAX_TICKET = 7168
 """Longest ticket that is looked at, in characters."""
 
 # An Ed25519 signature is 64 bytes, hence 86 characters.
@@ -48,16 +48,19 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     kernel: str | None
     """The one kernel that may be touched; ``None`` for requests that name none."""
-    actions: tuple[Action, ...]
+    rights: Rights
+    """What its bearer may do of all that this request may take."""
+    max_kernels: int | None = None
+    """How many kernels its bearer may have on this cluster; ``None``: as many as it takes."""
     request_id: str
 
-    def require(self, action: str, kernel: str | None) -> None:
-        """Return when the ticket is for ``action`` on exactly this ``kernel``.
+    def require(self, actions: Collection[Action], kernel: str | None) -> None:
+        """Return when the ticket is for one of ``actions`` on exactly this ``kernel``.
 
         Raises ``Forbidden`` otherwise. ``None`` is no wildcard: a ticket without a kernel opens
         none, and one for a kernel is no use elsewhere.
         """
-        if action not in self.actions or kernel != self.kernel:
+        if not self.rights.among(actions) or kernel != self.kernel:
             raise Forbidden("the ticket is not for this request")
 
 
@@ -76,7 +79,8 @@ class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     iat: float
     exp: float
     kernel: str | None
-    actions: tuple[Action, ...]
+    rights: dict[Action, frozenset[str] | None]
+    max_kernels: int | None
     request_id: str
 
 
@@ -109,7 +113,8 @@ class TicketSigner:
             iat=now,
             exp=now + lifetime,
             kernel=ticket.kernel,
-            actions=ticket.actions,
+            rights=ticket.rights.kernelspecs,
+            max_kernels=ticket.max_kernels,
             request_id=ticket.request_id,
         )
         payload = msgspec.json.encode(claims)
@@ -146,7 +151,8 @@ class TicketVerifier:
             principal=principal,
             cluster=claims.aud,
             kernel=claims.kernel,
-            actions=claims.actions,
+            rights=Rights(claims.rights),
+            max_kernels=claims.max_kernels,
             request_id=claims.request_id,
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from relay.model import Principal
+from relay.model import Identity, Principal
 
 AUTHENTICATOR = "token"
 """The authenticator half of every principal that a static token makes."""
@@ -86,7 +86,7 @@ class TokenStore:
         """Return the store as JSON, one indented object, to be kept private all the same."""
         return msgspec.json.format(msgspec.json.encode(_File(self.records)), indent=2) + b"\n"
 
-    def authenticate(self, token: str, now: float) -> Principal | None:
+    def authenticate(self, token: str, now: float) -> Identity | None:
         """Return whom ``token`` stands for at ``now`` (Unix seconds), or ``None``.
 
         Compares with every record to the end, each in constant time.
@@ -100,7 +100,12 @@ class TokenStore:
                 found = record
         if found is None or not _is_alive(found, now):
             return None
-        return Principal(AUTHENTICATOR, found.user)
+        return Identity(
+            principal=Principal(AUTHENTICATOR, found.user),
+            via=AUTHENTICATOR,
+            expires=math.inf if found.expires is None else found.expires,
+            credential=found.id,
+        )
 
 
 def generate(

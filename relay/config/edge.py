@@ -6,16 +6,21 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from relay.auth.policy import Action, Policy, Rule
 from relay.config.values import (
     KIB,
     MIB,
     AgentUrl,
+    AuthenticatorName,
     ClusterName,
     Count,
     FilePath,
+    KernelspecName,
     ListenSettings,
     LogSettings,
     MetricsSettings,
+    Name,
+    PrincipalName,
     Seconds,
     SecondsOrZero,
     Size,
@@ -115,6 +120,87 @@ class UpstreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds between signs of life that an agent gives on each link; without one it is gone."""
 
 
+class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Static tokens, which ``relay token`` makes; their authenticator is called ``token``."""
+
+    file: FilePath
+    """JSON file: the hashes of the tokens, and whose they are; read again when it changes."""
+
+
+class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The authenticators. Whom none of them knows stays outside."""
+
+    chain: list[AuthenticatorName] = []
+    """Their names in the order in which they are asked; empty: all, in the order they have here."""
+    tokens: TokenSettings | None = None
+    """Static tokens."""
+    aliases: dict[PrincipalName, PrincipalName] = {}
+    """Who is another authenticator's user in truth: ``corp:alice: token:alice``. Without this, two
+    authenticators never speak of the same person."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a chain that is not made of the authenticators that are set."""
+        known = self.names
+        if not known:
+            raise ValueError("no authenticator is set: nobody could come in")
+        for name in self.chain:
+            if name not in known:
+                raise ValueError(f"chain: {name} is not set here; there is {', '.join(known)}")
+        if len(set(self.chain)) < len(self.chain):
+            raise ValueError("chain: a name appears twice")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all authenticators that are set, in their order."""
+        return ["token"] if self.tokens is not None else []
+
+
+class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Grants some actions to some people. Everything is compared exactly; there are no patterns."""
+
+    authenticator: AuthenticatorName
+    """The authenticator whose names ``user``, ``group`` and ``scope`` are."""
+    user: Name | None = None
+    """The one user it is for; by default everybody whom the authenticator knows."""
+    group: Name | None = None
+    """Only for members of this group."""
+    scope: Name | None = None
+    """For credentials with this scope. Without one, for credentials without any scopes only."""
+    clusters: list[ClusterName] | None = None
+    """The clusters it is for; by default all."""
+    kernelspecs: list[KernelspecName] | None = None
+    """The kernelspecs it is for; by default all."""
+    actions: list[Action]
+    """Any of: list, start, use, view, interrupt, stop, admin. None implies another."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where it makes no rule."""
+        self.rule()
+
+    def rule(self) -> Rule:
+        """As the policy knows it. Raises ``ValueError``."""
+        return Rule(
+            authenticator=self.authenticator,
+            user=self.user,
+            group=self.group,
+            scope=self.scope,
+            clusters=None if self.clusters is None else frozenset(self.clusters),
+            kernelspecs=None if self.kernelspecs is None else frozenset(self.kernelspecs),
+            actions=frozenset(self.actions),
+        )
+
+
+class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What those who come in may do: nothing that no rule grants."""
+
+    rules: list[RuleSettings] = []
+    """They add up; their order has no meaning."""
+
+    def policy(self) -> Policy:
+        """The policy that they make."""
+        return Policy(each.rule() for each in self.rules)
+
+
 class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay edge``."""
 
@@ -128,8 +214,10 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Processes that share the two ports."""
     clusters: dict[ClusterName, ClusterSettings]
     """The clusters by name; the name is the first segment of their URLs."""
-    tokens_file: FilePath
-    """JSON file: the hashes of the tokens that may come in, and whose they are."""
+    authentication: AuthenticationSettings
+    """Who may come in."""
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    """What they may do."""
     ticket_key: FilePath
     """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
     ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0

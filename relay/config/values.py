@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from relay.model import Principal
 from relay.routing.clusters import check_name
 
 KIB: Final = 1024
@@ -42,6 +43,12 @@ def check_agent_url(url: str) -> None:
         raise ValueError("expected nothing but scheme, host and port")
 
 
+def check_visible(text: str) -> None:
+    """Raise ``ValueError`` for text that could be shown as something else than it is."""
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("expected printable characters, and no space at either end")
+
+
 # `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
 # for what the type alone cannot exclude, `path` takes a relative path from the right folder.
 A_DAY: Final = 86_400
@@ -56,6 +63,10 @@ Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
+Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
+AuthenticatorName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_-]{0,30}\Z")]
+PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": Principal.parse})]
+KernelspecName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,128}\Z")]
 EnvironmentName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", max_length=255)]
 EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z", max_length=255)]
 

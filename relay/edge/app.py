@@ -18,11 +18,11 @@ from relay.auth.chain import Chain
 from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
-from relay.edge.upstream import Upstream
+from relay.edge.upstream import Bearer, Upstream
 from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
 from relay.http import REQUEST_ID, SERVER_NAME, error_response
 from relay.metrics import EdgeMetrics
-from relay.model import Principal
+from relay.model import Identity
 from relay.routing.clusters import is_vscode_probe
 from relay.routing.paths import Target, parse_target
 from relay.routing.routes import Kind, allowed_methods, match
@@ -111,24 +111,27 @@ class App:
             return web.Response(status=200 if ready else 503)
         if is_vscode_probe(target):
             return web.Response(status=404)
-        principal = self._who(request, target)
+        identity = await self._who(request, target)
         cluster, *rest = target.segments
         self._upstream.require(cluster)
-        if not self._policy.actions(principal, cluster):
+        if not self._policy.rights(identity, cluster):
             raise NotFound(NO_CLUSTER)
         asked.cluster = cluster
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
         route = match(request.method, tuple(rest))
         asked.kind = route.kind.value
-        self._policy.authorise(principal, cluster, Action(route.action))
+        actions = frozenset(map(Action, route.actions))
+        rights = self._policy.authorise(identity, cluster, actions)
+        besides = frozenset(map(Action, route.besides))
+        bearer = Bearer(identity.principal, rights.among(actions | besides | {Action.ADMIN}))
         log.info(
             "request",
             method=request.method,
             cluster=cluster,
             kind=route.kind,
             kernel_id=route.kernel_id,
-            principal=str(principal),
+            principal=str(identity.principal),
         )
         if route.kind is Kind.CHANNELS:
             session_id = target.values("session_id")
@@ -137,7 +140,7 @@ class App:
                 request,
                 cluster=cluster,
                 kernel_id=route.kernel_id or "",
-                principal=principal,
+                bearer=bearer,
                 session_id=session_id[0] if session_id else "",
                 last_seq=last_seq[0] if last_seq else None,
                 request_id=request_id,
@@ -150,11 +153,11 @@ class App:
             cluster=cluster,
             target=target,
             route=route,
-            principal=principal,
+            bearer=bearer,
             request_id=request_id,
         )
 
-    def _who(self, request: web.BaseRequest, target: Target) -> Principal:
+    async def _who(self, request: web.BaseRequest, target: Target) -> Identity:
         # The header alone is no WebSocket: anybody can send it along with a REST request.
         upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         channels = target.segments[-1] == "channels"
@@ -163,7 +166,7 @@ class App:
             target.values("token"),
             websocket=upgrade and channels,
         )
-        return self._chain.authenticate(credential, self._clock())
+        return await self._chain.authenticate(credential, self._clock())
 
 
 def _allowed(segments: tuple[str, ...]) -> str:

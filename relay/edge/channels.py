@@ -20,11 +20,10 @@ from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.link import Link
 from relay.edge.pipe import Pipe
-from relay.edge.upstream import Upstream
+from relay.edge.upstream import Bearer, Upstream
 from relay.errors import AgentError, BadRequest, NotFound, RelayError
 from relay.http import TakenOver, transport_of
 from relay.metrics import EdgeMetrics
-from relay.model import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,7 @@ class Channels:
         *,
         cluster: str,
         kernel_id: str,
-        principal: Principal,
+        bearer: Bearer,
         session_id: str,
         last_seq: str | None,
         request_id: str,
@@ -69,7 +68,7 @@ class Channels:
             raise BadRequest(msg)
         attach = Attach(
             link=secrets.token_hex(16),
-            principal=str(principal),
+            principal=str(bearer.principal),
             session_id=session_id,
             subprotocol=subprotocol,
             gateway=not subprotocol and _is_gateway(request),
@@ -77,7 +76,7 @@ class Channels:
             last_seq=_position(last_seq),
             request_id=request_id,
         )
-        link = await self._open(cluster, kernel_id, attach, principal)
+        link = await self._open(cluster, kernel_id, attach, bearer)
         try:
             client = transport_of(request)
         except ConnectionResetError:
@@ -98,30 +97,28 @@ class Channels:
             if early.data:
                 pipe.data_received(bytes(early.data))
             with self._metrics.websockets.labels(cluster).track_inprogress():
-                await self._stay(pipe, cluster, kernel_id, attach, principal)
+                await self._stay(pipe, cluster, kernel_id, attach, bearer)
         finally:
             self._pipes.discard(pipe)
             pipe.abort()
             connection.connection_lost(None)
         return TakenOver(status=_SWITCHING)
 
-    async def _open(
-        self, cluster: str, kernel_id: str, attach: Attach, principal: Principal
-    ) -> Link:
+    async def _open(self, cluster: str, kernel_id: str, attach: Attach, bearer: Bearer) -> Link:
         """The first link. The client waits for its upgrade while an agent comes back.
 
         A refusal would make JupyterLab give up on the kernel.
         """
         try:
             return await self._upstream.open_link(
-                cluster, kernel_id, attach, principal, hold=self._config.upstream.websocket_hold
+                cluster, kernel_id, attach, bearer, hold=self._config.upstream.websocket_hold
             )
         except AgentError:
             limits.hit("upstream.websocket_hold")
             raise
 
     async def _stay(
-        self, pipe: Pipe, cluster: str, kernel_id: str, attach: Attach, principal: Principal
+        self, pipe: Pipe, cluster: str, kernel_id: str, attach: Attach, bearer: Bearer
     ) -> None:
         """Give the pipe a new link whenever it loses one, until the client is gone."""
         while not pipe.finished.is_set():
@@ -134,7 +131,7 @@ class Channels:
             again = msgspec.structs.replace(attach, position=pipe.position)
             try:
                 link = await self._upstream.open_link(
-                    cluster, kernel_id, again, principal, hold=self._config.upstream.reattach
+                    cluster, kernel_id, again, bearer, hold=self._config.upstream.reattach
                 )
             except NotFound as error:
                 # JupyterLab then asks for the kernel, hears 404 and shows it as dead.

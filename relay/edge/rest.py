@@ -11,13 +11,11 @@ import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from relay import limits
-from relay.auth.policy import Action
 from relay.config import EdgeConfig
-from relay.edge.upstream import Call, Upstream
+from relay.edge.upstream import Bearer, Call, Upstream
 from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
 from relay.http import REQUEST_ID, SERVER_NAME, TakenOver, read_body
 from relay.metrics import EdgeMetrics
-from relay.model import Principal
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
 
@@ -66,7 +64,7 @@ class Rest:
         cluster: str,
         target: Target,
         route: Route,
-        principal: Principal,
+        bearer: Bearer,
         request_id: str,
     ) -> web.StreamResponse:
         """Answer one request. Raises `RelayError`."""
@@ -88,8 +86,7 @@ class Rest:
             path=target.path[len(cluster) + 1 :],
             query=urlencode(query),
             body=body,
-            principal=principal,
-            action=Action(route.action),
+            bearer=bearer,
             # The edge chooses the id, so that it can ask again when an agent dies meanwhile.
             kernel_id=str(uuid.uuid4()) if route.kind in STARTING else route.kernel_id,
             request_id=request_id,

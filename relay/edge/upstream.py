@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -21,7 +21,7 @@ import structlog
 from aiohttp import hdrs
 from yarl import URL
 
-from relay.auth.policy import NO_CLUSTER, Action
+from relay.auth.policy import NO_CLUSTER, Rights
 from relay.auth.tickets import Ticket, TicketSigner
 from relay.bridge.records import Attach
 from relay.config import ClusterSettings, EdgeConfig, UpstreamTls
@@ -61,6 +61,16 @@ class _Answer(msgspec.Struct):
     message: str = ""
 
 
+class Bearer(NamedTuple):
+    """In whose name an agent is asked for something."""
+
+    principal: Principal
+    rights: Rights
+    """What of all that the request may take is granted."""
+    max_kernels: int | None = None
+    """How many kernels it may have on the cluster; ``None``: as many as the cluster takes."""
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One REST request for an agent.
 
@@ -74,8 +84,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     query: str = ""
     body: bytes = b""
-    principal: Principal
-    action: Action
+    bearer: Bearer
     kernel_id: str | None
     request_id: str
     repeatable: bool
@@ -173,9 +182,7 @@ class Upstream:
                 call.method,
                 _url(f"{url}{call.path}{query}"),
                 data=call.body or None,
-                headers=self._headers(
-                    cluster, call.principal, call.action, call.kernel_id, call.request_id
-                ),
+                headers=self._headers(cluster, call.bearer, call.kernel_id, call.request_id),
                 ssl=place.tls,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
@@ -194,7 +201,7 @@ class Upstream:
         cluster: str,
         kernel_id: str,
         attach: Attach,
-        principal: Principal,
+        bearer: Bearer,
         *,
         hold: float,
     ) -> Link:
@@ -204,7 +211,7 @@ class Upstream:
         """
 
         async def attempt(place: _Cluster, url: str) -> Link:
-            headers = self._headers(cluster, principal, Action.USE, kernel_id, attach.request_id)
+            headers = self._headers(cluster, bearer, kernel_id, attach.request_id)
             response = await self._fresh.get(
                 _url(f"{url}/api/kernels/{kernel_id}/channels"),
                 headers={**headers, hdrs.CONNECTION: "Upgrade", hdrs.UPGRADE: _UPGRADE},
@@ -288,18 +295,14 @@ class Upstream:
             await asyncio.sleep(_PAUSE)
 
     def _headers(
-        self,
-        cluster: str,
-        principal: Principal,
-        action: Action,
-        kernel_id: str | None,
-        request_id: str,
+        self, cluster: str, bearer: Bearer, kernel_id: str | None, request_id: str
     ) -> Mapping[str, str]:
         ticket = Ticket(
-            principal=principal,
+            principal=bearer.principal,
             cluster=cluster,
             kernel=kernel_id,
-            actions=(action,),
+            rights=bearer.rights,
+            max_kernels=bearer.max_kernels,
             request_id=request_id,
         )
         signed = self._signer.sign(ticket, self._wall_clock(), self._lifetime)

@@ -21,10 +21,9 @@ import uvloop
 from relay import limits, processes
 from relay import log as logging
 from relay.auth.chain import Chain
-from relay.auth.policy import Policy
 from relay.auth.tickets import TicketSigner
-from relay.auth.tokens import TokenStore
 from relay.config import EdgeConfig, TlsSettings, load
+from relay.edge import authentication
 from relay.edge.app import App
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
@@ -74,7 +73,7 @@ class Secrets(NamedTuple):
 
     tls: ssl.SSLContext
     signer: TicketSigner
-    tokens: TokenStore
+    chain: Chain
 
     @classmethod
     def read(cls, config: EdgeConfig) -> Secrets:
@@ -83,9 +82,7 @@ class Secrets(NamedTuple):
             context = _tls(config.tls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
-        with _naming("tokens_file"):
-            tokens = TokenStore.parse(Path(config.tokens_file).read_bytes())
-        return cls(context, signer, tokens)
+        return cls(context, signer, authentication.build(config.authentication))
 
 
 @contextlib.contextmanager
@@ -108,8 +105,8 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
         channels = Channels(config, upstream, metrics)
         rest = Rest(config, upstream, metrics)
         app = App(
-            chain=Chain([secrets.tokens]),
-            policy=Policy.allow_all("token"),
+            chain=secrets.chain,
+            policy=config.policy.policy(),
             upstream=upstream,
             rest=rest,
             channels=channels,

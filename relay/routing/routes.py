@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from relay.errors import MethodNotAllowed, NotFound
 
@@ -33,6 +33,9 @@ class Kind(enum.StrEnum):
     RESTART = "restart"
     CHANNELS = "channels"
     MESSAGES = "messages"
+    GRANTS = "grants"
+    GRANT = "grant"
+    REVOKE = "revoke"
     KERNELSPECS = "kernelspecs"
     KERNELSPEC = "kernelspec"
     RESOURCE = "resource"
@@ -51,8 +54,10 @@ class Route(NamedTuple):
     """A request that makes sense; whether it may happen is for policy to say."""
 
     kind: Kind
-    action: str
-    """The value of the ``auth.policy.Action`` that it takes."""
+    actions: frozenset[str]
+    """Values of ``auth.policy.Action``, any one of which will do."""
+    besides: frozenset[str] = frozenset()
+    """Those that it does not take, but whose absence makes a difference to the answer."""
     kernel_id: str | None = None
     name: str | None = None
     """The kernelspec's name."""
@@ -60,37 +65,43 @@ class Route(NamedTuple):
     """The segments of a resource's path below its kernelspec's folder."""
     session_id: str | None = None
     """A Jupyter session's id."""
+    user: str | None = None
+    """To whom a kernel is granted, or is no longer."""
 
 
-_Methods = dict[str, tuple[Kind, str]]
+_Methods = dict[str, Route]
 
 
-class _Place(NamedTuple):
-    methods: _Methods
-    kernel_id: str | None = None
-    name: str | None = None
-    file: tuple[str, ...] = ()
-    session_id: str | None = None
+def _route(kind: Kind, *actions: str, besides: tuple[str, ...] = ()) -> Route:
+    return Route(kind, frozenset(actions), frozenset(besides))
 
 
-def _get(kind: Kind, action: str) -> _Methods:
-    return {"GET": (kind, action), "HEAD": (kind, action)}
+def _get(kind: Kind, *actions: str, besides: tuple[str, ...] = ()) -> _Methods:
+    return dict.fromkeys(("GET", "HEAD"), _route(kind, *actions, besides=besides))
 
 
 _VERSION = _get(Kind.VERSION, "list")
 _STATUS = _get(Kind.STATUS, "list")
 _ME = _get(Kind.ME, "list")
-_KERNELS = {**_get(Kind.KERNELS, "list"), "POST": (Kind.START, "start")}
-_KERNEL = {**_get(Kind.KERNEL, "view"), "DELETE": (Kind.STOP, "stop")}
-_KERNELSPECS = _get(Kind.KERNELSPECS, "list")
-_KERNELSPEC = _get(Kind.KERNELSPEC, "list")
-_RESOURCE = _get(Kind.RESOURCE, "list")
-_SESSIONS = {**_get(Kind.SESSIONS, "list"), "POST": (Kind.NEW_SESSION, "start")}
+_KERNELS = {
+    # What one may neither view nor use isn't there.
+    **_get(Kind.KERNELS, "list", besides=("view", "use")),
+    "POST": _route(Kind.START, "start"),
+}
+_KERNEL = {**_get(Kind.KERNEL, "view", "use"), "DELETE": _route(Kind.STOP, "stop")}
+# What one may not start isn't there either.
+_KERNELSPECS = _get(Kind.KERNELSPECS, "list", besides=("start",))
+_KERNELSPEC = _get(Kind.KERNELSPEC, "list", besides=("start",))
+_RESOURCE = _get(Kind.RESOURCE, "list", besides=("start",))
+_SESSIONS = {
+    **_get(Kind.SESSIONS, "list", besides=("view", "use")),
+    "POST": _route(Kind.NEW_SESSION, "start", besides=("use",)),
+}
 _SESSION = {
-    **_get(Kind.SESSION, "view"),
+    **_get(Kind.SESSION, "view", "use"),
     # A session that is given another kernel starts one, and ends the one it had.
-    "PATCH": (Kind.CHANGE_SESSION, "start"),
-    "DELETE": (Kind.END_SESSION, "stop"),
+    "PATCH": _route(Kind.CHANGE_SESSION, "start", besides=("use", "stop")),
+    "DELETE": _route(Kind.END_SESSION, "stop"),
 }
 _FIXED: dict[tuple[str, ...], _Methods] = {
     ("api",): _VERSION,
@@ -101,13 +112,17 @@ _FIXED: dict[tuple[str, ...], _Methods] = {
     ("api", "sessions"): _SESSIONS,
 }
 _ON_KERNEL: dict[str, _Methods] = {
-    "interrupt": {"POST": (Kind.INTERRUPT, "interrupt")},
+    "interrupt": {"POST": _route(Kind.INTERRUPT, "interrupt")},
     # What the kernel holds in memory is gone after a restart, as after a stop.
-    "restart": {"POST": (Kind.RESTART, "stop")},
-    "channels": {"GET": (Kind.CHANNELS, "use")},
+    "restart": {"POST": _route(Kind.RESTART, "stop")},
+    # Who may only view hears what is printed, and is not listened to.
+    "channels": {"GET": _route(Kind.CHANNELS, "use", "view")},
     # What it has said; nothing can be asked of it here.
-    "messages": _get(Kind.MESSAGES, "view"),
+    "messages": _get(Kind.MESSAGES, "view", "use"),
+    # Whom else its owner lets in.
+    "grants": _get(Kind.GRANTS, "use"),
 }
+_GRANT: _Methods = {"PUT": _route(Kind.GRANT, "use"), "DELETE": _route(Kind.REVOKE, "use")}
 
 
 def match(method: str, segments: tuple[str, ...]) -> Route:
@@ -116,11 +131,10 @@ def match(method: str, segments: tuple[str, ...]) -> Route:
     Methods are compared exactly (RFC 9110 §9.1). Raises ``NotFound`` for a path that nobody could
     have, a malformed kernel id or kernelspec name included, and ``MethodNotAllowed``.
     """
-    place = _find(segments)
-    if method not in place.methods:
-        raise MethodNotAllowed(f"this path takes {', '.join(place.methods)}")
-    kind, action = place.methods[method]
-    return Route(kind, action, place.kernel_id, place.name, place.file, place.session_id)
+    methods, names = _find(segments)
+    if method not in methods:
+        raise MethodNotAllowed(f"this path takes {', '.join(methods)}")
+    return methods[method]._replace(**names)
 
 
 def allowed_methods(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,7 +142,8 @@ def allowed_methods(segments: tuple[str, ...]) -> tuple[str, ...]:
 
     Raises ``NotFound`` as ``match`` does.
     """
-    return tuple(_find(segments).methods)
+    methods, _ = _find(segments)
+    return tuple(methods)
 
 
 def is_kernel_id(text: str) -> bool:
@@ -146,28 +161,34 @@ def is_kernelspec_name(text: str) -> bool:
     )
 
 
-def _find(segments: tuple[str, ...]) -> _Place:
-    place = _Place(_FIXED[segments]) if segments in _FIXED else None
+class _Names(TypedDict, total=False):
+    """What a path names, for the `Route`."""
+
+    kernel_id: str
+    name: str
+    file: tuple[str, ...]
+    session_id: str
+    user: str
+
+
+def _find(segments: tuple[str, ...]) -> tuple[_Methods, _Names]:
+    if segments in _FIXED:
+        return _FIXED[segments], {}
     match segments:
         case ("api", "sessions", session_id) if is_kernel_id(session_id):
             # Session ids look like kernel ids.
-            place = _Place(_SESSION, session_id=session_id)
-        case ("api", "kernels", kernel_id, *rest) if is_kernel_id(kernel_id):
-            place = _on_kernel(kernel_id, tuple(rest))
+            return _SESSION, {"session_id": session_id}
+        case ("api", "kernels", kernel_id) if is_kernel_id(kernel_id):
+            return _KERNEL, {"kernel_id": kernel_id}
+        case ("api", "kernels", kernel_id, what) if is_kernel_id(kernel_id) and what in _ON_KERNEL:
+            return _ON_KERNEL[what], {"kernel_id": kernel_id}
+        case ("api", "kernels", kernel_id, "grants", user) if is_kernel_id(kernel_id) and user:
+            return _GRANT, {"kernel_id": kernel_id, "user": user}
         case ("api", "kernelspecs", name) if is_kernelspec_name(name):
-            place = _Place(_KERNELSPEC, name=name)
+            return _KERNELSPEC, {"name": name}
         case ("kernelspecs", name, *file) if is_kernelspec_name(name) and _is_file(file):
-            place = _Place(_RESOURCE, name=name, file=tuple(file))
-    if place is None:
-        raise NotFound("no such resource")
-    return place
-
-
-def _on_kernel(kernel_id: str, rest: tuple[str, ...]) -> _Place | None:
-    if not rest:
-        return _Place(_KERNEL, kernel_id)
-    methods = _ON_KERNEL.get(rest[0]) if len(rest) == 1 else None
-    return None if methods is None else _Place(methods, kernel_id)
+            return _RESOURCE, {"name": name, "file": tuple(file)}
+    raise NotFound("no such resource")
 
 
 def _is_file(segments: list[str]) -> bool:

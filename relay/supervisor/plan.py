@@ -9,19 +9,35 @@ from pathlib import Path
 import msgspec
 
 from relay import registry
+from relay.auth.policy import Action
+from relay.auth.tokens import AUTHENTICATOR
 from relay.config import (
     AgentConfig,
+    AuthenticationSettings,
     ClusterSettings,
     EdgeConfig,
     ListenSettings,
     MetricsSettings,
+    PolicySettings,
+    RuleSettings,
     TlsSettings,
+    TokenSettings,
     UpConfig,
 )
 from relay.processes import Command
 from relay.supervisor.state import StateFolder
 
 LOCAL_HOST = "127.0.0.1"
+
+_EVERYBODY = PolicySettings(
+    rules=[
+        RuleSettings(
+            authenticator=AUTHENTICATOR,
+            actions=[action for action in Action if action is not Action.ADMIN],
+        )
+    ]
+)
+"""Whoever has a token may do everything with kernels of their own."""
 
 
 def edge_config(
@@ -44,7 +60,8 @@ def edge_config(
             name: ClusterSettings(agents=[f"http://{LOCAL_HOST}:{port}"])
             for name, port in agents.items()
         },
-        tokens_file=str(folder.tokens),
+        authentication=AuthenticationSettings(tokens=TokenSettings(file=str(folder.tokens))),
+        policy=config.policy or _EVERYBODY,
         ticket_key=str(folder.ticket_keys[1]),
         limits=config.limits,
         websocket=config.websocket,
