@@ -17,7 +17,7 @@ from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions
 from relay.agent.starts import Starts
-from relay.auth.policy import Action
+from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
 from relay.config import AgentConfig, KernelEnvironment, KernelSettings, ListenSettings
 from relay.errors import BadRequest, NotFound, TooLarge
@@ -88,7 +88,7 @@ class Desk:
             principal=Principal("token", "ada"),
             cluster="alpha",
             kernel=kernel,
-            actions=tuple(Action),
+            rights=Rights(dict.fromkeys(Action)),
             request_id="r1",
         )
         target = parse_target(path)

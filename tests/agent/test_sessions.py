@@ -10,7 +10,7 @@ import pytest
 
 from relay.agent.sessions import KernelChoice, NewSession, SessionChange, Sessions
 from relay.agent.starts import StartBody
-from relay.auth.policy import Action
+from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
 from relay.errors import AgentUnavailable, BadRequest, NotFound
 from relay.model import KernelModel, Principal
@@ -61,7 +61,7 @@ def ticket(principal: Principal = ADA) -> Ticket:
         principal=principal,
         cluster="alpha",
         kernel=str(uuid.uuid4()),
-        actions=(Action.START,),
+        rights=Rights({Action.START: None}),
         request_id="r",
     )
 

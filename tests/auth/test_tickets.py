@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.policy import Action
+from relay.auth.policy import Action, Rights
 from relay.auth.tickets import (
     ISSUER,
     LEEWAY,
@@ -57,11 +58,13 @@ KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 SIGNER = TicketSigner(private_pem(KEY))
 VERIFIER = TicketVerifier([public_pem(KEY)], "alpha")
+RIGHTS = Rights({Action.USE: None, Action.START: frozenset({"python3", "ir"})})
 TICKET = Ticket(
     principal=Principal("token", "alice"),
     cluster="alpha",
     kernel=KERNEL,
-    actions=(Action.USE, Action.VIEW),
+    rights=RIGHTS,
+    max_kernels=5,
     request_id="r-1",
 )
 GOOD = SIGNER.sign(TICKET, NOW, 30.0)
@@ -97,7 +100,8 @@ def claims(**changes: Any) -> dict[str, Any]:
         "iat": NOW,
         "exp": NOW + 30,
         "kernel": KERNEL,
-        "actions": ["use", "view"],
+        "rights": {"use": None, "start": ["ir", "python3"]},
+        "max_kernels": 5,
         "request_id": "r-1",
     }
     return {key: value for key, value in {**good, **changes}.items() if value is not ...}
@@ -129,7 +133,7 @@ def test_a_ticket_without_a_kernel() -> None:
         principal=TICKET.principal,
         cluster="alpha",
         kernel=None,
-        actions=(Action.LIST,),
+        rights=Rights({Action.LIST: None}),
         request_id="",
     )
     assert VERIFIER.verify(SIGNER.sign(ticket, NOW, MAX_LIFETIME), NOW) == ticket
@@ -146,7 +150,7 @@ def test_any_subject_comes_back_itself(subject: str, request_id: str) -> None:
         principal=Principal("token", subject),
         cluster="alpha",
         kernel=None,
-        actions=(Action.LIST,),
+        rights=Rights({Action.LIST: None}),
         request_id=request_id,
     )
     assert VERIFIER.verify(SIGNER.sign(ticket, NOW, 30.0), NOW) == ticket
@@ -176,29 +180,46 @@ def test_clocks_may_differ_by_the_leeway(now: float) -> None:
 # What the ticket is for
 
 
-def test_a_ticket_is_for_its_actions_on_its_kernel() -> None:
-    TICKET.require("use", KERNEL)
-    TICKET.require(Action.VIEW, KERNEL)
+@pytest.mark.parametrize(
+    "actions", [{"use"}, {"start"}, {"use", "start"}, {"use", "view"}, {"stop", "start"}]
+)
+def test_a_ticket_is_for_any_of_its_actions_on_its_kernel(actions: set[Any]) -> None:
+    TICKET.require(actions, KERNEL)
 
 
 @pytest.mark.parametrize(
-    ("action", "kernel"),
+    ("actions", "kernel"),
     [
-        ("stop", KERNEL),
-        ("admin", KERNEL),
-        ("", KERNEL),
-        ("USE", KERNEL),
-        ("us", KERNEL),
-        ("use", None),
-        ("use", ""),
-        ("use", KERNEL.upper()),
-        ("use", KERNEL[:-1]),
-        ("use", "00000000-0000-4000-8000-000000000000"),
+        ({"stop"}, KERNEL),
+        ({"admin"}, KERNEL),
+        ({"stop", "admin", "view"}, KERNEL),
+        (set(), KERNEL),
+        ({""}, KERNEL),
+        ({"USE"}, KERNEL),
+        ({"us"}, KERNEL),
+        ({"use"}, None),
+        ({"use"}, ""),
+        ({"use"}, KERNEL.upper()),
+        ({"use"}, KERNEL[:-1]),
+        ({"use", "start"}, "00000000-0000-4000-8000-000000000000"),
     ],
 )
-def test_a_ticket_is_for_nothing_else(action: str, kernel: str | None) -> None:
+def test_a_ticket_is_for_nothing_else(actions: set[Any], kernel: str | None) -> None:
     with pytest.raises(Forbidden):
-        TICKET.require(action, kernel)
+        TICKET.require(actions, kernel)
+
+
+@pytest.mark.parametrize("actions", [set(), set(Action)])
+def test_a_ticket_without_rights_is_for_nothing(actions: set[Action]) -> None:
+    text = forged(header(), claims(rights={}))
+    with pytest.raises(Forbidden):
+        VERIFIER.verify(text, NOW).require(actions, KERNEL)
+
+
+def test_to_be_admin_is_to_do_nothing_without_the_action() -> None:
+    ticket = VERIFIER.verify(forged(header(), claims(rights={"admin": None})), NOW)
+    with pytest.raises(Forbidden):
+        ticket.require(set(Action) - {Action.ADMIN}, KERNEL)
 
 
 def test_no_kernel_is_no_wildcard() -> None:
@@ -207,9 +228,9 @@ def test_no_kernel_is_no_wildcard() -> None:
             principal=TICKET.principal,
             cluster="alpha",
             kernel=None,
-            actions=tuple(Action),
+            rights=Rights(dict.fromkeys(Action)),
             request_id="",
-        ).require("use", KERNEL)
+        ).require(set(Action), KERNEL)
 
 
 # Time
@@ -403,7 +424,10 @@ def test_a_missing_claim(claim: str) -> None:
     assert_refused(forged(header(), claims(**{claim: ...})))
 
 
-@pytest.mark.parametrize("claim", [name for name in claims() if name != "kernel"])
+NULLABLE = {"kernel", "max_kernels"}
+
+
+@pytest.mark.parametrize("claim", [name for name in claims() if name not in NULLABLE | {"rights"}])
 @pytest.mark.parametrize("value", [None, True, {}, [1], [None], {"alpha": 1}])
 def test_a_claim_of_a_wrong_type(claim: str, value: object) -> None:
     assert_refused(forged(header(), claims(**{claim: value})))
@@ -444,13 +468,80 @@ def test_a_subject_that_is_no_principal(sub: object) -> None:
     assert_refused(forged(header(), claims(sub=sub)))
 
 
-@pytest.mark.parametrize("actions", ["use", [""], ["USE"], ["use", "fly"], ["*"], {"use": 1}])
-def test_actions_that_do_not_exist(actions: object) -> None:
+@pytest.mark.parametrize("actions", [["use"], ["", "use"], ["USE"], ["use", "fly"], ["*"]])
+def test_actions_that_do_not_exist(actions: list[str]) -> None:
+    rights = dict.fromkeys(actions)
+    if actions == ["use"]:
+        assert VERIFIER.verify(forged(header(), claims(rights=rights)), NOW).rights
+    else:
+        assert_refused(forged(header(), claims(rights=rights)))
+    # As they were written once, without kernelspecs.
+    assert_refused(forged(header(), claims(rights=actions)))
     assert_refused(forged(header(), claims(actions=actions)))
+    assert_refused(forged(header(), claims(rights=..., actions=actions)))
+
+
+@pytest.mark.parametrize("rights", [None, True, 0, "", "use", [], [1], [None], {"alpha": 1}])
+def test_rights_of_a_wrong_type(rights: object) -> None:
+    assert_refused(forged(header(), claims(rights=rights)))
 
 
 @pytest.mark.parametrize(
-    "extra", [{"nbf": NOW}, {"groups": ["admin"]}, {"kernelspec": "python3"}, {"": ""}]
+    "kernelspecs", [True, 1, "", "python3", {}, {"python3": None}, [1], [None], [["python3"]]]
+)
+def test_kernelspecs_of_a_wrong_type(kernelspecs: object) -> None:
+    rights = {"use": None, "start": kernelspecs}
+    assert_refused(forged(header(), claims(rights=rights)))
+
+
+def test_no_kernelspecs_do_not_come_back_as_all() -> None:
+    ticket = msgspec.structs.replace(TICKET, rights=Rights({Action.START: frozenset()}))
+    found = VERIFIER.verify(SIGNER.sign(ticket, NOW, 30.0), NOW)
+    assert found == ticket
+    assert not found.rights.cover(Action.START, "python3")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(Action),
+        st.none() | st.frozensets(st.text(st.characters(codec="utf-8")), max_size=3),
+    ),
+    st.none() | st.integers(0, 2**31),
+)
+def test_any_rights_come_back_themselves(
+    rights: dict[Action, frozenset[str] | None], max_kernels: int | None
+) -> None:
+    ticket = msgspec.structs.replace(TICKET, rights=Rights(rights), max_kernels=max_kernels)
+    assert VERIFIER.verify(SIGNER.sign(ticket, NOW, 30.0), NOW) == ticket
+
+
+@pytest.mark.parametrize("number", [True, False, 5.0, 0.5, 1e9, "5", "", [], [5], {}, {"": 5}])
+def test_a_number_of_kernels_of_a_wrong_type(number: object) -> None:
+    assert_refused(forged(header(), claims(max_kernels=number)))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "05", "0x5", "5e0", ""])
+def test_a_number_of_kernels_that_is_none(number: str) -> None:
+    payload = json.dumps(claims(max_kernels=12345)).replace("12345", number)
+    assert_refused(compact(json.dumps(header()).encode(), payload.encode()))
+
+
+def test_no_number_of_kernels_and_none_at_all_are_two_things() -> None:
+    assert VERIFIER.verify(forged(header(), claims(max_kernels=None)), NOW).max_kernels is None
+    assert VERIFIER.verify(forged(header(), claims(max_kernels=0)), NOW).max_kernels == 0
+    assert_refused(forged(header(), claims(max_kernels=...)))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"nbf": NOW},
+        {"groups": ["admin"]},
+        {"kernelspec": "python3"},
+        {"kernelspecs": ["python3"]},
+        {"scopes": []},
+        {"": ""},
+    ],
 )
 def test_a_claim_that_is_not_understood_may_be_a_restriction(extra: dict[str, Any]) -> None:
     assert_refused(forged(header(), claims(**extra)))
@@ -466,7 +557,7 @@ def test_a_principal_that_would_be_read_back_as_another_is_not_signed() -> None:
         principal=Principal("a:b", "c"),
         cluster="alpha",
         kernel=None,
-        actions=(),
+        rights=Rights(),
         request_id="",
     )
     with pytest.raises(ValueError, match="colon"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.auth.tokens import PREFIX, TokenRecord, TokenStore, generate
-from relay.model import Principal
+from relay.model import Identity, Principal
 
 NOW = 1_800_000_000.0
 DIGEST = hashlib.sha256(b"relay_known").hexdigest()
@@ -28,14 +28,34 @@ def store_of(*records: dict[str, Any]) -> bytes:
 
 def test_a_generated_token_authenticates_its_user() -> None:
     token, made = generate("alice", NOW)
-    assert TokenStore([made]).authenticate(token, NOW) == Principal("token", "alice")
+    # In no group, and limited to nothing.
+    assert TokenStore([made]).authenticate(token, NOW) == Identity(
+        principal=Principal("token", "alice"), via="token", expires=math.inf, credential=made.id
+    )
+
+
+def test_who_shows_a_token_is_known_until_it_ends() -> None:
+    token, made = generate("alice", NOW, lifetime=60.0)
+    found = TokenStore([made]).authenticate(token, NOW)
+    assert found is not None
+    assert found.expires == made.expires == NOW + 60
+
+
+def test_what_names_a_token_is_not_the_token() -> None:
+    token, made = generate("alice", NOW)
+    found = TokenStore([made]).authenticate(token, NOW)
+    assert found is not None
+    assert token.removeprefix(PREFIX) not in repr(found)
+    assert made.hash not in repr(found)
 
 
 def test_each_of_several_tokens_is_found() -> None:
     made = [generate(f"user{n}", NOW) for n in range(5)]
     store = TokenStore(record for _, record in made)
     for n, (token, _) in enumerate(made):
-        assert store.authenticate(token, NOW) == Principal("token", f"user{n}")
+        found = store.authenticate(token, NOW)
+        assert found is not None
+        assert found.principal == Principal("token", f"user{n}")
 
 
 def test_generated_tokens_are_long_marked_and_never_alike() -> None:

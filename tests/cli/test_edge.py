@@ -13,7 +13,7 @@ Run = Callable[..., tuple[int, str, str]]
 YAML = """
 tls: {certificate: c.pem, key: k.pem}
 clusters: {alpha: {agents: ['http://127.0.0.1:1']}}
-tokens_file: t.json
+authentication: {tokens: {file: t.json}}
 ticket_key: k
 """
 

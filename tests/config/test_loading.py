@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.auth.policy import Action, Rule
 from relay.config import AgentConfig, ConfigError, EdgeConfig, UpConfig, load
 
 AGENT = """\
@@ -15,7 +16,7 @@ ticket_keys: [a.pem]
 EDGE = """\
 tls: {certificate: a.crt, key: a.key}
 clusters: {alpha: {agents: ["http://127.0.0.1:1"]}}
-tokens_file: tokens.json
+authentication: {tokens: {file: tokens.json}}
 ticket_key: ticket.key
 """
 NAME = "a cluster's name is 1 to 31 of a-z, 0-9 and '-', and begins with a letter"
@@ -68,7 +69,7 @@ limits: 5
 websocket:
   ping_interval: .nan
 workers: yes
-tokens_file: 3
+authentication: {tokens: {file: 3}}
 """
     env = {
         "RELAY_LOG__LEVEL": "loud",
@@ -90,7 +91,7 @@ tokens_file: 3
             "limits: expected a mapping of settings (FILE:10)",
             "websocket.ping_interval: Expected `float` > 0.0 (FILE:12)",
             "workers: Expected `int`, got `bool` (FILE:13)",
-            "tokens_file: Expected `str`, got `int` (FILE:14)",
+            "authentication.tokens.file: Expected `str`, got `int` (FILE:14)",
             "ticket_key: is required (FILE)",
             "log.level: Invalid enum value 'loud' ($RELAY_LOG__LEVEL)",
             "log.colour: no such setting ($RELAY_LOG__COLOUR)",
@@ -202,6 +203,161 @@ def test_two_ports_are_two(file: Path) -> None:
         load(UpConfig, None, {"RELAY_WSS__PORT": "8443"})
     free = load(UpConfig, None, {"RELAY_WSS__PORT": "0", "RELAY_HTTPS__PORT": "0"})
     assert free.https.port == free.wss.port == 0
+
+
+AUTHENTICATION = "authentication: {tokens: {file: tokens.json}}\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("{}", ": no authenticator is set: nobody could come in"),
+        ("{tokens: null}", ": no authenticator is set: nobody could come in"),
+        ("{chain: [token]}", ": no authenticator is set: nobody could come in"),
+        ("{tokens: {}}", ".tokens.file: is required"),
+        ("{tokens: {file: ''}}", ".tokens.file: Expected `str` of length >= 1"),
+        ("{tokens: {file: null}}", ".tokens.file: Expected `str`, got `null`"),
+        ("{tokens: t.json}", ".tokens: expected a mapping of settings"),
+        ("{tokens: {file: t, flie: t}}", ".tokens.flie: no such setting; did you mean file?"),
+        ("{tokens: {file: t}, jwt: {}}", ".jwt: no such setting"),
+        ("{tokens: {file: t}, chain: token}", ".chain: expected a list"),
+        ("{tokens: {file: t}, chain: null}", ".chain: expected a list"),
+        ("{tokens: {file: t}, chain: [corp]}", ": chain: corp is not set here; there is token"),
+        ("{tokens: {file: t}, chain: [token, x]}", ": chain: x is not set here; there is token"),
+        ("{tokens: {file: t}, chain: [tokens]}", ": chain: tokens is not set here"),
+        ("{tokens: {file: t}, chain: [token, token]}", ": chain: a name appears twice"),
+        ("{tokens: {file: t}, chain: [Token]}", ".chain.0: Expected `str` matching regex"),
+        ("{tokens: {file: t}, chain: ['']}", ".chain.0: Expected `str` matching regex"),
+        ("{tokens: {file: t}, chain: ['token:']}", ".chain.0: Expected `str` matching regex"),
+        ('{tokens: {file: t}, chain: ["token\\n"]}', ".chain.0: Expected `str` matching regex"),
+        ("{tokens: {file: t}, aliases: [a]}", ".aliases: expected a mapping"),
+        ("{tokens: {file: t}, aliases: {a: 't:b'}}", ".aliases.a: a principal is written"),
+        ("{tokens: {file: t}, aliases: {'a:b': t}}", ".aliases.a:b: a principal is written"),
+        ("{tokens: {file: t}, aliases: {'a:': 't:b'}}", ".aliases.a:: a principal is written"),
+        ("{tokens: {file: t}, aliases: {'a:b': ':b'}}", ".aliases.a:b: a principal is written"),
+        ("{tokens: {file: t}, aliases: {'a:b': null}}", ".aliases.a:b: Expected `str`, got `null`"),
+        ("{tokens: {file: t}, aliases: {'a:b': [t]}}", ".aliases.a:b: Expected `str`"),
+        ("{tokens: {file: t}, aliases: {'a:b': 't:c', 'a:b': 't:d'}}", ".aliases.a:b: is there tw"),
+    ],
+)
+def test_mistakes_in_who_may_come_in(file: Path, written: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        edge(file, EDGE.replace(AUTHENTICATION, f"authentication: {written}\n"))
+    (only,) = problems(error, file)
+    assert only.startswith(f"authentication{problem}")
+
+
+def test_who_may_come_in_has_to_be_said(file: Path) -> None:
+    with pytest.raises(ConfigError, match="authentication: is required"):
+        edge(file, EDGE.replace(AUTHENTICATION, ""))
+    with pytest.raises(ConfigError, match="tokens_file: no such setting"):
+        edge(file, EDGE + "tokens_file: tokens.json\n")
+
+
+def test_who_may_come_in(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    written = "{tokens: {file: t}, chain: [token], aliases: {'corp:a:b': 'token:a'}}"
+    text = EDGE.replace(AUTHENTICATION, f"authentication: {written}\n")
+    settings = edge(file, text).authentication
+    assert settings.tokens is not None
+    assert settings.tokens.file == str(tmp_path / "t")
+    assert settings.chain == settings.names == ["token"]
+    assert settings.aliases == {"corp:a:b": "token:a"}
+    moved = edge(file, text, {"RELAY_AUTHENTICATION__TOKENS__FILE": "u"}).authentication
+    assert moved.tokens is not None
+    assert moved.tokens.file == "/u"
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("actions: [list]", ".authenticator: is required"),
+        ("authenticator: token", ".actions: is required"),
+        ("authenticator: null, actions: [list]", ".authenticator: Expected `str`, got `null`"),
+        ("authenticator: '*', actions: [list]", ".authenticator: Expected `str` matching regex"),
+        ("authenticator: '', actions: [list]", ".authenticator: Expected `str` matching regex"),
+        ("authenticator: 'a:b', actions: [list]", ".authenticator: Expected `str` matching regex"),
+        ("authenticator: token, actions: null", ".actions: expected a list"),
+        ("authenticator: token, actions: list", ".actions: expected a list"),
+        ("authenticator: token, actions: [fly]", ".actions.0: Invalid enum value 'fly'"),
+        ("authenticator: token, actions: [list, LIST]", ".actions.1: Invalid enum value 'LIST'"),
+        ("authenticator: token, actions: ['*']", ".actions.0: Invalid enum value '*'"),
+        ("authenticator: token, actions: [null]", ".actions.0: Expected `str`, got `null`"),
+        ("authenticator: token, actions: [admin], kernelspecs: [ir]", ": admin is of a whole"),
+        ("authenticator: token, actions: [use, admin], kernelspecs: []", ": admin is of a whole"),
+        ("authenticator: token, actions: [use], kernelspecs: ir", ".kernelspecs: expected a list"),
+        ("authenticator: token, actions: [use], kernelspecs: ['*']", ".kernelspecs.0: Expected"),
+        ("authenticator: token, actions: [use], kernelspecs: [a/b]", ".kernelspecs.0: Expected"),
+        ("authenticator: token, actions: [use], clusters: alpha", ".clusters: expected a list"),
+        ("authenticator: token, actions: [use], clusters: ['*']", f".clusters.0: {NAME}"),
+        ("authenticator: token, actions: [use], clusters: [Alpha]", f".clusters.0: {NAME}"),
+        ("authenticator: token, actions: [use], user: ''", ".user: Expected `str` of length >= 1"),
+        ("authenticator: token, actions: [use], user: 'a '", ".user: expected printable"),
+        ('authenticator: token, actions: [use], user: "a\\u202e"', ".user: expected printable"),
+        ("authenticator: token, actions: [use], group: ''", ".group: Expected `str` of length"),
+        ("authenticator: token, actions: [use], group: [a]", ".group: Expected `str`, got"),
+        ('authenticator: token, actions: [use], scope: " "', ".scope: expected printable"),
+        ("authenticator: token, actions: [use], subject: a", ".subject: no such setting"),
+        ("authenticator: token, actions: [use], cluster: a", ".cluster: no such setting"),
+    ],
+)
+def test_mistakes_in_a_rule(file: Path, rule: str, problem: str) -> None:
+    for kind, text in ((EdgeConfig, EDGE), (UpConfig, "")):
+        file.write_text(f"{text}policy: {{rules: [{{{rule}}}]}}\n")
+        with pytest.raises(ConfigError) as error:
+            load(kind, file, {})
+        (only,) = problems(error, file)
+        assert only.startswith(f"policy.rules.0{problem}")
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("[]", ": expected a mapping of settings"),
+        ("{rules: null}", ".rules: expected a list"),
+        ("{rules: {}}", ".rules: expected a list"),
+        ("{rules: [x]}", ".rules.0: expected a mapping of settings"),
+        ("{rule: []}", ".rule: no such setting; did you mean rules?"),
+    ],
+)
+def test_mistakes_in_a_policy(file: Path, written: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        edge(file, f"{EDGE}policy: {written}\n")
+    (only,) = problems(error, file)
+    assert only.startswith(f"policy{problem}")
+
+
+@pytest.mark.parametrize("policy", ["", "policy:\n", "policy: {}\n", "policy: {rules: []}\n"])
+def test_without_a_rule_an_edge_grants_nothing(file: Path, policy: str) -> None:
+    assert edge(file, EDGE + policy).policy.policy().rules == ()
+
+
+def test_a_rule_reaches_the_policy_as_it_is_written(file: Path) -> None:
+    text = """\
+policy:
+  rules:
+    - {authenticator: token, actions: []}
+    - authenticator: corp
+      user: Ada Lovelace
+      group: staff
+      scope: kernels:read
+      clusters: [alpha, gpu-a]
+      kernelspecs: []
+      actions: [list, list, view]
+"""
+    # What is not said is everything, what is said to be nothing is nothing.
+    assert edge(file, EDGE + text).policy.policy().rules == (
+        Rule(authenticator="token", actions=frozenset()),
+        Rule(
+            authenticator="corp",
+            user="Ada Lovelace",
+            group="staff",
+            scope="kernels:read",
+            clusters=frozenset({"alpha", "gpu-a"}),
+            kernelspecs=frozenset(),
+            actions=frozenset({Action.LIST, Action.VIEW}),
+        ),
+    )
 
 
 @pytest.mark.parametrize(("clusters", "problem"), [("[]", "at least one"), ("[a, a]", "twice")])

@@ -11,10 +11,20 @@ from multidict import CIMultiDict
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Opcode
 
+from relay.auth.policy import Action, Rights
 from relay.bridge.records import Attach, Close, Kind, Position, frames_record, struct_record
-from relay.config import EdgeConfig, EdgeLimits, ListenSettings, TlsSettings, UpstreamSettings
+from relay.config import (
+    AuthenticationSettings,
+    EdgeConfig,
+    EdgeLimits,
+    ListenSettings,
+    TlsSettings,
+    TokenSettings,
+    UpstreamSettings,
+)
 from relay.edge.channels import Channels, _handshake
 from relay.edge.link import Link
+from relay.edge.upstream import Bearer
 from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
 from relay.http import error_response, server
 from relay.metrics import EdgeMetrics
@@ -32,7 +42,7 @@ GOOD = {
     "Sec-WebSocket-Key": KEY,
     "Sec-WebSocket-Version": "13",
 }
-ADA = Principal("token", "ada")
+ADA = Bearer(Principal("token", "ada"), Rights({Action.USE: None}))
 START = Position("e1", 10)
 HOLD, REATTACH, LINK_PING = 10.0, 60.0, 15.0
 
@@ -148,9 +158,9 @@ class FakeUpstream:
         self.asked: list[tuple[Attach, float]] = []
 
     async def open_link(
-        self, cluster: str, kernel_id: str, attach: Attach, principal: Principal, *, hold: float
+        self, cluster: str, kernel_id: str, attach: Attach, bearer: Bearer, *, hold: float
     ) -> Link:
-        assert (cluster, kernel_id, principal) == ("alpha", "k1", ADA)
+        assert (cluster, kernel_id, bearer) == ("alpha", "k1", ADA)
         self.asked.append((attach, hold))
         await asyncio.sleep(self.seconds)
         link = self.links.pop(0)
@@ -173,7 +183,7 @@ class Visit:
             https=ListenSettings(port=1),
             wss=ListenSettings(port=2),
             tls=TlsSettings(certificate="", key=""),
-            tokens_file="",
+            authentication=AuthenticationSettings(tokens=TokenSettings(file="t")),
             ticket_key="",
             clusters={},
             limits=EdgeLimits(),
@@ -195,7 +205,7 @@ class Visit:
                 request,
                 cluster="alpha",
                 kernel_id="k1",
-                principal=ADA,
+                bearer=ADA,
                 session_id=self._session_id,
                 last_seq=self._last_seq,
                 request_id="r1",

@@ -12,7 +12,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings
+from relay.config import (
+    AuthenticationSettings,
+    ClusterSettings,
+    EdgeConfig,
+    ListenSettings,
+    TlsSettings,
+    TokenSettings,
+)
 from relay.edge import parent
 from relay.processes import Command, PortInUse, StartError, claim_notify_socket
 from relay.registry import process_started
@@ -24,7 +31,7 @@ CONFIG = EdgeConfig(
     wss=ListenSettings(port=0),
     tls=TlsSettings(certificate="c", key="k"),
     clusters={"alpha": ClusterSettings(agents=["http://127.0.0.1:1"])},
-    tokens_file="t",
+    authentication=AuthenticationSettings(tokens=TokenSettings(file="t")),
     ticket_key="k",
     drain=0.0,
 )

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from relay import pki
+from relay.auth.policy import Action, Rights
+from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
 from relay.bridge.records import Attach
 from relay.edge import upstream
-from relay.edge.upstream import Upstream
+from relay.edge.upstream import Bearer, Upstream
 from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
 from relay.metrics import EdgeMetrics
 from relay.model import Principal
@@ -17,7 +20,28 @@ from tests.edge.test_parent import CONFIG
 from tests.virtualtime import virtual
 
 ATTACH = Attach(link="l", principal="p")
-PRINCIPAL = Principal("token", "ada")
+BEARER = Bearer(Principal("token", "ada"), Rights({Action.USE: None}), max_kernels=3)
+
+
+def test_an_agent_is_shown_what_is_granted_and_no_more() -> None:
+    keys = pki.new_ticket_keys()
+    opener = Upstream(
+        CONFIG,
+        TicketSigner(keys.private),
+        metrics=EdgeMetrics.local(),
+        wall_clock=lambda: 1_800_000_000.0,
+    )
+    scheme, _, text = opener._headers("alpha", BEARER, "k", "r")["Authorization"].partition(" ")
+    assert scheme == "Bearer"
+    shown = TicketVerifier([keys.public], "alpha").verify(text, 1_800_000_000.0)
+    assert shown == Ticket(
+        principal=BEARER.principal,
+        cluster="alpha",
+        kernel="k",
+        rights=BEARER.rights,
+        max_kernels=BEARER.max_kernels,
+        request_id="r",
+    )
 
 
 class Refusal:
@@ -71,8 +95,8 @@ async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
 
     opener._try = attempt  # type: ignore[method-assign,assignment]
     with pytest.raises(AgentUnavailable):
-        await opener.open_link("alpha", "k", ATTACH, PRINCIPAL, hold=10)
+        await opener.open_link("alpha", "k", ATTACH, BEARER, hold=10)
     assert 9 < back_at - loop.time() < 11
-    link: Any = await opener.open_link("alpha", "k", ATTACH, PRINCIPAL, hold=60)
+    link: Any = await opener.open_link("alpha", "k", ATTACH, BEARER, hold=60)
     assert link == "link"
     assert loop.time() - back_at < 1

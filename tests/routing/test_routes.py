@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,30 +26,46 @@ def split(path: str) -> tuple[str, ...]:
     return tuple(path[1:].split("/"))
 
 
+def takes(kind: Kind, *actions: str, besides: tuple[str, ...] = (), **names: Any) -> Route:
+    return Route(kind, frozenset(actions), frozenset(besides), **names)
+
+
+SEEN = ("view", "use")
 ROUTES = {
-    ("GET", "/api"): Route(Kind.VERSION, "list"),
-    ("GET", "/api/status"): Route(Kind.STATUS, "list"),
-    ("GET", "/api/me"): Route(Kind.ME, "list"),
-    ("GET", "/api/sessions"): Route(Kind.SESSIONS, "list"),
-    ("POST", "/api/sessions"): Route(Kind.NEW_SESSION, "start"),
-    ("GET", f"/api/sessions/{ID}"): Route(Kind.SESSION, "view", session_id=ID),
-    ("PATCH", f"/api/sessions/{ID}"): Route(Kind.CHANGE_SESSION, "start", session_id=ID),
-    ("DELETE", f"/api/sessions/{ID}"): Route(Kind.END_SESSION, "stop", session_id=ID),
-    ("GET", "/api/kernels"): Route(Kind.KERNELS, "list"),
-    ("POST", "/api/kernels"): Route(Kind.START, "start"),
-    ("GET", f"/api/kernels/{ID}"): Route(Kind.KERNEL, "view", ID),
-    ("DELETE", f"/api/kernels/{ID}"): Route(Kind.STOP, "stop", ID),
-    ("POST", f"/api/kernels/{ID}/interrupt"): Route(Kind.INTERRUPT, "interrupt", ID),
-    ("POST", f"/api/kernels/{ID}/restart"): Route(Kind.RESTART, "stop", ID),
-    ("GET", f"/api/kernels/{ID}/channels"): Route(Kind.CHANNELS, "use", ID),
-    ("GET", f"/api/kernels/{ID}/messages"): Route(Kind.MESSAGES, "view", ID),
-    ("GET", "/api/kernelspecs"): Route(Kind.KERNELSPECS, "list"),
-    ("GET", "/api/kernelspecs/python3"): Route(Kind.KERNELSPEC, "list", None, "python3"),
-    ("GET", "/kernelspecs/python3/logo-64x64.png"): Route(
-        Kind.RESOURCE, "list", None, "python3", ("logo-64x64.png",)
+    ("GET", "/api"): takes(Kind.VERSION, "list"),
+    ("GET", "/api/status"): takes(Kind.STATUS, "list"),
+    ("GET", "/api/me"): takes(Kind.ME, "list"),
+    ("GET", "/api/sessions"): takes(Kind.SESSIONS, "list", besides=SEEN),
+    ("POST", "/api/sessions"): takes(Kind.NEW_SESSION, "start", besides=("use",)),
+    ("GET", f"/api/sessions/{ID}"): takes(Kind.SESSION, "view", "use", session_id=ID),
+    ("PATCH", f"/api/sessions/{ID}"): takes(
+        Kind.CHANGE_SESSION, "start", besides=("use", "stop"), session_id=ID
     ),
-    ("GET", "/kernelspecs/ir/a/b c/d.js"): Route(
-        Kind.RESOURCE, "list", None, "ir", ("a", "b c", "d.js")
+    ("DELETE", f"/api/sessions/{ID}"): takes(Kind.END_SESSION, "stop", session_id=ID),
+    ("GET", "/api/kernels"): takes(Kind.KERNELS, "list", besides=SEEN),
+    ("POST", "/api/kernels"): takes(Kind.START, "start"),
+    ("GET", f"/api/kernels/{ID}"): takes(Kind.KERNEL, "view", "use", kernel_id=ID),
+    ("DELETE", f"/api/kernels/{ID}"): takes(Kind.STOP, "stop", kernel_id=ID),
+    ("POST", f"/api/kernels/{ID}/interrupt"): takes(Kind.INTERRUPT, "interrupt", kernel_id=ID),
+    ("POST", f"/api/kernels/{ID}/restart"): takes(Kind.RESTART, "stop", kernel_id=ID),
+    ("GET", f"/api/kernels/{ID}/channels"): takes(Kind.CHANNELS, "view", "use", kernel_id=ID),
+    ("GET", f"/api/kernels/{ID}/messages"): takes(Kind.MESSAGES, "view", "use", kernel_id=ID),
+    ("GET", f"/api/kernels/{ID}/grants"): takes(Kind.GRANTS, "use", kernel_id=ID),
+    ("PUT", f"/api/kernels/{ID}/grants/token:bob"): takes(
+        Kind.GRANT, "use", kernel_id=ID, user="token:bob"
+    ),
+    ("DELETE", f"/api/kernels/{ID}/grants/token:bob"): takes(
+        Kind.REVOKE, "use", kernel_id=ID, user="token:bob"
+    ),
+    ("GET", "/api/kernelspecs"): takes(Kind.KERNELSPECS, "list", besides=("start",)),
+    ("GET", "/api/kernelspecs/python3"): takes(
+        Kind.KERNELSPEC, "list", besides=("start",), name="python3"
+    ),
+    ("GET", "/kernelspecs/python3/logo-64x64.png"): takes(
+        Kind.RESOURCE, "list", besides=("start",), name="python3", file=("logo-64x64.png",)
+    ),
+    ("GET", "/kernelspecs/ir/a/b c/d.js"): takes(
+        Kind.RESOURCE, "list", besides=("start",), name="ir", file=("a", "b c", "d.js")
     ),
 }
 HEADLESS = {f"/api/kernels/{ID}/channels"}  # a WebSocket handshake is a GET
@@ -63,7 +81,23 @@ def test_every_route(request_line: tuple[str, str], route: Route) -> None:
 
 def test_every_kind_has_a_route_and_every_route_takes_an_action() -> None:
     assert {route.kind for route in ROUTES.values()} == set(Kind)
-    assert {route.action for route in ROUTES.values()} <= set(Action)
+    for route in ROUTES.values():
+        assert route.actions
+        assert route.actions | route.besides <= set(Action)
+        # What it takes needs no second mention, and admin is asked of nobody.
+        assert not route.actions & route.besides
+        assert Action.ADMIN not in route.actions | route.besides
+
+
+def test_who_may_only_list_or_view_changes_nothing() -> None:
+    looks = [route for route in ROUTES.items() if route[1].actions & {"list", "view"}]
+    assert {method for (method, _), _ in looks} == {"GET"}
+
+
+@pytest.mark.parametrize("user", ["bob", "corp:al ice", "token:b\u00f6b", "...", "grants"])
+def test_to_whom_a_kernel_is_granted_is_not_judged_here(user: str) -> None:
+    route = match("PUT", ("api", "kernels", ID, "grants", user))
+    assert (route.kernel_id, route.user) == (ID, user)
 
 
 @pytest.mark.parametrize("path", dict.fromkeys(path for _, path in ROUTES))
@@ -111,6 +145,19 @@ def test_methods_are_compared_exactly(method: str) -> None:
         f"/api/kernels/{ID}/restart/",
         f"/api/kernels/{ID}/channels/x",
         f"/api/kernels/{ID}/interrupt/restart",
+        f"/api/kernels/{ID}/Grants",
+        f"/api/kernels/{ID}/grant",
+        f"/api/kernels/{ID}/grants/",
+        f"/api/kernels/{ID}/grants/token:bob/",
+        f"/api/kernels/{ID}/grants/token:bob/x",
+        f"/api/kernels/{ID}/grants//token:bob",
+        f"/api/kernels/{ID}/Grants/token:bob",
+        f"/api/kernels/{ID}/messages/token:bob",
+        "/api/kernels/x/grants",
+        "/api/kernels/x/grants/token:bob",
+        "/api/kernels/grants/token:bob",
+        f"/api/sessions/{ID}/grants",
+        f"/api/sessions/{ID}/grants/token:bob",
         f"/api/kernels/{ID}/{ID}",
         f"/api/kernels/{ID[:-13]}",
         f"/api/kernels/{ID}-x",
@@ -228,7 +275,9 @@ def test_not_kernelspec_names(name: str) -> None:
     assert not is_kernelspec_name(name)
 
 
-WORDS = st.sampled_from(["api", "kernels", "kernelspecs", ID, "channels", "restart", "python3", ""])
+WORDS = st.sampled_from(
+    ["api", "kernels", "kernelspecs", ID, "channels", "restart", "grants", "python3", ""]
+)
 
 
 @given(st.sampled_from(METHODS), st.lists(WORDS | st.text(max_size=8), max_size=6))
@@ -237,8 +286,11 @@ def test_nothing_but_the_table_matches(method: str, words: list[str]) -> None:
         route = match(method, tuple(words))
     except (NotFound, MethodNotAllowed):
         return
-    assert route.action in set(Action)
+    assert route.actions
+    assert route.actions | route.besides <= set(Action)
     assert route.kernel_id is None or route.kernel_id == words[2]
     assert (route.kernel_id is None) == (words[:2] != ["api", "kernels"] or len(words) == 2)
     assert route.name is None or route.name in words
+    assert (route.user is None) == (route.kind not in {Kind.GRANT, Kind.REVOKE})
+    assert route.user is None or [route.user] == words[4:]
     assert (route.kind is Kind.RESOURCE) == bool(route.file)

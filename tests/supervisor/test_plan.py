@@ -3,10 +3,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from relay.auth.policy import Action, Rights
 from relay.config import (
     AgentConfig,
+    AuthenticationSettings,
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
@@ -16,12 +19,16 @@ from relay.config import (
     LogSettings,
     MetricsSettings,
     PastSettings,
+    PolicySettings,
+    RuleSettings,
     SessionSettings,
+    TokenSettings,
     UpConfig,
     UpstreamSettings,
     WebSocketSettings,
     load,
 )
+from relay.model import Identity, Principal
 from relay.supervisor import plan
 from relay.supervisor.state import StateFolder
 
@@ -64,6 +71,44 @@ def test_the_edge_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
         assert getattr(made, name) == getattr(CONFIG, name)
     assert made.workers == 3
     assert made.metrics == MetricsSettings(host="127.0.0.1", port=5)
+
+
+def test_the_edge_knows_who_has_a_token_and_nobody_else(folder: StateFolder) -> None:
+    made = plan.edge_config(folder, CONFIG, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    assert made.authentication == AuthenticationSettings(
+        tokens=TokenSettings(file=str(folder.tokens))
+    )
+
+
+def test_without_a_policy_everybody_is_at_home_and_nobody_admin(folder: StateFolder) -> None:
+    assert CONFIG.policy is None
+    made = plan.edge_config(folder, CONFIG, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    ada = Identity(principal=Principal("token", "ada"), via="token")
+    granted = made.policy.policy().rights(ada, "alpha")
+    assert granted == Rights(dict.fromkeys(set(Action) - {Action.ADMIN}))
+    for other in (
+        msgspec.structs.replace(ada, via="corp"),
+        msgspec.structs.replace(ada, scopes=frozenset({"read"})),
+        msgspec.structs.replace(ada, clusters=frozenset({"beta-2"})),
+    ):
+        assert not made.policy.policy().rights(other, "alpha")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PolicySettings(),
+        PolicySettings(rules=[RuleSettings(authenticator="token", user="a", actions=[])]),
+        PolicySettings(rules=[RuleSettings(authenticator="token", actions=[Action.ADMIN])]),
+    ],
+)
+def test_a_policy_of_its_own_is_the_edges_and_nothing_is_added(
+    folder: StateFolder, policy: PolicySettings
+) -> None:
+    config = msgspec.structs.replace(CONFIG, policy=policy)
+    made = plan.edge_config(folder, config, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    assert made.policy == policy
+    assert load(EdgeConfig, plan.write(folder, "edge", made), {}).policy == policy
 
 
 def test_an_agent_gets_every_setting_that_is_its_own(folder: StateFolder) -> None:

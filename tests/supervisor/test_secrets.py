@@ -57,7 +57,9 @@ def test_everything_is_made_once(folder: StateFolder) -> None:
 
 def test_the_token_is_good_and_kept_as_a_hash(folder: StateFolder) -> None:
     token = secrets.provide(folder, UpConfig(), NOW)
-    assert store(folder).authenticate(token, NOW) == Principal("token", secrets.user_name())
+    found = store(folder).authenticate(token, NOW)
+    assert found is not None
+    assert found.principal == Principal("token", secrets.user_name())
     assert token.encode() not in folder.tokens.read_bytes()
 
 

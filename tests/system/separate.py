@@ -6,12 +6,36 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import msgspec
 
-from relay.config import AgentConfig, EdgeConfig
+from relay.auth.policy import Action
+from relay.config import (
+    AgentConfig,
+    AuthenticationSettings,
+    EdgeConfig,
+    PolicySettings,
+    RuleSettings,
+    TokenSettings,
+)
 from tests.system.running import Program
+
+
+class Admitting(TypedDict):
+    """The settings of an edge that say who may do what."""
+
+    authentication: AuthenticationSettings
+    policy: PolicySettings
+
+
+def admitting(tokens: Path) -> Admitting:
+    """Settings that allow everything to whoever has one of these tokens."""
+    everything = RuleSettings(authenticator="token", actions=list(Action))
+    return {
+        "authentication": AuthenticationSettings(tokens=TokenSettings(file=str(tokens))),
+        "policy": PolicySettings(rules=[everything]),
+    }
 
 
 def log_lines(text: str) -> list[dict[str, Any]]:

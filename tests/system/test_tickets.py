@@ -19,8 +19,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relay import pki
-from relay.auth.policy import Action
-from relay.auth.tickets import Ticket, TicketSigner
+from relay.auth.policy import Action, Rights
+from relay.auth.tickets import MAX_TICKET, Ticket, TicketSigner
 from relay.bridge.records import (
     HEADER,
     Attach,
@@ -32,7 +32,7 @@ from relay.bridge.records import (
 from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings, load
 from relay.model import Principal
 from tests.system.running import Answer, RunningRelay, http_request, processes_of
-from tests.system.separate import Separate
+from tests.system.separate import Separate, admitting
 from tests.system.wire import HANDSHAKE, Wire
 
 SOMEBODY = Principal("token", "somebody")
@@ -43,24 +43,36 @@ class Route(NamedTuple):
     method: str
     path: str
     """``ID`` stands for the kernel's."""
-    action: Action
+    actions: frozenset[Action]
+    """Any one of them will do."""
 
     def names_a_kernel(self) -> bool:
-        return "ID" in self.path or self.action is Action.START
+        return "ID" in self.path or Action.START in self.actions
+
+
+def takes(method: str, path: str, *actions: Action) -> Route:
+    return Route(method, path, frozenset(actions))
+
+
+CHANNELS: Final = takes("GET", "/api/kernels/ID/channels", Action.USE, Action.VIEW)
 
 
 ROUTES: Final = (
-    Route("GET", "/api", Action.LIST),
-    Route("GET", "/api/kernels", Action.LIST),
-    Route("POST", "/api/kernels", Action.START),
-    Route("GET", "/api/kernels/ID", Action.VIEW),
-    Route("DELETE", "/api/kernels/ID", Action.STOP),
-    Route("POST", "/api/kernels/ID/interrupt", Action.INTERRUPT),
-    Route("POST", "/api/kernels/ID/restart", Action.STOP),
-    Route("GET", "/api/kernels/ID/channels", Action.USE),
-    Route("GET", "/api/kernelspecs", Action.LIST),
-    Route("GET", "/api/kernelspecs/python3", Action.LIST),
-    Route("GET", "/kernelspecs/python3/logo-64x64.png", Action.LIST),
+    takes("GET", "/api", Action.LIST),
+    takes("GET", "/api/kernels", Action.LIST),
+    takes("POST", "/api/kernels", Action.START),
+    takes("GET", "/api/kernels/ID", Action.VIEW, Action.USE),
+    takes("DELETE", "/api/kernels/ID", Action.STOP),
+    takes("POST", "/api/kernels/ID/interrupt", Action.INTERRUPT),
+    takes("POST", "/api/kernels/ID/restart", Action.STOP),
+    CHANNELS,
+    takes("GET", "/api/kernels/ID/messages", Action.VIEW, Action.USE),
+    takes("GET", "/api/kernels/ID/grants", Action.USE),
+    takes("PUT", "/api/kernels/ID/grants/token:else", Action.USE),
+    takes("DELETE", "/api/kernels/ID/grants/token:else", Action.USE),
+    takes("GET", "/api/kernelspecs", Action.LIST),
+    takes("GET", "/api/kernelspecs/python3", Action.LIST),
+    takes("GET", "/kernelspecs/python3/logo-64x64.png", Action.LIST),
 )
 
 
@@ -102,7 +114,7 @@ class Agent:
             "principal": SOMEBODY,
             "cluster": "alpha",
             "kernel": own if route.names_a_kernel() else None,
-            "actions": (route.action,),
+            "rights": Rights(dict.fromkeys(route.actions)),
             "request_id": "0123456789abcdef" * 2,
         }
         ticket = Ticket(**{**fields, **changes})
@@ -118,7 +130,8 @@ class Agent:
             "iat": now,
             "exp": now + 30,
             "kernel": None,
-            "actions": ["list"],
+            "rights": {"list": None},
+            "max_kernels": None,
             "request_id": "0123456789abcdef" * 2,
         }
         head = {"kid": self.signer.kid, "typ": "relay-ticket+jwt", **(headers or {})}
@@ -148,20 +161,37 @@ def named(route: Route) -> str:
     return f"{route.method} {route.path}"
 
 
+def others(route: Route) -> frozenset[Action]:
+    """All that is no use for this route."""
+    return frozenset(Action) - route.actions
+
+
 # --- what is good, so that the rest shows something ---
 
 
+ENDS_IN: Final = "api", "kernels", "ID", "interrupt", "channels", "kernelspecs", "python3", "png"
+"""Of those that change nothing: whose answer is in one piece, and there without any grant."""
+
+
 @pytest.mark.parametrize(
-    "route", [each for each in ROUTES if each.action not in {"start", "stop"}], ids=named
+    "route",
+    [
+        each
+        for each in ROUTES
+        if each.path.endswith(ENDS_IN) and not each.actions & {"start", "stop"}
+    ],
+    ids=named,
 )
 def test_a_good_ticket_works(agent: Agent, kernel: str, route: Route) -> None:
-    answer = agent.ask(route, kernel, f"Authorization: Bearer {agent.ticket(route, kernel)}")
-    expected = {Action.USE: 101, Action.INTERRUPT: 204}
-    assert answer.status == expected.get(route.action, 200)
+    expected = {"channels": 101, "interrupt": 204}
+    for action in route.actions:
+        good = agent.ticket(route, kernel, rights=Rights({action: None}))
+        answer = agent.ask(route, kernel, f"Authorization: Bearer {good}")
+        assert answer.status == expected.get(route.path.rpartition("/")[2], 200)
 
 
 def test_a_good_ticket_attaches_to_a_kernel(agent: Agent, kernel: str) -> None:
-    route = Route("GET", "/api/kernels/ID/channels", Action.USE)
+    route = CHANNELS
     with Wire(agent.url, None) as wire:
         ticket = agent.ticket(route, kernel).encode()
         path = route.path.replace("ID", kernel).encode()
@@ -219,12 +249,11 @@ def test_a_ticket_is_for_one_action_on_one_kernel(agent: Agent, kernel: str, rou
     before = kernels(agent, kernel)
     other = str(uuid.uuid4())
     tickets = [
-        agent.ticket(route, kernel, actions=(action,))
-        for action in Action
-        if action is not route.action
+        agent.ticket(route, kernel, rights=Rights({action: None})) for action in others(route)
     ]
-    tickets.append(agent.ticket(route, kernel, actions=()))
-    if route.action is not Action.START:
+    tickets.append(agent.ticket(route, kernel, rights=Rights(dict.fromkeys(others(route)))))
+    tickets.append(agent.ticket(route, kernel, rights=Rights()))
+    if Action.START not in route.actions:
         # What a start's ticket names is the kernel that is going to be.
         tickets.append(agent.ticket(route, kernel, kernel=other))
     if "ID" in route.path:
@@ -265,7 +294,10 @@ def test_forgeries(agent: Agent, kernel: str) -> None:
         "a part of our name": agent.jwt(key, "EdDSA", aud="alph"),
         "nobody's": agent.jwt(key, "EdDSA", sub=""),
         "a wish for more": agent.jwt(key, "EdDSA", admin=True),
-        "too long": "x" * 5000,
+        "an action that there is not": agent.jwt(key, "EdDSA", rights={"list": None, "fly": None}),
+        "actions without kernelspecs": agent.jwt(key, "EdDSA", rights=["list"]),
+        "a number that is none": agent.jwt(key, "EdDSA", max_kernels="5"),
+        "too long": "x" * (MAX_TICKET + 1),
         "not ASCII": genuine[:-1] + "ä",
     }
     assert agent.ask(ROUTES[1], kernel, f"Authorization: Bearer {genuine}").status == 200
@@ -303,7 +335,7 @@ def test_who_it_is_the_ticket_says(relay: RunningRelay, agent: Agent, kernel: st
     [b"", HANDSHAKE, UPGRADE.replace(b"records", b"record"), UPGRADE.replace(b"relay", b"RELAY")],
 )
 def test_only_an_edge_opens_channels(agent: Agent, kernel: str, upgrade: bytes) -> None:
-    route = Route("GET", "/api/kernels/ID/channels", Action.USE)
+    route = CHANNELS
     with Wire(agent.url, None) as wire:
         path, ticket = route.path.replace("ID", kernel), agent.ticket(route, kernel)
         head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {ticket}\r\n"
@@ -376,7 +408,7 @@ def test_an_agent_receives_the_ticket_and_never_the_token(
             ),
             workers=1,
             clusters={"alpha": ClusterSettings(agents=[f"http://127.0.0.1:{agent.server_port}"])},
-            tokens_file=str(relay.state / "tokens.json"),
+            **admitting(relay.state / "tokens.json"),
             ticket_key=str(relay.state / "keys/ticket.key"),
         )
         with Separate(settings, tmp_path, relay.environ) as edge:

@@ -24,7 +24,7 @@ import trustme
 from websockets.exceptions import ConnectionClosed
 
 from relay import __version__, pki
-from relay.auth.policy import Action
+from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket, TicketSigner
 from relay.auth.tokens import TokenStore, generate
 from relay.config import (
@@ -47,7 +47,7 @@ from tests.system.running import (
     processes_of,
     wait_for,
 )
-from tests.system.separate import Separate, log_lines
+from tests.system.separate import Separate, admitting, log_lines
 from tests.system.wire import Wire, refusal
 
 BOUND = 12.0
@@ -364,7 +364,7 @@ class Deployment:
             tls=TlsSettings(certificate=self.path("edge.pem"), key=self.path("edge.key")),
             workers=1,
             clusters=clusters,
-            tokens_file=self.path("tokens.json"),
+            **admitting(self.folder / "tokens.json"),
             ticket_key=self.path("ticket.key"),
             upstream=UpstreamSettings(hold=0.1),
         )
@@ -477,7 +477,7 @@ def check_mutual_tls(deployment: Deployment, url: str) -> None:
             principal=principal,
             cluster="alpha",
             kernel=None,
-            actions=(Action.LIST,),
+            rights=Rights({Action.LIST: None}),
             request_id="0",
         ),
         time.time(),
