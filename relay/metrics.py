@@ -80,6 +80,13 @@ class EdgeMetrics:
         self.broken_answers = counter(
             "broken_answers", "Answers that an agent began and did not end.", "cluster"
         )
+        self.hub_requests = counter(
+            "hub_requests",
+            "What JupyterHub was asked (user: whose a token is; activity: to note one), and what"
+            " came of it: known, refused (no access to us), unknown, failed.",
+            "what",
+            "outcome",
+        )
         self._limit_hits = Counter("relay_limit_hits", _LIMIT_HITS, ["setting"], registry=registry)
 
     @classmethod

@@ -115,7 +115,7 @@ def test_every_variable_named_in_a_sample_is_one() -> None:
     assert seen > len(SAMPLES)
 
 
-SETTINGS = ("values", "edge", "agent", "up")
+SETTINGS = ("values", "edge", "jupyterhub", "agent", "up")
 """The files whose structs are settings."""
 
 

@@ -118,6 +118,7 @@ class App:
             message_bytes=self._config.kernels.message_bytes,
             gateway_bytes=self._config.kernels.gateway_message_bytes,
             max_record=self._max_record,
+            is_busy=lambda: line.status.execution_state == "busy",
         )
         self._links.add(channels)
         try:

@@ -8,6 +8,7 @@ subprotocol, so that any agent goes on where another one ended, in the middle of
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from relay.bridge import ws_codec
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out, with_seq
 from relay.bridge.records import (
+    BUSY,
     Attach,
     Attached,
     Close,
@@ -50,15 +52,22 @@ class Channels:
     """Carries one link between an edge and a holder.
 
     ``message_bytes`` bounds one message to the client, ``gateway_bytes`` one to a Jupyter Server in
-    gateway mode, ``max_record`` one record of either side.
+    gateway mode, ``max_record`` one record of either side. ``is_busy`` tells whether the kernel is.
     """
 
     def __init__(
-        self, edge: Streams, *, message_bytes: int, gateway_bytes: int, max_record: int
+        self,
+        edge: Streams,
+        *,
+        message_bytes: int,
+        gateway_bytes: int,
+        max_record: int,
+        is_busy: Callable[[], bool],
     ) -> None:
         self._edge_reader, self._edge = edge
         self._holder_reader: asyncio.StreamReader
         self._holder: asyncio.StreamWriter
+        self._is_busy = is_busy
         self._message_bytes = message_bytes
         self._max_record = max_record
         self._gateway_bytes = gateway_bytes
@@ -202,7 +211,7 @@ class Channels:
                     await self._holder.drain()
                     return
                 case Kind.PING:
-                    self._edge.write(record(Kind.PONG))
+                    self._edge.write(record(Kind.PONG, BUSY if self._is_busy() else b""))
                 case _:
                     msg = f"{kind.name} is not for this connection"
                     raise RecordError(msg)

@@ -20,6 +20,7 @@ import structlog
 
 from relay import limits
 from relay.config.holder import HolderConfig
+from relay.config.values import THE_RELAYS
 from relay.registry import Place, process_started, remove, write_atomic
 
 log = structlog.get_logger(__name__)
@@ -114,7 +115,7 @@ def _holder_environment() -> dict[str, str]:
     Else glibc, having freed a few large messages, keeps the next ones' memory for itself
     (``mallopt(3)``, M_MMAP_THRESHOLD).
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(THE_RELAYS)}
     return own | _ALLOCATOR
 
 

@@ -18,6 +18,7 @@ from relay.agent.kernelspecs import KernelSpecs
 from relay.agent.line import Line
 from relay.auth.tickets import Ticket
 from relay.config import AgentConfig, KernelEnvironment
+from relay.config.values import THE_RELAYS
 from relay.errors import BadRequest
 from relay.routing.routes import is_kernel_id, is_kernelspec_name
 
@@ -147,9 +148,10 @@ def _checked(name: str, value: object, limit: int) -> str:
 
 
 def inherited_environment(settings: KernelEnvironment) -> dict[str, str]:
-    """What a kernel gets of the agent's own environment."""
+    """What a kernel gets of the agent's own environment; nothing of the relay's."""
     return {
         name: value
         for name, value in os.environ.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.inherit)
+        if not name.startswith(THE_RELAYS)
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.inherit)
     }

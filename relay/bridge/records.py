@@ -30,6 +30,7 @@ _NUMBER: Final = struct.Struct("<Q")
 _ENTRY: Final = struct.Struct("<QBI")
 _LENGTH: Final = struct.Struct("<Q")
 _POSITION: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,18})", re.ASCII)
+BUSY: Final = b"\1"
 _JSON_PARTS: Final = 4
 """Parts that every message has: header, parent_header, metadata, content."""
 
@@ -50,8 +51,8 @@ class Kind(enum.IntEnum):
     CALL = 11  # agent → holder: Call
     RESULT = 12  # holder → agent: Result
     STATUS = 13  # holder → agent, unasked: Status
-    PING = 14  # either side of the edge-agent link: empty; answered by PONG
-    PONG = 15
+    PING = 14  # edge → agent: empty; answered by PONG
+    PONG = 15  # agent → edge: BUSY while the kernel is busy, else empty
     READ = 16  # agent → holder: Read, as the first record
     READING = 17  # holder → agent: Reading, the answer; then ENTRIES and GAP, at last CLOSE
     GAP = 18  # holder → agent: Gap

@@ -57,11 +57,17 @@ def _settings(
     from msgspec.structs import replace
 
     from relay.config import UpConfig, load
+    from relay.config.jupyterhub import base_url
     from relay.processes import StartError
     from relay.routing.clusters import check_name
 
     settings = load(UpConfig, path, os.environ)
+    try:
+        prefix = base_url(settings.base_url, settings.jupyterhub, os.environ)
+    except ValueError as error:
+        raise StartError(str(error)) from None
     options = {
+        "base_url": prefix,
         "https": None if https_port is None else replace(settings.https, port=https_port),
         "wss": None if wss_port is None else replace(settings.wss, port=wss_port),
         "clusters": clusters or None,

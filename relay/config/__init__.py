@@ -1,7 +1,7 @@
 """What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
 
-The structs are in ``edge``, ``agent`` and ``up``, one per subject; ``load`` is in ``loading``.
-Import all of them from here.
+The structs are in ``edge``, ``jupyterhub``, ``agent`` and ``up``, one per subject; ``load`` is in
+``loading``. Import all of them from here.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from relay.config.edge import (
     UpstreamTls,
     WebSocketSettings,
 )
+from relay.config.jupyterhub import JupyterHubSettings
 from relay.config.loading import ConfigError, Problem, load
 from relay.config.up import UpConfig
 from relay.config.values import ListenSettings, LogSettings, MetricsSettings
@@ -43,6 +44,7 @@ __all__ = [
     "EdgeConfig",
     "EdgeLimits",
     "JournalSettings",
+    "JupyterHubSettings",
     "KernelEnvironment",
     "KernelSettings",
     "ListenSettings",

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from relay.auth.policy import Action, Policy, Rule
+from relay.config.jupyterhub import BaseUrl, JupyterHubSettings
 from relay.config.values import (
     KIB,
     MIB,
@@ -139,6 +140,8 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Their names in the order in which they are asked; empty: all, in the order they have here."""
     tokens: TokenSettings | None = None
     """Static tokens."""
+    jupyterhub: JupyterHubSettings | None = None
+    """A JupyterHub's tokens."""
     aliases: dict[PrincipalName, PrincipalName] = {}
     """Who is another authenticator's user in truth: ``corp:alice: token:alice``. Without this, two
     authenticators never speak of the same person."""
@@ -160,7 +163,8 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def names(self) -> list[str]:
         """The names of all authenticators that are set, in their order."""
-        return ["token"] if self.tokens is not None else []
+        sections = {"token": self.tokens, "jupyterhub": self.jupyterhub}
+        return [name for name, section in sections.items() if section is not None]
 
     @property
     def principals(self) -> list[str]:
@@ -232,6 +236,9 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """REST, and kernel channels for clients that know one URL."""
     wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))
     """Kernel channels only."""
+    base_url: BaseUrl = ""
+    """The path in front of all others, as ``/services/relay``, if a proxy sends us requests with
+    one; where ``authentication.jupyterhub`` is set, by default ``$JUPYTERHUB_SERVICE_PREFIX``."""
     tls: TlsSettings
     """The certificate for both ports."""
     workers: Count = 2

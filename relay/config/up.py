@@ -13,6 +13,7 @@ from relay.config.agent import (
     SessionSettings,
 )
 from relay.config.edge import EdgeLimits, PolicySettings, UpstreamSettings, WebSocketSettings
+from relay.config.jupyterhub import BaseUrl, JupyterHubSettings
 from relay.config.values import (
     ClusterName,
     Count,
@@ -32,12 +33,17 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """REST, and kernel channels for clients that know one URL."""
     wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))
     """Kernel channels only."""
+    base_url: BaseUrl = ""
+    """The path in front of all others, as ``/services/relay``, if a proxy sends us requests with
+    one; where ``jupyterhub`` is set, by default ``$JUPYTERHUB_SERVICE_PREFIX``."""
     clusters: list[ClusterName] = field(default_factory=lambda: ["alpha", "beta"])
     """The local clusters, each an agent of its own."""
     edge_workers: Count = 2
     """Processes that share the two ports."""
+    jupyterhub: JupyterHubSettings | None = None
+    """A JupyterHub whose users may come in, besides those with a token of the relay's own."""
     policy: PolicySettings | None = None
-    """What whoever has a token may do; by default everything with kernels of their own."""
+    """What whoever comes in may do; by default everything with kernels of their own."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
     """How kernels are run."""
     culling: CullSettings = field(default_factory=CullSettings)

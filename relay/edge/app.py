@@ -39,6 +39,7 @@ class _Asked:
     def __init__(self) -> None:
         self.cluster = ""
         self.kind = ""
+        self.below_cluster: tuple[str, ...] = ()
 
 
 class App:
@@ -53,6 +54,7 @@ class App:
         rest: Rest,
         channels: Channels,
         metrics: EdgeMetrics,
+        base_url: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._chain = chain
@@ -61,6 +63,7 @@ class App:
         self._rest = rest
         self._channels = channels
         self._metrics = metrics
+        self._base = tuple(base_url.split("/")[1:])
         self._clock = clock
         self.ready = True
 
@@ -88,8 +91,7 @@ class App:
                     # What follows on this connection may be the rest of it: answer no more.
                     response.force_close()
                 if isinstance(error, MethodNotAllowed):
-                    segments = parse_target(request.raw_path).segments
-                    response.headers[hdrs.ALLOW] = _allowed(segments[1:])
+                    response.headers[hdrs.ALLOW] = _allowed(asked.below_cluster)
                 if isinstance(error, Unauthorized):
                     self._metrics.refused_logins.inc()
         self._metrics.answered(asked.cluster, asked.kind, response.status)
@@ -109,6 +111,11 @@ class App:
         if target.segments in _HEALTH:
             ready = self.ready or target.segments == ("healthz",)
             return web.Response(status=200 if ready else 503)
+        below = target.below(self._base)
+        if below is None:
+            msg = "There is nothing here."
+            raise NotFound(msg)
+        target = below
         if is_vscode_probe(target):
             return web.Response(status=404)
         identity = await self._who(request, target)
@@ -116,7 +123,7 @@ class App:
         self._upstream.require(cluster)
         if not self._policy.rights(identity, cluster):
             raise NotFound(NO_CLUSTER)
-        asked.cluster = cluster
+        asked.cluster, asked.below_cluster = cluster, tuple(rest)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
         route = match(request.method, tuple(rest))
@@ -140,6 +147,7 @@ class App:
                 request,
                 cluster=cluster,
                 kernel_id=route.kernel_id or "",
+                identity=identity,
                 bearer=bearer,
                 session_id=session_id[0] if session_id else "",
                 last_seq=last_seq[0] if last_seq else None,

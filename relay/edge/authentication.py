@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    nullcontext,
+)
 from pathlib import Path
 from types import TracebackType
 
 from relay.auth.chain import Authenticator, Chain
 from relay.auth.tokens import AUTHENTICATOR, TokenStore
 from relay.config import AuthenticationSettings
+from relay.edge import hub
+from relay.edge.activity import Watched
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 
@@ -37,9 +45,20 @@ class Authenticators:
                 known[AUTHENTICATOR] = TokenFile(Path(settings.tokens.file))
             except (OSError, ValueError) as error:
                 raise ValueError(f"authentication.tokens.file: {error}") from error
+        self._hub: hub.JupyterHub | None = None
+        if settings.jupyterhub is not None:
+            try:
+                self._hub = hub.JupyterHub(settings.jupyterhub, os.environ, metrics)
+            except ValueError as error:
+                raise ValueError(f"{hub.SETTINGS}.{error}") from error
+            known[hub.AUTHENTICATOR] = self._hub
         self._known = [known[name] for name in settings.chain or settings.names]
         self.chain = Chain(self._known, _aliases(settings.aliases))
         self._exits = AsyncExitStack()
+
+    def follow(self, identity: Identity, socket: Watched) -> AbstractContextManager[None]:
+        """Tell whoever wants to know what goes on on an open WebSocket of ``identity``'s."""
+        return nullcontext() if self._hub is None else self._hub.follow(identity, socket)
 
     async def __aenter__(self) -> Chain:
         """Start those that are contexts themselves."""

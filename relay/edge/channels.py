@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -24,6 +26,7 @@ from relay.edge.upstream import Bearer, Upstream
 from relay.errors import AgentError, BadRequest, NotFound, RelayError
 from relay.http import TakenOver, transport_of
 from relay.metrics import EdgeMetrics
+from relay.model import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +42,22 @@ _RESTARTING: Final = (1012, "the relay is restarting")
 
 
 class Channels:
-    """Opens kernels' channels for clients that have been let in."""
+    """Opens kernels' channels for clients that have been let in.
 
-    def __init__(self, config: EdgeConfig, upstream: Upstream, metrics: EdgeMetrics) -> None:
+    ``follow`` is entered for each WebSocket while it is open.
+    """
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        upstream: Upstream,
+        metrics: EdgeMetrics,
+        follow: Callable[[Identity, Pipe], AbstractContextManager[None]],
+    ) -> None:
         self._config = config
         self._upstream = upstream
         self._metrics = metrics
+        self._follow = follow
         self._pipes: set[Pipe] = set()
 
     async def handle(
@@ -53,6 +66,7 @@ class Channels:
         *,
         cluster: str,
         kernel_id: str,
+        identity: Identity,
         bearer: Bearer,
         session_id: str,
         last_seq: str | None,
@@ -96,7 +110,8 @@ class Channels:
             self._use(pipe, link)
             if early.data:
                 pipe.data_received(bytes(early.data))
-            with self._metrics.websockets.labels(cluster).track_inprogress():
+            websockets = self._metrics.websockets.labels(cluster)
+            with websockets.track_inprogress(), self._follow(identity, pipe):
                 await self._stay(pipe, cluster, kernel_id, attach, bearer)
         finally:
             self._pipes.discard(pipe)

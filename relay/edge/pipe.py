@@ -21,6 +21,7 @@ from websockets.protocol import OPEN, Protocol, Side
 
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
+    BUSY,
     Close,
     Departure,
     Detach,
@@ -100,6 +101,8 @@ class Pipe(asyncio.Protocol):
         self._last_heard = self._loop.time()
         self._timer = self._loop.call_later(settings.ping_interval, self._on_timer)
         self._timer_is_for_proof = False
+        self.last_activity = self._last_heard
+        """When something last went to or fro, or the kernel was busy, in seconds of the loop."""
         self.position: Position | None = None
         """How far the client has been sent the journal; None before the first link."""
         self.finished = asyncio.Event()
@@ -152,6 +155,7 @@ class Pipe(asyncio.Protocol):
             seq, fragment, frames = read_frames(payload)
             self._client.write(frames)
             self._traffic.sent(len(frames))
+            self.last_activity = self._loop.time()
             self.position = Position(self._epoch, seq, fragment)
             self._want_proof()
         elif kind is Kind.ACK:
@@ -161,7 +165,10 @@ class Pipe(asyncio.Protocol):
             close = read_struct(payload, Close)
             log.info("closing", code=close.code, reason=close.reason)
             self.close(close.code, close.reason)
-        elif kind is not Kind.PONG:
+        elif kind is Kind.PONG:
+            if payload == BUSY:
+                self.last_activity = self._loop.time()
+        else:
             log.error("bad_record", kind=kind.name)
 
     def _forget_kept(self, number: int) -> None:
@@ -272,6 +279,7 @@ class Pipe(asyncio.Protocol):
     def _on_message(self, payload: Buffer) -> None:
         self._number += 1
         self._traffic.received(len(payload))
+        self.last_activity = self._last_heard
         record = message_record(self._number, text=self._text, payload=payload)
         self._kept.append((self._number, record))
         self._kept_bytes += len(record)

@@ -125,7 +125,7 @@ class Rest:
         }
         location = answer.headers.get(hdrs.LOCATION)
         if location is not None:
-            headers[hdrs.LOCATION] = f"/{cluster}{location}"
+            headers[hdrs.LOCATION] = f"{self._config.base_url}/{cluster}{location}"
         stream = answer.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
         if request.method == "HEAD" or not (stream or (answer.content_length or 0) > _WHOLE):
             body = await _read_whole(answer, cluster)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import structlog
 import uvloop
 
@@ -22,6 +23,7 @@ from relay import limits, processes
 from relay import log as logging
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig, TlsSettings, load
+from relay.config.jupyterhub import base_url
 from relay.edge.app import App
 from relay.edge.authentication import Authenticators
 from relay.edge.channels import Channels
@@ -48,6 +50,8 @@ def main() -> None:
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
     metrics = _metrics(arguments.metrics_folder)
     try:
+        written, hub = config.base_url, config.authentication.jupyterhub
+        config = msgspec.structs.replace(config, base_url=base_url(written, hub, os.environ))
         secrets = Secrets.read(config, metrics)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
@@ -105,7 +109,7 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
         secrets.authenticators as chain,
         Upstream(config, secrets.signer, metrics=metrics) as upstream,
     ):
-        channels = Channels(config, upstream, metrics)
+        channels = Channels(config, upstream, metrics, secrets.authenticators.follow)
         rest = Rest(config, upstream, metrics)
         app = App(
             chain=chain,
@@ -114,6 +118,7 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
             rest=rest,
             channels=channels,
             metrics=metrics,
+            base_url=config.base_url,
         )
         bounds = {
             "request_line_bytes": config.limits.request_line_bytes,

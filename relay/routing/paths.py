@@ -39,6 +39,18 @@ class Target(NamedTuple):
     query: str
     """What followed the first ``?``, as received, without it."""
 
+    def below(self, base: tuple[str, ...]) -> Target | None:
+        """Return what is left of this target below the path with the segments ``base``.
+
+        ``None`` for what is not below it. A base is compared segment by segment, and whole.
+        """
+        count = len(base)
+        if self.segments[:count] != base or len(self.segments) == count:
+            return None
+        # A segment of the path is one of `segments`, however it is written.
+        path = "/" + self.path.split("/", count + 1)[count + 1]
+        return Target(self.segments[count:], path, self.query)
+
     def values(self, name: str) -> tuple[str, ...]:
         """Return the decoded values of every ``name`` in the query, in order."""
         return tuple(value for key, value, _ in _parameters(self.query) if key == name)
