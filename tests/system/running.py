@@ -147,11 +147,18 @@ def http_request(
 class Program:
     """A process with a log file, in a session of its own: Ctrl-C goes to us, not to it."""
 
-    def __init__(self, argv: Sequence[str], log: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str],
+        *,
+        python: str = sys.executable,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *argv],
+                [python, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -221,6 +228,10 @@ class RunningRelay:
             # One that was killed leaves it behind.
             (self.state / "relay.json").unlink()
         self.start()
+
+    def command(self, https_port: str, wss_port: str) -> tuple[str, ...]:
+        """What somebody else is to run who starts it, on these ports and with `environ`."""
+        return (sys.executable, *self._up, "--https-port", https_port, "--wss-port", wss_port)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
