@@ -14,6 +14,7 @@ from relay.agent.channels import Channels
 from relay.bridge import ws_codec
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
+    BUSY,
     HEADER,
     Attach,
     Attached,
@@ -75,6 +76,7 @@ class Bench:
     holder: End
     channels: Channels
     task: asyncio.Task[None]
+    busy = False
 
     async def frames(self) -> tuple[int, int, bytes]:
         kind, payload = await self.edge.next()
@@ -110,7 +112,11 @@ async def connected(
     bench.edge = End(*await asyncio.open_unix_connection(sock=far))
     streams = await asyncio.open_unix_connection(sock=near)
     bench.channels = Channels(
-        streams, message_bytes=message_bytes, gateway_bytes=1000, max_record=max_record
+        streams,
+        message_bytes=message_bytes,
+        gateway_bytes=1000,
+        max_record=max_record,
+        is_busy=lambda: bench.busy,
     )
     async with asyncio.TaskGroup() as tasks:
         bench.task = tasks.create_task(bench.channels.run(path, ADA))
@@ -505,6 +511,15 @@ async def test_a_ping_is_answered_here(tmp_path: Path) -> None:
     async with attached(tmp_path) as bench:
         bench.edge.send(record(Kind.PING))
         assert await bench.edge.next() == (Kind.PONG, b"")
+
+
+@virtual
+async def test_a_sign_of_life_says_whether_the_kernel_is_busy(tmp_path: Path) -> None:
+    async with attached(tmp_path) as bench:
+        for busy, says in ((True, BUSY), (False, b"")):
+            bench.busy = busy
+            bench.edge.send(record(Kind.PING))
+            assert await bench.edge.next() == (Kind.PONG, says)
 
 
 @pytest.mark.parametrize("departure", [None, *Departure])

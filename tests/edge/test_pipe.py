@@ -13,6 +13,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 
 from relay.bridge.records import (
+    BUSY,
     Close,
     Departure,
     Detach,
@@ -286,6 +287,26 @@ async def test_frames_go_to_the_client_as_they_came() -> None:
     # Two records, and a ping behind the first.
     assert browser.transport.writes == 3
     assert pipe.position == Position("e1", 14, 2)
+
+
+@virtual
+async def test_output_input_and_a_busy_kernel_are_activity_and_a_quiet_one_is_not() -> None:
+    pipe, browser, agent = linked()
+    loop = asyncio.get_running_loop()
+    quiet = [record(Kind.PONG), record(Kind.PONG, b"\0"), acknowledge(1)]
+    for data, active in (
+        *((each, False) for each in quiet),
+        (record(Kind.PONG, BUSY), True),
+        (output(11), True),
+    ):
+        await asyncio.sleep(1)
+        agent.send(data)
+        assert (pipe.last_activity == loop.time()) is active, data
+    await asyncio.sleep(1)
+    browser.send(client_frame(Opcode.PONG))
+    assert pipe.last_activity == loop.time() - 1
+    browser.send(client_frame(Opcode.TEXT, b"x"))
+    assert pipe.last_activity == loop.time()
 
 
 @virtual

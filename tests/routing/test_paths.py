@@ -151,6 +151,41 @@ def test_well_escaped_segments_come_back_or_are_refused(segments: list[str]) -> 
         )
 
 
+@pytest.mark.parametrize(
+    ("raw", "segments", "path"),
+    [
+        ("/services/relay/alpha/api?x=%2F", ("alpha", "api"), "/alpha/api"),
+        ("/services/relay/", ("",), "/"),
+        ("/services/relay/alpha%20x/", ("alpha x", ""), "/alpha%20x/"),
+        ("/services/relay/services/relay/x", ("services", "relay", "x"), "/services/relay/x"),
+    ],
+)
+def test_what_is_left_below_a_base(raw: str, segments: tuple[str, ...], path: str) -> None:
+    target = parse_target(raw)
+    left = target.below(("services", "relay"))
+    assert left == (segments, path, target.query)
+    assert target.below(()) == target
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "/",
+        "/services",
+        "/services/",
+        "/services/relay",
+        "/services/relayx/alpha",
+        "/services/rela/alpha",
+        "/Services/relay/alpha",
+        "/x/services/relay/alpha",
+        "/relay/services/alpha",
+        "/?/services/relay/alpha",
+    ],
+)
+def test_what_is_not_below_a_base(raw: str) -> None:
+    assert parse_target(raw).below(("services", "relay")) is None
+
+
 def test_values_are_decoded_and_in_order() -> None:
     target = parse_target("/a?x=1&y=b+c%20d&x=%C3%A9&x&x=&z=1=2")
     assert target.values("x") == ("1", "\u00e9", "", "")

@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from tests.system import javascript
-from tests.system.running import Answer, Program, environment, http_request, processes_of
+from tests.system.running import Answer, Program, environment, http_request, processes_of, wait_for
 
 PREFIX: Final = "/services/relay"
 """Under which the Hub's proxy shows the relay."""
 USERS: Final = ("alice", "bob", "bot")
 """Who may use the relay; ``bot`` is also the name of a service."""
 _PACKAGES: Final = ("jupyterhub==6.1.1", "jupyter-server==2.20.0")
+_START: Final = 200.0
+"""Seconds for a Hub to start; its database waits for the disk again and again."""
 _PLACE: Final = Path(sys.prefix) / "jupyterhub"
 
 
@@ -175,13 +177,21 @@ class Hub:
         self._program = Program(
             argv, self.log, self._environ, python=str(self._programs / "python")
         )
-        self._program.wait_until("the Hub", self._answers)
+        self._program.wait_until("the Hub", self._answers, _START)
         return self
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError):
             return self.ask("GET", "/").status == 200
         return False
+
+    def wait_for_route(self) -> None:
+        """Wait until its proxy knows the way to the relay, which it learns after the start."""
+
+        def found() -> bool:
+            return self.through_proxy("GET", f"{PREFIX}/alpha/api", token="x").status == 401
+
+        wait_for("the proxy's route", found, timeout=_START)
 
     def kill(self) -> None:
         """SIGKILL for the Hub alone: its proxy, and its users' servers, go on."""

@@ -167,7 +167,7 @@ class Program:
                 cwd=log.parent,
             )
 
-    def wait_until(self, what: str, check: Callable[[], T | None]) -> T:
+    def wait_until(self, what: str, check: Callable[[], T | None], timeout: float = WAIT) -> T:
         """As `wait_for`, but not beyond the program's end."""
 
         def check_both() -> T | None:
@@ -176,7 +176,7 @@ class Program:
             return check()
 
         try:
-            return wait_for(what, check_both)
+            return wait_for(what, check_both, timeout)
         except NotRunning as error:
             raise NotRunning(f"{error}; its log: {self.log}") from None
 
