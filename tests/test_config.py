@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from relay import config
-from relay.config import AgentConfig, EdgeConfig, UpConfig, load
+from relay.config import AgentConfig, EdgeConfig, JupyterHubSettings, UpConfig, load
 from relay.config.loading import _locate
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +92,18 @@ def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
     document = yaml.safe_load(text)
     written = document["clusters"]["alpha"]["tls"] if name == "edge.yaml" else document["tls"]
     assert written.keys() == {field.name for field in msgspec.structs.fields(holder.tls)}
+
+
+def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
+    text = (ROOT / "config" / "edge.yaml").read_text()
+    assert "  jupyterhub: null\n" in text
+    text = text.replace("  jupyterhub: null\n", "").replace("\n  # jupyterhub:", "\n  jupyterhub:")
+    text = text.replace("\n  #   ", "\n    ")
+    (tmp_path / "edge.yaml").write_text(text)
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
+    assert loaded.authentication.jupyterhub == JupyterHubSettings()
+    written = yaml.safe_load(text)["authentication"]["jupyterhub"]
+    assert written.keys() == {each.name for each in msgspec.structs.fields(JupyterHubSettings)}
 
 
 def test_a_sample_that_lacks_or_changes_a_setting_is_noticed() -> None:

@@ -94,6 +94,7 @@ class HubAccess(NamedTuple):
     api_url: str
     """Without a slash at the end."""
     access_scopes: frozenset[str]
+    """One of these is enough."""
     token: str
     """The service's own; empty where nothing is reported."""
 

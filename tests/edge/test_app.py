@@ -46,7 +46,9 @@ class Passed(NamedTuple):
 class Desk:
     """REST and channels in one, behind the real entry."""
 
-    def __init__(self, *actions: Action, identity: Any = None, **rule: Any) -> None:
+    def __init__(
+        self, *actions: Action, identity: Any = None, base_url: str = "", **rule: Any
+    ) -> None:
         self.passed: list[Passed] = []
         metrics, signer, itself = EdgeMetrics.local(), Any, self
         fakes: dict[str, Any] = {"rest": itself, "channels": itself}
@@ -56,6 +58,7 @@ class Desk:
             policy=Policy(rules),
             upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
+            base_url=base_url,
             clock=lambda: NOW,
             **fakes,
         )
@@ -132,6 +135,35 @@ async def test_any_of_the_actions_opens_and_no_other(
     desk = Desk(action)
     assert await desk.ask(method, path) == (299 if action in actions else 403)
     assert len(desk.passed) == (action in actions)
+
+
+BASE = "/services/relay"
+
+
+async def test_a_base_is_taken_off_once_and_never_guessed() -> None:
+    desk = Desk(*EVERY, base_url=BASE)
+    for path in ("/alpha/api/kernels", KERNEL, f"{KERNEL}/channels"):
+        assert await desk.ask("GET", f"{BASE}{path}") == 299
+        assert [each.cluster for each in desk.passed] == ["alpha"]
+        desk.passed.clear()
+        for other in ("", "/services", "/services/relay2", BASE.upper(), BASE + BASE, "/x" + BASE):
+            assert await desk.ask("GET", f"{other}{path}") == 404
+    assert desk.passed == []
+    assert await desk.ask("GET", BASE) == 404
+    # Without a token nobody learns more than that.
+    assert await desk.ask("GET", f"{BASE}/alpha/api/kernels", "wrong") == 401
+    assert await desk.ask("GET", f"{BASE}/", "wrong") == 401
+    # Who watches over the relay does not come through a proxy.
+    assert await desk.ask("GET", "/healthz", "wrong") == 200
+    assert await desk.ask("GET", f"{BASE}/healthz", "wrong") == 401
+
+
+async def test_what_a_path_takes_is_said_below_a_base_too() -> None:
+    desk = Desk(*EVERY, base_url=BASE)
+    headers = {"Authorization": f"token {TOKEN}"}
+    request = make_mocked_request("DELETE", f"{BASE}/alpha/api/kernels", headers=headers)
+    answer = await desk.app.handle_https(request)
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, POST, OPTIONS")
 
 
 async def test_kernelspecs_go_with_the_rights() -> None:

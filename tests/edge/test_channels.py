@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from aiohttp import web
@@ -24,11 +25,12 @@ from relay.config import (
 )
 from relay.edge.channels import Channels, _handshake
 from relay.edge.link import Link
+from relay.edge.pipe import Pipe
 from relay.edge.upstream import Bearer
 from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
 from relay.http import error_response, server
 from relay.metrics import EdgeMetrics
-from relay.model import Principal
+from relay.model import Identity, Principal
 from tests.fakes import Agent, Browser, FakeTransport, client_frame, text
 from tests.virtualtime import settle, virtual
 
@@ -43,6 +45,7 @@ GOOD = {
     "Sec-WebSocket-Version": "13",
 }
 ADA = Bearer(Principal("token", "ada"), Rights({Action.USE: None}))
+IDENTITY = Identity(principal=ADA.principal, via="token")
 START = Position("e1", 10)
 HOLD, REATTACH, LINK_PING = 10.0, 60.0, 15.0
 
@@ -191,7 +194,13 @@ class Visit:
                 websocket_hold=HOLD, reattach=REATTACH, link_ping_interval=LINK_PING
             ),
         )
-        self.channels = Channels(config, self.upstream, EdgeMetrics.local())  # type: ignore[arg-type]
+        self.channels = Channels(
+            config,
+            self.upstream,  # type: ignore[arg-type]
+            EdgeMetrics.local(),
+            self._follow,
+        )
+        self.followed: list[Identity] = []
         self.done = asyncio.Event()
         self._session_id = session_id
         self._last_seq = last_seq
@@ -199,12 +208,19 @@ class Visit:
         self.transport.protocol.connection_made(self.transport)
         self.browser = Browser(self.transport)
 
+    @contextlib.contextmanager
+    def _follow(self, identity: Identity, _: Pipe) -> Iterator[None]:
+        self.followed.append(identity)
+        yield
+        self.followed.remove(identity)
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self.channels.handle(
                 request,
                 cluster="alpha",
                 kernel_id="k1",
+                identity=IDENTITY,
                 bearer=ADA,
                 session_id=self._session_id,
                 last_seq=self._last_seq,
@@ -270,6 +286,17 @@ async def test_a_visit_from_handshake_to_goodbye() -> None:
     assert (taken[:3], taken[-4:]) == (b"\x81\x01x", b"\x88\x02\x03\xe8")
     assert not visit.transport.late
     assert not visit.channels._pipes
+
+
+@virtual
+async def test_a_visit_is_followed_for_as_long_as_it_lasts() -> None:
+    visit = Visit(Agent.attached(START))
+    assert visit.followed == []
+    await visit.open()
+    assert visit.followed == [IDENTITY]
+    visit.transport.lose()
+    await asyncio.wait_for(visit.done.wait(), 1)
+    assert visit.followed == []
 
 
 @virtual

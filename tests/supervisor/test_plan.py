@@ -13,6 +13,7 @@ from relay.config import (
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
+    JupyterHubSettings,
     KernelEnvironment,
     KernelSettings,
     ListenSettings,
@@ -78,6 +79,27 @@ def test_the_edge_knows_who_has_a_token_and_nobody_else(folder: StateFolder) -> 
     assert made.authentication == AuthenticationSettings(
         tokens=TokenSettings(file=str(folder.tokens))
     )
+
+
+def test_the_edge_knows_the_hubs_users_too_where_there_is_a_hub(folder: StateFolder) -> None:
+    hub = JupyterHubSettings(service_name="relay")
+    config = msgspec.structs.replace(CONFIG, jupyterhub=hub, base_url="/services/relay")
+    made = plan.edge_config(folder, config, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    assert (made.authentication.jupyterhub, made.base_url) == (hub, "/services/relay")
+    assert load(EdgeConfig, plan.write(folder, "edge", made), {}) == made
+    policy = made.policy.policy()
+    for via in ("token", "jupyterhub"):
+        identity = Identity(principal=Principal(via, "ada"), via=via)
+        granted = policy.rights(identity, "alpha")
+        assert granted == Rights(dict.fromkeys(set(Action) - {Action.ADMIN}))
+
+
+def test_what_a_hub_said_is_for_the_edge_alone() -> None:
+    environ = {"PATH": "/bin", "JUPYTERHUB_API_TOKEN": "secret", "JUPYTER_PATH": "x"}
+    edge = plan.command("edge", "edge", Path("/f.yaml"), 12, environ)
+    assert edge.environment == environ
+    agent = plan.command("agent", "agent-alpha", Path("/f.yaml"), 12, environ)
+    assert agent.environment == {"PATH": "/bin", "JUPYTER_PATH": "x"}
 
 
 def test_without_a_policy_everybody_is_at_home_and_nobody_admin(folder: StateFolder) -> None:
