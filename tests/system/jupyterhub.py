@@ -155,6 +155,8 @@ class Hub:
             "ConfigurableHTTPProxy.api_url": f"http://127.0.0.1:{self._api_port}",
             "SimpleLocalProcessSpawner.home_dir_template": f"{self.folder}/homes/{{username}}",
             "Spawner.args": ["--allow-root"],
+            "Spawner.http_timeout": int(_START),
+            "Spawner.start_timeout": int(_START),
             "Spawner.default_url": "/api",
         }
         lines = [f"c.{name} = {value!r}" for name, value in settings.items()]

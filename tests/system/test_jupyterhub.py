@@ -296,7 +296,11 @@ def last_activity(both: Both, name: str) -> float:
 def alices_server(both: Both) -> Both:
     """Alice's server runs, in gateway mode."""
     assert both.hub.ask("POST", "/users/alice/server").status in {201, 202}
-    wait_for("alice's server", lambda: both.hub.user("alice")["servers"].get("", {}).get("ready"))
+    wait_for(
+        "alice's server",
+        lambda: both.hub.user("alice")["servers"].get("", {}).get("ready"),
+        timeout=200.0,
+    )
     return both
 
 
@@ -375,8 +379,10 @@ def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """The Hub starts the relay, which knows nothing but what the Hub tells it."""
     folder = tmp_path_factory.mktemp("hub")
     ports = str(free_port()), str(free_port())
-    # Whoever writes "*" means well.
-    config = config_file(folder, {"jupyterhub": {}, "environment": {"inherit": ["*"]}})
+    # Some think of JUPYTER_PATH.
+    config = config_file(
+        folder, {"jupyterhub": {}, "environment": {"inherit": ["PATH", "HOME", "TMPDIR", "J*"]}}
+    )
     relay = RunningRelay(("alpha",), ("--config", config))
     state = StateFolder(relay.state)
     state.create()
