@@ -203,7 +203,9 @@ class Hub:
     def close(self) -> None:
         """End everything that it started."""
         assert self._program is not None
-        self._program.stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # What it does not end itself is ended below.
+            self._program.stop()
         for pid in processes_of(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
