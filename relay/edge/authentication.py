@@ -33,7 +33,7 @@ class Watcher(Protocol):
         ...
 
 
-class Tokens:
+class TokenFile:
     """The static tokens of a file, as it is now."""
 
     def __init__(self, settings: TokenSettings, metrics: EdgeMetrics) -> None:
@@ -98,7 +98,7 @@ def _version(status: os.stat_result) -> _Version:
 class _PathTokens:
     """The path tokens among the static tokens, for a chain of their own."""
 
-    def __init__(self, tokens: Tokens, max_lifetime: float) -> None:
+    def __init__(self, tokens: TokenFile, max_lifetime: float) -> None:
         self._tokens = tokens
         self._max_lifetime = max_lifetime
 
@@ -162,7 +162,7 @@ def build(settings: AuthenticationSettings, metrics: EdgeMetrics) -> Authenticat
     path_tokens: Chain | None = None
     if settings.tokens is not None:
         try:
-            known[AUTHENTICATOR] = tokens = Tokens(settings.tokens, metrics)
+            known[AUTHENTICATOR] = tokens = TokenFile(settings.tokens, metrics)
         except (OSError, ValueError) as error:
             raise ValueError(f"authentication.tokens.file: {error}") from error
         if settings.path_tokens is not None:
