@@ -107,7 +107,7 @@ def test_lifetimes(relay: Run, file: Path, ttl: str, seconds: int) -> None:
         (["--user", "a", "--ttl", "1e3s"], "--ttl 1e3s: expected a number and one of"),
         (["--user", "a", "--path"], "a path token needs a --ttl of at most 43200s"),
         (["--user", "a", "--path", "--ttl", "13h"], "a path token needs a --ttl of at most"),
-        (["--user", "a", "--state-dir", "/tmp"], "--state-dir, --file and --config say the same"),
+        (["--user", "a", "--state-dir", "/no"], "--state-dir, --file and --config say the same"),
         (["--user", "a", "--config", "/no/file"], "--state-dir, --file and --config say the same"),
         (["--user", "a", "bob"], "Got unexpected extra argument"),
     ],

@@ -219,14 +219,14 @@ async def test_it_is_looked_at_again_and_again(file: Path) -> None:
     known = authentication.build(settings, EdgeMetrics.local())
     changes: list[float] = []
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(known.watch(lambda: changes.append(loop.time())))
-    await asyncio.sleep(3.2)
-    assert changes == []
-    write(file)
-    await asyncio.sleep(3)
-    assert changes == [3.5]
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(known.watch(lambda: changes.append(loop.time())))
+        await asyncio.sleep(3.2)
+        assert changes == []
+        write(file)
+        await asyncio.sleep(3)
+        assert changes == [3.5]
+        watching.cancel()
 
 
 # Path tokens

@@ -113,12 +113,12 @@ def opened(relay: RunningRelay, kernel: str, token: str, session: str = "") -> C
 def closed(channels: Channels, within: float) -> tuple[int, str, float]:
     """The close code and reason, and after how many seconds. Whatever comes before is passed."""
     begun = time.monotonic()
-    try:
+    with pytest.raises(ConnectionClosed) as ended:
         while True:
             channels.receive(max(0.0, begun + within - time.monotonic()))
-    except ConnectionClosed as error:
-        assert error.rcvd is not None
-        return error.rcvd.code, error.rcvd.reason, time.monotonic() - begun
+    close = ended.value.rcvd
+    assert close is not None
+    return close.code, close.reason, time.monotonic() - begun
 
 
 def workers_with_sockets(relay: RunningRelay, user: str) -> set[int]:
