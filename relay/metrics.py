@@ -80,6 +80,16 @@ class EdgeMetrics:
         self.broken_answers = counter(
             "broken_answers", "Answers that an agent began and did not end.", "cluster"
         )
+        self.sent_away = counter(
+            "sent_away",
+            "Clients whose WebSocket or stream was ended, since they may not have it any more.",
+            "reason",
+        )
+        self.reload_failures = counter(
+            "reload_failures",
+            "Times that a changed file could not be used, and what was known before was kept.",
+            "what",
+        )
         self._limit_hits = Counter("relay_limit_hits", _LIMIT_HITS, ["setting"], registry=registry)
 
     @classmethod

@@ -202,12 +202,14 @@ def sweep(state_dir: Path, cluster: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file in one step, readable by its owner only."""
+def write_atomic(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file in one step, readable by its owner only: this user, or another uid and gid."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
+            if owner is not None:
+                os.fchown(descriptor, *owner)
             file.write(data)
         temporary.replace(path)
     except BaseException:

@@ -130,6 +130,18 @@ class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     file: FilePath
     """JSON file: the hashes of the tokens, and whose they are; read again when it changes."""
+    look_interval: Annotated[float, Meta(gt=0, le=60)] = 0.5
+    """Seconds between two looks at whether the file has changed."""
+
+
+class PathTokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens in URLs' paths, ``/t/<token>/<cluster>/…``: for WebSockets of clients without headers.
+
+    They are in the file of the static tokens, and are no such tokens.
+    """
+
+    max_lifetime: Seconds = 43_200.0
+    """Seconds; a path token that was made for longer is refused."""
 
 
 class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +151,8 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Their names in the order in which they are asked; empty: all, in the order they have here."""
     tokens: TokenSettings | None = None
     """Static tokens."""
+    path_tokens: PathTokenSettings | None = None
+    """Path tokens; without this section there are none."""
     aliases: dict[PrincipalName, PrincipalName] = {}
     """Who is another authenticator's user in truth: ``corp:alice: token:alice``. Without this, two
     authenticators never speak of the same person."""
@@ -156,6 +170,8 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
         for principal in self.aliases:
             if Principal.parse(principal).authenticator not in known:
                 raise ValueError(f"aliases: no authenticator that is set here knows {principal}")
+        if self.path_tokens is not None and self.tokens is None:
+            raise ValueError("path_tokens: tokens is not set, in whose file they are")
 
     @property
     def names(self) -> list[str]:

@@ -12,7 +12,13 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.edge import EdgeLimits, PolicySettings, UpstreamSettings, WebSocketSettings
+from relay.config.edge import (
+    EdgeLimits,
+    PathTokenSettings,
+    PolicySettings,
+    UpstreamSettings,
+    WebSocketSettings,
+)
 from relay.config.values import (
     ClusterName,
     Count,
@@ -36,6 +42,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The local clusters, each an agent of its own."""
     edge_workers: Count = 2
     """Processes that share the two ports."""
+    path_tokens: PathTokenSettings | None = None
+    """Tokens in URLs' paths; without this section there are none."""
     policy: PolicySettings | None = None
     """What whoever has a token may do; by default everything with kernels of their own."""
     kernels: KernelSettings = field(default_factory=KernelSettings)

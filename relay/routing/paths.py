@@ -50,6 +50,13 @@ class Target(NamedTuple):
         """
         return "&".join(raw for key, _, raw in _parameters(self.query) if key not in names)
 
+    def below(self, *segments: str) -> Target:
+        """Return the target without its first segments, which are these and have no escapes."""
+        length = sum(len(segment) + 1 for segment in segments)
+        return Target(
+            self.segments[len(segments) :] or ("",), self.path[length:] or "/", self.query
+        )
+
 
 def parse_target(raw: str) -> Target:
     r"""Read an origin-form request target (RFC 9112 §3.2.1).

@@ -60,7 +60,9 @@ def edge_config(
             name: ClusterSettings(agents=[f"http://{LOCAL_HOST}:{port}"])
             for name, port in agents.items()
         },
-        authentication=AuthenticationSettings(tokens=TokenSettings(file=str(folder.tokens))),
+        authentication=AuthenticationSettings(
+            tokens=TokenSettings(file=str(folder.tokens)), path_tokens=config.path_tokens
+        ),
         policy=config.policy or _EVERYBODY,
         ticket_key=str(folder.ticket_keys[1]),
         limits=config.limits,

@@ -12,6 +12,8 @@ from relay.auth.chain import Chain
 from relay.auth.policy import Action, Policy, Rights, Rule
 from relay.auth.tokens import TokenStore, generate
 from relay.edge.app import App
+from relay.edge.authentication import Authentication
+from relay.edge.standing import Standing
 from relay.edge.upstream import Bearer, Upstream
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
@@ -51,9 +53,11 @@ class Desk:
         metrics, signer, itself = EdgeMetrics.local(), Any, self
         fakes: dict[str, Any] = {"rest": itself, "channels": itself}
         rules = [Rule(**{"authenticator": "token", "actions": frozenset(actions), **rule})]
+        authentication = Authentication(Chain([Knows(**(identity or {}))]))
         self.app = App(
-            chain=Chain([Knows(**(identity or {}))]),
+            authentication=authentication,
             policy=Policy(rules),
+            standing=Standing(authentication.identify, metrics),
             upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
             clock=lambda: NOW,
@@ -62,7 +66,8 @@ class Desk:
 
     async def handle(self, _: web.BaseRequest, **asked: Any) -> web.Response:
         kind = asked["route"].kind if "route" in asked else "channels"
-        self.passed.append(Passed(asked["cluster"], kind, asked["bearer"]))
+        bearer = asked["visit"].bearer if kind == "channels" else asked["bearer"]
+        self.passed.append(Passed(asked["cluster"], kind, bearer))
         return web.Response(status=299)
 
     async def ask(self, method: str, path: str, token: str = TOKEN) -> int:

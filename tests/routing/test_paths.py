@@ -195,3 +195,17 @@ def test_each_parameter_is_kept_or_dropped_as_a_whole(pairs: list[tuple[str, str
     target = parse_target("/?" + urlencode(pairs))
     assert target.values("token") == tuple(value for name, value in pairs if name == "token")
     assert target.query_without("token") == urlencode([p for p in pairs if p[0] != "token"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "rest"),
+    [
+        ("/t/abc/alpha/api?x=1", (("alpha", "api"), "/alpha/api", "x=1")),
+        ("/t/abc/%C3%A9/", (("\u00e9", ""), "/%C3%A9/", "")),
+        ("/t/abc/", (("",), "/", "")),
+        ("/t/abc", (("",), "/", "")),
+        ("/t/abc?x", (("",), "/", "x")),
+    ],
+)
+def test_what_is_below_some_segments(raw: str, rest: tuple[tuple[str, ...], str, str]) -> None:
+    assert parse_target(raw).below("t", "abc") == rest
