@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from types import TracebackType
 
 from relay.auth.chain import Authenticator, Chain
 from relay.auth.tokens import AUTHENTICATOR, TokenStore
 from relay.config import AuthenticationSettings
+from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 
 
@@ -23,16 +26,38 @@ class TokenFile:
         return self._store.authenticate(credential, now)
 
 
-def build(settings: AuthenticationSettings) -> Chain:
-    """Raises ``ValueError``, which names the setting."""
-    known: dict[str, Authenticator] = {}
-    if settings.tokens is not None:
-        try:
-            known[AUTHENTICATOR] = TokenFile(Path(settings.tokens.file))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"authentication.tokens.file: {error}") from error
-    names = settings.chain or settings.names
-    return Chain([known[name] for name in names], _aliases(settings.aliases))
+class Authenticators:
+    """Those that are configured, as a context: inside it they may keep tasks and connections."""
+
+    def __init__(self, settings: AuthenticationSettings, metrics: EdgeMetrics) -> None:
+        """Raise ``ValueError``, which names the setting."""
+        known: dict[str, Authenticator] = {}
+        if settings.tokens is not None:
+            try:
+                known[AUTHENTICATOR] = TokenFile(Path(settings.tokens.file))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"authentication.tokens.file: {error}") from error
+        self._known = [known[name] for name in settings.chain or settings.names]
+        self.chain = Chain(self._known, _aliases(settings.aliases))
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> Chain:
+        """Start those that are contexts themselves."""
+        async with AsyncExitStack() as exits:
+            for each in self._known:
+                if isinstance(each, AbstractAsyncContextManager):
+                    await exits.enter_async_context(each)
+            self._exits = exits.pop_all()
+        return self.chain
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End them."""
+        await self._exits.__aexit__(kind, error, traceback)
 
 
 def _aliases(written: Mapping[str, str]) -> dict[Principal, Principal]:

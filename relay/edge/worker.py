@@ -20,11 +20,10 @@ import uvloop
 
 from relay import limits, processes
 from relay import log as logging
-from relay.auth.chain import Chain
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig, TlsSettings, load
-from relay.edge import authentication
 from relay.edge.app import App
+from relay.edge.authentication import Authenticators
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
@@ -47,13 +46,14 @@ def main() -> None:
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
+    metrics = _metrics(arguments.metrics_folder)
     try:
-        secrets = Secrets.read(config)
+        secrets = Secrets.read(config, metrics)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, secrets, _metrics(arguments.metrics_folder)))
+    uvloop.run(_run(config, secrets, metrics))
 
 
 def _metrics(folder: Path | None) -> EdgeMetrics:
@@ -73,16 +73,16 @@ class Secrets(NamedTuple):
 
     tls: ssl.SSLContext
     signer: TicketSigner
-    chain: Chain
+    authenticators: Authenticators
 
     @classmethod
-    def read(cls, config: EdgeConfig) -> Secrets:
+    def read(cls, config: EdgeConfig, metrics: EdgeMetrics) -> Secrets:
         """Raises ``OSError`` and ``ValueError``, which name the setting."""
         with _naming("tls"):
             context = _tls(config.tls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
-        return cls(context, signer, authentication.build(config.authentication))
+        return cls(context, signer, Authenticators(config.authentication, metrics))
 
 
 @contextlib.contextmanager
@@ -101,11 +101,14 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
     # To a daemon SIGHUP means "read the configuration again", never its end.
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     sockets = processes.inherited_listeners()
-    async with Upstream(config, secrets.signer, metrics=metrics) as upstream:
+    async with (
+        secrets.authenticators as chain,
+        Upstream(config, secrets.signer, metrics=metrics) as upstream,
+    ):
         channels = Channels(config, upstream, metrics)
         rest = Rest(config, upstream, metrics)
         app = App(
-            chain=secrets.chain,
+            chain=chain,
             policy=config.policy.policy(),
             upstream=upstream,
             rest=rest,

@@ -9,8 +9,9 @@ from relay.auth.chain import Authenticator, Chain
 from relay.auth.tokens import PREFIX, TokenStore, generate
 from relay.config import AuthenticationSettings, TokenSettings
 from relay.edge import authentication
-from relay.edge.authentication import TokenFile
+from relay.edge.authentication import Authenticators, TokenFile
 from relay.errors import Unauthorized
+from relay.metrics import EdgeMetrics
 from relay.model import Principal
 
 NOW = time.time()
@@ -27,11 +28,10 @@ def file(tmp_path: Path) -> Path:
 def build(
     file: Path, *, chain: list[str] | None = None, aliases: dict[str, str] | None = None
 ) -> Chain:
-    return authentication.build(
-        AuthenticationSettings(
-            tokens=TokenSettings(file=str(file)), chain=chain or [], aliases=aliases or {}
-        )
+    settings = AuthenticationSettings(
+        tokens=TokenSettings(file=str(file)), chain=chain or [], aliases=aliases or {}
     )
+    return Authenticators(settings, EdgeMetrics.local()).chain
 
 
 @pytest.mark.parametrize("chain", [[], ["token"]])
