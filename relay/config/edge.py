@@ -220,10 +220,10 @@ class JwtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What they are signed with."""
     claims: ClaimSettings = field(default_factory=ClaimSettings)
     """Whose they are."""
-    required: list[Literal["nbf", "iat", "jti"]] = ["nbf"]
+    required: list[Literal["nbf", "iat", "jti"]] = field(default_factory=lambda: ["nbf"])
     """Claims that have to be there besides ``iss``, ``aud`` and ``exp``; what is there of them is
     checked in any case."""
-    types: list[Literal["JWT", "at+jwt"]] = ["JWT", "at+jwt"]
+    types: list[Literal["JWT", "at+jwt"]] = field(default_factory=lambda: ["JWT", "at+jwt"])
     """What their ``typ`` may be; one without counts as JWT."""
     leeway: Annotated[float, Meta(ge=0, le=60)] = 30.0
     """Seconds that the issuer's clock may be before or behind this one."""

@@ -20,7 +20,6 @@ import time
 from asyncio import TaskGroup
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
 import aiohttp
@@ -135,14 +134,10 @@ class FetchedKeys:
         self._task = self._group.create_task(self._keep_fresh(), name=f"keys of {self._name}")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
-        await self._group.__aexit__(kind, error, traceback)
+        # What happened outside of the group is none of its errors.
+        await self._group.__aexit__(None, None, None)
 
     async def find(self, kid: str | None, algorithm: str, /) -> Key | None:
         """As `KeySet.find`. Waits for a fetch only where that may bring the key.
