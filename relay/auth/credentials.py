@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from relay.errors import Unauthorized
 
-MAX_CREDENTIAL = 4096
-"""Longest credential that is looked at, in characters."""
+MAX_CREDENTIAL = 8192
+"""Longest credential that is looked at, in characters; JWTs with many groups come near it."""
 
 # A header's trailing space does not survive HTTP parsing, so "token " arrives as "token".
 _AUTHORIZATION = re.compile(r"(?:token|bearer)(?: +(.*))?", re.ASCII | re.IGNORECASE | re.DOTALL)

@@ -114,6 +114,9 @@ class Verifier:
             raise _refused("it is from another issuer")
         if not self._issuer.audiences.intersection(_texts(claims.get("aud"))):
             raise _refused("it is for another audience")
+        if "cnf" in claims:
+            # Who shows it would have to prove that they hold a key too (RFC 7800, RFC 9449 §6).
+            raise _refused("it is bound to a key")
         expires = self._check_times(claims, now)
         user = _claim(claims, self._issuer.user)
         if not isinstance(user, str) or not is_user_name(user):

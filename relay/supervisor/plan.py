@@ -60,7 +60,7 @@ def edge_config(
             name: ClusterSettings(agents=[f"http://{LOCAL_HOST}:{port}"])
             for name, port in agents.items()
         },
-        authentication=AuthenticationSettings(tokens=TokenSettings(file=str(folder.tokens))),
+        authentication=_authentication(folder, config.authentication),
         policy=config.policy or _EVERYBODY,
         ticket_key=str(folder.ticket_keys[1]),
         limits=config.limits,
@@ -69,6 +69,17 @@ def edge_config(
         log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
+
+
+def _authentication(
+    folder: StateFolder, besides: AuthenticationSettings | None
+) -> AuthenticationSettings:
+    """The state folder's tokens first, then what is configured."""
+    tokens = TokenSettings(file=str(folder.tokens))
+    if besides is None:
+        return AuthenticationSettings(tokens=tokens)
+    chain = [AUTHENTICATOR, *besides.chain] if besides.chain else []
+    return msgspec.structs.replace(besides, tokens=tokens, chain=chain)
 
 
 def agent_config(

@@ -505,6 +505,11 @@ def test_any_of_several_audiences_will_do() -> None:
     assert_refused(token(header(), claims(aud="others")), "another audience", audiences=several)
 
 
+@pytest.mark.parametrize("bound", [{"jkt": "x"}, {"x5t#S256": "x"}, {}, None])
+def test_a_token_that_is_bound_to_a_key_is_nothing_without_it(bound: Any) -> None:
+    assert_refused(token(header(), claims(cnf=bound)), "it is bound to a key")
+
+
 # Who
 
 
