@@ -7,7 +7,7 @@ import secrets
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +55,7 @@ class Edge:
 
     def ask(self, token: str, method: str = "GET", path: str = "", body: Any = None) -> Answer:
         return http_request(
-            self.running.ready["https"],
+            f"https://{self.running.ready['https']}",
             method,
             f"/alpha/api/kernels{path}",
             body,
@@ -145,7 +145,7 @@ def test_a_user_runs_a_kernel(edge: Edge, provider: Provider) -> None:
     kernel = started.json["id"]
     try:
         with connect(
-            f"{edge.running.ready['wss']}/alpha/api/kernels/{kernel}/channels",
+            f"wss://{edge.running.ready['wss']}/alpha/api/kernels/{kernel}/channels",
             headers={"Authorization": f"Bearer {token}"},
             tls=edge.tls,
             session=secrets.token_hex(16),
@@ -211,7 +211,7 @@ def test_what_was_tampered_with_is_refused(edge: Edge, provider: Provider) -> No
 
 
 def test_a_flood_of_unknown_keys_is_no_flood_at_the_provider(
-    edge: Edge, provider: Provider, record_property: Callable[[str, object], None]
+    edge: Edge, provider: Provider
 ) -> None:
     good = provider.token("alice")
     claims = jwt.decode(good, options={"verify_signature": False})
@@ -224,9 +224,8 @@ def test_a_flood_of_unknown_keys_is_no_flood_at_the_provider(
     assert edge.knows(good)
     took = time.monotonic() - began
     fetches = provider.fetches() - before
-    record_property("fetches", f"{fetches} by {WORKERS} workers in {took:.1f} s")
     # Each worker asks once, and again when it may.
-    assert fetches <= WORKERS * (took // COOL_DOWN + 1)
+    assert fetches <= WORKERS * (took // COOL_DOWN + 1), f"{fetches} fetches in {took:.1f} s"
 
 
 def test_keys_are_rotated(edge: Edge, provider: Provider) -> None:
