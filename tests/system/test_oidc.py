@@ -39,7 +39,7 @@ from tests.system.oidc import Provider
 from tests.system.running import Answer, RunningRelay, http_request, wait_for
 from tests.system.separate import Separate
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 WORKERS: Final = 2
 COOL_DOWN: Final = 4.0
@@ -176,7 +176,7 @@ def test_a_token_for_somebody_else_is_refused(edge: Edge, provider: Provider) ->
 def test_a_token_ends(edge: Edge, provider: Provider) -> None:
     token = provider.token("alice", "urn:relay:short")
     assert edge.ask(token).status == 200
-    wait_for("the token's end", lambda: edge.refuses(token), 20.0)
+    wait_for("the token's end", lambda: edge.refuses(token))
     assert "expired" in edge.ask(token).json["message"]
 
 
@@ -234,17 +234,17 @@ def test_keys_are_rotated(edge: Edge, provider: Provider) -> None:
     provider.publish("two", "one")
     new = provider.token("alice")
     assert jwt.get_unverified_header(new)["kid"] == "two"
-    wait_for("the new key", lambda: edge.knows(new), COOL_DOWN + 10)
+    wait_for("the new key", lambda: edge.knows(new))
     assert edge.knows(old)
     provider.publish("two")
     assert edge.knows(new)
-    wait_for("the end of the old key", lambda: edge.refuses(old), REFRESH + 10)
+    wait_for("the end of the old key", lambda: edge.refuses(old))
     assert edge.knows(new)
 
 
 def test_an_outage_is_not_noticed(edge: Edge, provider: Provider) -> None:
     token = provider.token("alice")
-    wait_for("its key", lambda: edge.knows(token), COOL_DOWN + 10)
+    wait_for("its key", lambda: edge.knows(token))
     claims = jwt.decode(token, options={"verify_signature": False})
     stranger = jwts.token(jwts.header(kid="three"), claims, jwts.signer("RS256", "mallory"))
     provider.kill()
@@ -259,7 +259,7 @@ def test_an_outage_is_not_noticed(edge: Edge, provider: Provider) -> None:
     assert edge.knows(token)
     provider.publish("four")
     new = provider.token("alice")
-    wait_for("the new key", lambda: edge.knows(new), 2 * COOL_DOWN + 10)
+    wait_for("the new key", lambda: edge.knows(new))
 
 
 def test_an_edge_without_keys_says_try_again(
@@ -276,7 +276,7 @@ def test_an_edge_without_keys_says_try_again(
             assert edge.knows(relay.info.token)
             assert edge.ask("nobody's").status == 401
             provider.start()
-            wait_for("keys", lambda: edge.ask(token).status == 200, COOL_DOWN + 10)
+            wait_for("keys", lambda: edge.ask(token).status == 200)
     finally:
         provider.kill()
         provider.start()

@@ -16,7 +16,7 @@ let handle;
 // What is wanted of it: another audience, another lifetime.
 const RESOURCES = {
   'urn:relay': { audience: 'relay', accessTokenTTL: 600 },
-  'urn:relay:short': { audience: 'relay', accessTokenTTL: 2 },
+  'urn:relay:short': { audience: 'relay', accessTokenTTL: 10 },
   'urn:other': { audience: 'other', accessTokenTTL: 600 },
 };
 
