@@ -11,6 +11,7 @@ RelayError
 │   ├── TooMany            403: Jupyter's gateways answer a full house so
 │   ├── TooLarge           413, close code 1009
 │   └── MalformedMessage   400, close code 1007
+├── AuthenticatorUnavailable  503, close code 1012: nobody can tell just now whose it is
 ├── AgentError         the cluster's side is wrong
 │   ├── AgentUnavailable   503, close code 1012; may come back
 │   └── AgentTimeout       503, close code 1012
@@ -114,6 +115,14 @@ class MalformedMessage(ClientError):
 
     close_code = 1007
     reason = "Malformed message"
+
+
+class AuthenticatorUnavailable(RelayError):
+    """Whoever could tell whose a credential is cannot just now: it may well be a good one."""
+
+    http_status = 503
+    close_code = 1012
+    reason = "Authentication unavailable"
 
 
 class AgentError(RelayError):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from relay import config
-from relay.config import AgentConfig, EdgeConfig, UpConfig, load
+from relay.config import AgentConfig, EdgeConfig, JwtSettings, UpConfig, load
 from relay.config.loading import _locate
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +92,20 @@ def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
     document = yaml.safe_load(text)
     written = document["clusters"]["alpha"]["tls"] if name == "edge.yaml" else document["tls"]
     assert written.keys() == {field.name for field in msgspec.structs.fields(holder.tls)}
+
+
+def test_the_issuer_that_is_shown_has_every_setting_with_its_default(tmp_path: Path) -> None:
+    before, mark, rest = (ROOT / "config" / "edge.yaml").read_text().partition("  jwt: {}\n")
+    assert mark
+    lines = rest.splitlines()
+    length = next(n for n, line in enumerate(lines) if not re.match(r"  #( jwt:|   )", line))
+    shown = [line.replace("# ", "", 1) for line in lines[:length]]
+    (tmp_path / "edge.yaml").write_text("\n".join([before, *shown, *lines[length:]]))
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {}).authentication.jwt["corp"]
+    sample = yaml.safe_load("\n".join(shown))["jwt"]["corp"]
+    assert list(differences(JwtSettings, sample, loaded, "")) == [
+        "keys.discovery is not the default"
+    ]
 
 
 def test_a_sample_that_lacks_or_changes_a_setting_is_noticed() -> None:

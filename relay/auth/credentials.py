@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 from relay.errors import Unauthorized
 
-MAX_CREDENTIAL = 4096
-"""Longest credential that is looked at, in characters."""
+MAX_CREDENTIAL = 8192
+"""Longest credential that is looked at, in characters; JWTs with many groups come near it."""
 
 DISAGREE = "the request shows several credentials that disagree"
 TOKEN_PROTOCOL = "v1.token.websocket.jupyter.org"  # noqa: S105 - a name

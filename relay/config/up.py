@@ -13,6 +13,7 @@ from relay.config.agent import (
     SessionSettings,
 )
 from relay.config.edge import (
+    AuthenticationSettings,
     EdgeLimits,
     PathTokenSettings,
     PolicySettings,
@@ -44,6 +45,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Processes that share the two ports."""
     path_tokens: PathTokenSettings | None = None
     """Tokens in URLs' paths; without this section there are none."""
+    authentication: AuthenticationSettings | None = None
+    """Who may come in besides those with a token of the state folder: without ``tokens``."""
     policy: PolicySettings | None = None
     """What whoever has a token may do; by default everything with kernels of their own."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
@@ -71,8 +74,10 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log of every process."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where clusters or ports coincide, or no cluster is left."""
+        """Raise ``ValueError`` where names or ports coincide, or the tokens are elsewhere."""
         check_two_ports(self.https, self.wss)
+        if self.authentication is not None and self.authentication.tokens is not None:
+            raise ValueError("authentication: tokens are those of the state folder")
         if not self.clusters:
             raise ValueError("clusters: at least one is needed")
         if len(set(self.clusters)) < len(self.clusters):

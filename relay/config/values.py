@@ -45,6 +45,26 @@ def check_agent_url(url: str) -> None:
         raise ValueError("expected nothing but scheme, host and port")
 
 
+def check_web_url(url: str) -> None:
+    """Raise ``ValueError`` unless ``url`` is an ``http(s)`` URL without anything secret in it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected https://host/path")
+    if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable():
+        raise ValueError("expected nothing but scheme, host, port, path and query")
+
+
+def check_fetched(url: str, *, allow_http: bool) -> None:
+    """Raise ``ValueError`` unless what comes from ``url`` is from whom it should be.
+
+    ``allow_http`` lets plain HTTP pass within this machine.
+    """
+    parts = urlsplit(url)
+    here = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if parts.scheme != "https" and not (allow_http and here):
+        raise ValueError(f"{url[:200]}: expected https")
+
+
 def check_visible(text: str) -> None:
     """Raise ``ValueError`` for text that could be shown as something else than it is."""
     if not text.isprintable() or text != text.strip():
@@ -78,8 +98,10 @@ Port = Annotated[int, Meta(ge=0, le=LAST_PORT)]
 Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
+WebUrl = Annotated[str, Meta(max_length=2000, extra={"check": check_web_url})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
 Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
+ClaimPath = Annotated[str, Meta(pattern=r"\A[^\s]{1,255}\Z")]
 AuthenticatorName = Annotated[str, Meta(pattern=rf"\A{_AUTHENTICATOR.pattern}\Z")]
 PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": check_principal})]
 KernelspecName = Annotated[str, Meta(extra={"check": check_kernelspec})]

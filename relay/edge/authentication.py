@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
 
 import msgspec
 import structlog
@@ -15,6 +17,7 @@ from relay.auth.chain import WHO, Authenticator, Chain
 from relay.auth.credentials import DISAGREE, Shown
 from relay.auth.tokens import AUTHENTICATOR, TokenStore
 from relay.config import AuthenticationSettings, TokenSettings
+from relay.edge.jwt import Jwt
 from relay.errors import Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
@@ -107,7 +110,7 @@ class _PathTokens:
 
 
 class Authentication:
-    """Tells who somebody is by all that they show."""
+    """Tells who somebody is by all that they show; a context, since some authenticators are."""
 
     def __init__(
         self,
@@ -118,7 +121,27 @@ class Authentication:
         """``path_tokens`` knows path tokens; without it there are none."""
         self._chain = chain
         self._path_tokens = path_tokens
-        self._watchers = [each for each in authenticators if isinstance(each, Watcher)]
+        known = tuple(authenticators)
+        self._watchers = [each for each in known if isinstance(each, Watcher)]
+        self._contexts = [each for each in known if isinstance(each, AbstractAsyncContextManager)]
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Start those authenticators that keep tasks and connections."""
+        async with AsyncExitStack() as exits:
+            for each in self._contexts:
+                await exits.enter_async_context(each)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End them."""
+        await self._exits.__aexit__(kind, error, traceback)
 
     @property
     def path_tokens(self) -> bool:
@@ -167,9 +190,14 @@ def build(settings: AuthenticationSettings, metrics: EdgeMetrics) -> Authenticat
             raise ValueError(f"authentication.tokens.file: {error}") from error
         if settings.path_tokens is not None:
             path_tokens = Chain([_PathTokens(tokens, settings.path_tokens.max_lifetime)], aliases)
+    for name, each in settings.jwt.items():
+        try:
+            known[name] = Jwt(name, each, metrics)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"authentication.jwt.{name}.keys: {error}") from error
     names = settings.chain or settings.names
     chain = Chain([known[name] for name in names], aliases)
-    return Authentication(chain, path_tokens, known.values())
+    return Authentication(chain, path_tokens, (known[name] for name in names))
 
 
 def _aliases(written: Mapping[str, str]) -> dict[Principal, Principal]:

@@ -104,6 +104,7 @@ async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMe
     sockets = processes.inherited_listeners()
     standing = Standing(secrets.authentication.identify, metrics)
     async with (
+        secrets.authentication,
         Upstream(config, secrets.signer, metrics=metrics) as upstream,
         _background(standing.run(), secrets.authentication.watch(standing.judge_all)),
     ):

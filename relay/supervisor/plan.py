@@ -60,9 +60,7 @@ def edge_config(
             name: ClusterSettings(agents=[f"http://{LOCAL_HOST}:{port}"])
             for name, port in agents.items()
         },
-        authentication=AuthenticationSettings(
-            tokens=TokenSettings(file=str(folder.tokens)), path_tokens=config.path_tokens
-        ),
+        authentication=_authentication(folder, config),
         policy=config.policy or _EVERYBODY,
         ticket_key=str(folder.ticket_keys[1]),
         limits=config.limits,
@@ -70,6 +68,18 @@ def edge_config(
         upstream=config.upstream,
         log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
+    )
+
+
+def _authentication(folder: StateFolder, config: UpConfig) -> AuthenticationSettings:
+    """The state folder's tokens first, then what is configured."""
+    tokens = TokenSettings(file=str(folder.tokens))
+    besides = config.authentication
+    if besides is None:
+        return AuthenticationSettings(tokens=tokens, path_tokens=config.path_tokens)
+    chain = [AUTHENTICATOR, *besides.chain] if besides.chain else []
+    return msgspec.structs.replace(
+        besides, tokens=tokens, path_tokens=config.path_tokens, chain=chain
     )
 
 

@@ -3,18 +3,28 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from relay.auth.chain import Authenticator, Chain
 from relay.auth.credentials import Shown
 from relay.auth.tokens import PREFIX, TokenRecord, TokenStore, generate
-from relay.config import AuthenticationSettings, PathTokenSettings, TokenSettings
+from relay.config import (
+    AuthenticationSettings,
+    ClaimSettings,
+    JwtSettings,
+    KeySettings,
+    PathTokenSettings,
+    TokenSettings,
+)
 from relay.edge import authentication
 from relay.edge.authentication import Authentication, TokenFile
-from relay.errors import Unauthorized
+from relay.errors import AuthenticatorUnavailable, Unauthorized
 from relay.metrics import EdgeMetrics
-from relay.model import Principal
+from relay.model import Identity, Principal
+from tests import jwts
 from tests.virtualtime import virtual
 
 NOW = time.time()
@@ -307,3 +317,143 @@ async def test_one_that_was_made_for_too_long_is_none(
     else:
         with pytest.raises(Unauthorized):
             await identify(Shown(None, token), 1000.0)
+
+
+# JWTs
+
+CORP = JwtSettings(
+    issuer=jwts.ISSUER, audiences=["relay"], algorithms=["RS256"], keys=KeySettings(jwks_file="k")
+)
+
+
+def with_keys(file: Path, *keys: dict[str, Any], **changes: Any) -> Authentication:
+    """The tokens of a file, then those of an issuer whose keys are in one."""
+    path = file.parent / "keys.json"
+    path.write_bytes(jwts.jwk_set(*keys))
+    settings: dict[str, Any] = {"keys": KeySettings(jwks_file=str(path)), **changes}
+    corp = msgspec.structs.replace(CORP, **settings)
+    both = AuthenticationSettings(tokens=TokenSettings(file=str(file)), jwt={"corp": corp})
+    return authentication.build(both, EdgeMetrics.local())
+
+
+RSA = jwts.jwk(jwts.private_key("RS256"), kid="one")
+
+
+async def test_an_issuers_token_is_known_beside_static_ones(file: Path) -> None:
+    claims = ClaimSettings(user="email", groups="realm.roles", scopes="scp")
+    text = jwts.token(
+        jwts.header(typ="at+jwt"),
+        jwts.claims(email="al@example.org", realm={"roles": ["staff"]}, scp="a b"),
+    )
+    async with with_keys(file, RSA, claims=claims, leeway=7.0) as chain:
+        assert await chain.identify(Shown(text, None), jwts.NOW) == Identity(
+            principal=Principal("corp", "al@example.org"),
+            via="corp",
+            groups=frozenset({"staff"}),
+            scopes=frozenset({"a", "b"}),
+            expires=jwts.NOW + 307,
+            credential="jwt:j-1",
+        )
+        assert (await chain.identify(Shown(TOKEN, None), NOW)).principal == Principal(
+            "token", "alice"
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "changes"),
+    [
+        ({"aud": "other"}, {}),
+        ({"exp": jwts.NOW - 60}, {}),
+        ({"nbf": ...}, {}),
+        ({"jti": ...}, {"required": ["jti"]}),
+        ({"iss": "https://other.example.org"}, {}),
+        ({}, {"audiences": ["other"]}),
+        ({}, {"algorithms": ["RS512"]}),
+        ({}, {"types": ["at+jwt"]}),
+        ({}, {"claims": ClaimSettings(user="email")}),
+        ({}, {"claims": ClaimSettings(scopes="scope")}),
+    ],
+)
+async def test_what_is_configured_is_what_is_checked(
+    file: Path, change: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    good = jwts.token(jwts.header(), jwts.claims())
+    async with with_keys(file, RSA) as chain:
+        assert (await chain.identify(Shown(good, None), jwts.NOW)).via == "corp"
+    async with with_keys(file, RSA, **changes) as chain:
+        with pytest.raises(Unauthorized):
+            await chain.identify(
+                Shown(jwts.token(jwts.header(), jwts.claims(**change)), None), jwts.NOW
+            )
+
+
+async def test_a_wrong_token_of_an_issuer_is_shown_to_nobody_else(file: Path) -> None:
+    class Spy:
+        async def authenticate(self, credential: str, now: float, /) -> Identity | None:
+            raise AssertionError(credential)
+
+    corp = with_keys(file, RSA)._contexts[0]
+    wrong = jwts.token(jwts.header(), jwts.claims(), lambda _: b"x")
+    with pytest.raises(Unauthorized, match="its signature is wrong"):
+        await Chain([corp, Spy()]).authenticate(wrong, jwts.NOW)
+    with pytest.raises(AssertionError):
+        await Chain([corp, Spy()]).authenticate("somebody else's", jwts.NOW)
+
+
+def test_a_key_that_cannot_be_used_is_named_with_its_setting(file: Path) -> None:
+    weak = {**RSA, "n": jwts.b64(b"\xff" * 128), "kid": "weak"}
+    with pytest.raises(
+        ValueError, match=r"^authentication\.jwt\.corp\.keys: jwks_file: key 1 \('weak'\): its 1024"
+    ):
+        with_keys(file, RSA, weak)
+    with pytest.raises(ValueError, match=r"^authentication\.jwt\.corp\.keys: .*nowhere"):
+        authentication.build(
+            AuthenticationSettings(jwt={"corp": jwt_with(KeySettings(secret="nowhere"))}),
+            EdgeMetrics.local(),
+        )
+    published = KeySettings(jwks_url="https://login.example.org/keys", ca=str(file))
+    settings = AuthenticationSettings(jwt={"corp": msgspec.structs.replace(CORP, keys=published)})
+    with pytest.raises(ValueError, match=r"^authentication\.jwt\.corp\.keys: "):
+        authentication.build(settings, EdgeMetrics.local())
+
+
+def jwt_with(keys: KeySettings) -> JwtSettings:
+    return msgspec.structs.replace(CORP, algorithms=["HS256"], keys=keys)
+
+
+async def test_an_authenticator_is_started_and_ended_with_the_others(file: Path) -> None:
+    ended: list[str] = []
+
+    class Context:
+        def __init__(self, name: str, error: Exception | None = None) -> None:
+            self.name, self.error = name, error
+
+        async def __aenter__(self) -> None:
+            if self.error is not None:
+                raise self.error
+
+        async def __aexit__(self, *_: object) -> None:
+            ended.append(self.name)
+
+        async def authenticate(self, credential: str, now: float, /) -> Identity | None:
+            return None
+
+    async with Authentication(Chain([]), None, [Context("one"), read(file), Context("two")]):
+        assert ended == []
+    assert ended == ["two", "one"]
+    broken = Authentication(Chain([]), None, [Context("three"), Context("four", OSError("no"))])
+    with pytest.raises(OSError, match="no"):
+        await broken.__aenter__()
+    assert ended == ["two", "one", "three"]
+
+
+async def test_keys_are_fetched_while_it_is_open(file: Path) -> None:
+    unreachable = KeySettings(jwks_url="http://127.0.0.1:1/keys", allow_http=True)
+    settings = msgspec.structs.replace(CORP, keys=unreachable)
+    both = AuthenticationSettings(tokens=TokenSettings(file=str(file)), jwt={"corp": settings})
+    async with authentication.build(both, EdgeMetrics.local()) as chain:
+        with pytest.raises(AuthenticatorUnavailable):
+            await chain.identify(Shown(jwts.token(jwts.header(), jwts.claims()), None), jwts.NOW)
+        assert (await chain.identify(Shown(TOKEN, None), NOW)).via == "token"
+        assert len(asyncio.all_tasks()) == 2
+    assert len(asyncio.all_tasks()) == 1

@@ -13,8 +13,10 @@ from relay.config import (
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
+    JwtSettings,
     KernelEnvironment,
     KernelSettings,
+    KeySettings,
     ListenSettings,
     LogSettings,
     MetricsSettings,
@@ -78,6 +80,32 @@ def test_the_edge_knows_who_has_a_token_and_nobody_else(folder: StateFolder) -> 
     assert made.authentication == AuthenticationSettings(
         tokens=TokenSettings(file=str(folder.tokens))
     )
+
+
+@pytest.mark.parametrize(("chain", "asked"), [([], []), (["corp"], ["token", "corp"])])
+def test_who_is_configured_comes_in_besides(
+    folder: StateFolder, chain: list[str], asked: list[str]
+) -> None:
+    corp = JwtSettings(
+        issuer="https://login.example.org",
+        audiences=["relay"],
+        algorithms=["RS256"],
+        keys=KeySettings(discovery=True),
+    )
+    besides = AuthenticationSettings(
+        jwt={"corp": corp}, chain=chain, aliases={"corp:al": "token:alice"}
+    )
+    config = msgspec.structs.replace(CONFIG, authentication=besides)
+    made = plan.edge_config(folder, config, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    assert made.authentication == AuthenticationSettings(
+        tokens=TokenSettings(file=str(folder.tokens)),
+        jwt={"corp": corp},
+        chain=asked,
+        aliases={"corp:al": "token:alice"},
+    )
+    assert made.authentication.names == ["token", "corp"]
+    path = plan.write(folder, "edge", made)
+    assert load(EdgeConfig, path, {}) == made
 
 
 def test_without_a_policy_everybody_is_at_home_and_nobody_admin(folder: StateFolder) -> None:
