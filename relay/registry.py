@@ -70,6 +70,10 @@ class HolderAddress(msgspec.Struct, frozen=True):
     """The part of a ``HolderConfig`` that agents of every version read."""
 
     socket: Path
+    owner: str
+    """The principal whose kernel it is."""
+    name: str
+    """The kernelspec's name."""
 
 
 class Place(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -22,6 +22,7 @@ from relay import limits
 from relay.agent.line import Line
 from relay.agent.spawn import is_free, log_tail, replace, spawn
 from relay.agent.tally import Tally
+from relay.auth.ownership import Possession, no_such_kernel
 from relay.bridge.records import Phase, RecordError
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
@@ -93,8 +94,8 @@ class Holders:
         self._lines: dict[str, Line] = {}
         self._gone: set[str] = set()
         """Ended, though their folders may be there for another moment."""
-        self._reasons: OrderedDict[str, str] = OrderedDict()
-        """Why kernels were ended that nobody wanted to end."""
+        self._reasons: OrderedDict[str, tuple[Possession, str]] = OrderedDict()
+        """Why kernels were ended that nobody wanted to end, and whose they were."""
         self._opening: dict[str, asyncio.Task[Line | RelayError | None]] = {}
         self.tally = Tally()
         private_folder(kernels_folder(self._state_dir, config.cluster))
@@ -114,30 +115,59 @@ class Holders:
         else:
             log.info("kernels_found", count=len(lines))
 
-    async def all(self) -> list[Line]:
-        """Every kernel that runs. Raises `AgentUnavailable` rather than leave one out."""
+    async def all(self, wanted: Callable[[Possession], bool] = lambda _: True) -> list[Line]:
+        """Every kernel that runs and is ``wanted``.
+
+        Raises `AgentUnavailable` rather than leave one out.
+        """
         found = places(self._state_dir, self._config.cluster)
         self._gone &= {place.kernel_id for place in found}
-        lines = await self._within_answer(self._known(found))
-        return [line for line in lines if line.status.phase is Phase.READY]
+
+        def is_wanted(kernel_id: str, *, unknown: bool) -> bool:
+            kernel = self.possession(kernel_id)
+            return unknown if kernel is None else wanted(kernel)
+
+        # Nobody waits for the holder of somebody else's kernel.
+        asked = [place for place in found if is_wanted(place.kernel_id, unknown=True)]
+        return [
+            line
+            for line in await self._within_answer(self._known(asked))
+            if line.status.phase is Phase.READY and is_wanted(line.place.kernel_id, unknown=False)
+        ]
+
+    def possession(self, kernel_id: str) -> Possession | None:
+        """Whose a kernel is, or was that ended against everybody's will; None for no kernel."""
+        if not is_kernel_id(kernel_id):
+            # An id becomes a path.
+            return None
+        place, line = self._place(kernel_id), self._lines.get(kernel_id)
+        known = line.status if line is not None else place.read_address()
+        if known is not None:
+            return Possession(owner=known.owner, kernelspec=known.name)
+        kernel, _ = self._reasons.get(kernel_id, (None, ""))
+        return kernel
+
+    def exists(self, kernel_id: str) -> bool:
+        """Whether there is a kernel of this id."""
+        return (
+            is_kernel_id(kernel_id)
+            and kernel_id not in self._gone
+            and self._place(kernel_id).exists()
+        )
 
     async def get(self, kernel_id: str) -> Line:
         """One kernel. Raises `NotFound`."""
         if not is_kernel_id(kernel_id):
-            # An id becomes a path.
-            raise self._no_such_kernel(kernel_id)
+            raise no_such_kernel(kernel_id)
         line = self._lines.get(kernel_id)
-        place = self._place(kernel_id)
-        if line is None and kernel_id not in self._gone and place.exists():
-            line = await self._within_answer(self._open(place))
+        if line is None and self.exists(kernel_id):
+            line = await self._within_answer(self._open(self._place(kernel_id)))
         if line is None or line.status.phase is not Phase.READY:
-            raise self._no_such_kernel(kernel_id)
+            if kernel_id in self._reasons:
+                _, reason = self._reasons[kernel_id]
+                raise NotFound(reason)
+            raise no_such_kernel(kernel_id)
         return line
-
-    def _no_such_kernel(self, kernel_id: str) -> NotFound:
-        # Jupyter Server's own words.
-        msg = f"Kernel does not exist: {kernel_id[:64]}"
-        return NotFound(self._reasons.get(kernel_id, msg))
 
     async def start(self, request: StartRequest) -> Line:
         """Start a kernel, or find the one that an earlier try with the same id started.
@@ -290,12 +320,13 @@ class Holders:
                 self._replace(place, lock)
 
     def _replace(self, place: Place, lock: int) -> None:
+        kernel = self.possession(place.kernel_id)
         try:
             reason = replace(place, lock)
         finally:
             os.close(lock)
-        if reason:
-            self._reasons[place.kernel_id] = reason
+        if reason and kernel is not None:
+            self._reasons[place.kernel_id] = kernel, reason
             if len(self._reasons) > _REASONS:
                 self._reasons.popitem(last=False)
 

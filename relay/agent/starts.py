@@ -52,12 +52,12 @@ class Starts:
 
         Raises `BadRequest`, `NotFound`, `Conflict`, `TooMany` and `StartFailed`.
         """
-        name = body.name or await self._kernelspecs.default()
+        name = body.name or await self._kernelspecs.default(ticket.rights)
         if not is_kernelspec_name(name):
             raise BadRequest("The kernelspec's name is malformed.")
         if body.kernel_id is not None and not is_kernel_id(body.kernel_id):
             raise BadRequest("A kernel_id is five groups of letters and digits joined by hyphens.")
-        kernelspec = await self._kernelspecs.get(name)
+        kernelspec = await self._kernelspecs.get(name, ticket.rights)
         settings = self._config.environment
         client_env = client_environment(body.env or {}, settings)
         client_env[_USER] = ticket.principal.subject
