@@ -21,6 +21,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from relay.auth.ownership import Grant
+
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
 _DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
@@ -76,6 +78,10 @@ class HolderAddress(msgspec.Struct, frozen=True):
     """The kernelspec's name."""
 
 
+Grants = dict[str, Grant]
+"""What others may do with a kernel, by principal."""
+
+
 class Place(msgspec.Struct, frozen=True):
     """One kernel's folder."""
 
@@ -127,6 +133,11 @@ class Place(msgspec.Struct, frozen=True):
         return self.folder / "holder.log"
 
     @property
+    def grants(self) -> Path:
+        """Whom the kernel's owner lets in (`Grants`)."""
+        return self.folder / "grants.json"
+
+    @property
     def connection_file(self) -> Path:
         """Jupyter's connection file."""
         return self.folder / "connection.json"
@@ -172,6 +183,13 @@ class Place(msgspec.Struct, frozen=True):
             return msgspec.json.decode(self.record.read_bytes(), type=KernelRecord)
         except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
+
+    def read_grants(self) -> Grants:
+        """Whom the owner lets in; nobody where that cannot be read."""
+        try:
+            return msgspec.json.decode(self.grants.read_bytes(), type=Grants)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return {}
 
 
 def kernels_folder(state_dir: Path, cluster: str) -> Path:

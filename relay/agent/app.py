@@ -108,7 +108,7 @@ class App:
         if request.headers.get("Upgrade") != UPGRADE:
             msg = "Only an edge opens a kernel's channels here."
             raise BadRequest(msg)
-        line = await self._kernels.get(route.kernel_id or "", ticket, {Action.USE})
+        line, admission = await self._kernels.admit(route.kernel_id or "", ticket)
         transport = transport_of(request)
         connection = request.protocol
         streams = adopt(transport, _READ_AHEAD)
@@ -124,7 +124,7 @@ class App:
         )
         self._links.add(channels)
         try:
-            await channels.run(line.socket, ticket.principal)
+            await channels.run(line.socket, admission)
         finally:
             self._links.discard(channels)
             connection.connection_lost(None)

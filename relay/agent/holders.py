@@ -143,7 +143,8 @@ class Holders:
         place, line = self._place(kernel_id), self._lines.get(kernel_id)
         known = line.status if line is not None else place.read_address()
         if known is not None:
-            return Possession(owner=known.owner, kernelspec=known.name)
+            grants = place.read_grants()
+            return Possession(owner=known.owner, kernelspec=known.name, grants=grants)
         kernel, _ = self._reasons.get(kernel_id, (None, ""))
         return kernel
 

@@ -16,9 +16,10 @@ from relay.agent.line import Line
 from relay.agent.past import Past
 from relay.agent.sessions import NewSession, SessionChange, Sessions
 from relay.agent.starts import StartBody, Starts
-from relay.auth.ownership import SEEING
+from relay.auth.ownership import SEEING, Grant, grantee
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
+from relay.bridge.records import Granting
 from relay.config import AgentConfig
 from relay.errors import BadRequest
 from relay.http import json_response, read_body
@@ -39,6 +40,16 @@ _RESOURCES: Final[dict[str, dict[str, frozenset[Action]]]] = {
 }
 """What Jupyter calls the things that this API has, what may be done with them, and which of our
 actions, any one of them, that takes."""
+
+
+_GRANT_TIMEOUT: Final = 5.0
+"""Seconds that a holder has to note a grant."""
+
+
+class GrantBody(msgspec.Struct, frozen=True):
+    """The body of ``PUT …/grants/<user>``."""
+
+    action: Grant
 
 
 class _Asked(NamedTuple):
@@ -85,6 +96,9 @@ class Rest:
             Kind.KERNEL: self._show,
             Kind.STOP: self._stop,
             Kind.MESSAGES: self._messages,
+            Kind.GRANTS: self._grants,
+            Kind.GRANT: self._grant,
+            Kind.REVOKE: self._revoke,
             Kind.INTERRUPT: self._interrupt,
             Kind.RESTART: self._restart,
             Kind.KERNELSPECS: self._list_kernelspecs,
@@ -118,9 +132,32 @@ class Rest:
         return json_response((await self._kernel(asked)).model)
 
     async def _messages(self, asked: _Asked) -> web.StreamResponse:
-        line = await self._kernel(asked)
+        line, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
         request_id = asked.ticket.request_id
-        return await self._past.answer(asked.request, asked.target, line.socket, request_id)
+        return await self._past.answer(
+            asked.request, asked.target, line.socket, admission, request_id
+        )
+
+    async def _grants(self, asked: _Asked) -> web.Response:
+        _, kernel = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        return json_response([_grant_model(*each) for each in sorted(kernel.grants.items())])
+
+    async def _grant(self, asked: _Asked) -> web.Response:
+        line, kernel = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        user = _grantee(asked)
+        if user == kernel.owner:
+            raise BadRequest("The kernel is this user's own.")
+        grant = (await self._body(asked, GrantBody)).action
+        await self._change_grant(asked, line, Granting(principal=user, action=grant))
+        return json_response(_grant_model(user, grant))
+
+    async def _revoke(self, asked: _Asked) -> web.Response:
+        line, _ = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        await self._change_grant(asked, line, Granting(principal=_grantee(asked), action=None))
+        return web.Response(status=204)
+
+    async def _change_grant(self, asked: _Asked, line: Line, grant: Granting) -> None:
+        await line.call("grant", asked.ticket.request_id, _GRANT_TIMEOUT, grant=grant)
 
     async def _stop(self, asked: _Asked) -> web.Response:
         await self._kernels.stop(asked.kernel_id, asked.ticket)
@@ -212,6 +249,18 @@ class Rest:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             problem = str(error) if isinstance(error, msgspec.ValidationError) else "not JSON"
             raise BadRequest(f"The request body is wrong: {problem}.") from error
+
+
+def _grantee(asked: _Asked) -> str:
+    """Whom the path names, as ``authenticator:subject``. Raises `BadRequest`."""
+    try:
+        return str(grantee(asked.route.user or "", asked.ticket.principal.authenticator))
+    except ValueError as error:
+        raise BadRequest(f"The user is malformed: {error}.") from None
+
+
+def _grant_model(user: str, grant: Grant) -> dict[str, str]:
+    return {"user": user, "action": grant.value}
 
 
 def _created(model: object, location: str) -> web.Response:

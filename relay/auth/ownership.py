@@ -7,6 +7,7 @@ what its owner has, and everybody only what their own rights cover for its kerne
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Collection, Mapping
 from typing import Final
 
@@ -29,6 +30,9 @@ class Grant(enum.StrEnum):
 SEEING: Final = frozenset({Action.VIEW, Action.USE})
 """Who may do one of these to a kernel may know that it exists."""
 
+_AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+_MAX_SUBJECT: Final = 255
+"""Characters, as in rules."""
 _GRANTED: Final = {
     Grant.USE: frozenset({Action.USE, Action.VIEW, Action.INTERRUPT}),
     Grant.VIEW: frozenset({Action.VIEW}),
@@ -111,4 +115,10 @@ def grantee(text: str, own: str) -> Principal:
 
     ``authenticator:subject``, or a subject of the authenticator ``own``.
     """
-    return Principal.parse(text if ":" in text else f"{own}:{text}")
+    principal = Principal.parse(text if ":" in text else f"{own}:{text}")
+    if not _AUTHENTICATOR.fullmatch(principal.authenticator):
+        raise ValueError("no authenticator has such a name")
+    subject = principal.subject
+    if len(subject) > _MAX_SUBJECT or not subject.isprintable() or subject != subject.strip():
+        raise ValueError("no user has such a name")
+    return principal

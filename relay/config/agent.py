@@ -160,6 +160,8 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Bytes kept of what the kernel's process itself writes to stdout and stderr."""
     max_kernels: CountOrZero = 0
     """Kernels of one cluster on this node; beyond: 403. 0: as many as are asked for."""
+    max_grants: Count = 100
+    """Users whom a kernel's owner lets use or view it; beyond: 403."""
     allow_free_parameters: bool = False
     """Whether clients may set parameters of a kernelspec that take any text, not just a choice."""
     transport: Literal["ipc", "tcp"] = "ipc"
