@@ -149,9 +149,7 @@ class Place(msgspec.Struct, frozen=True):
     def try_lock(self) -> int | None:
         """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_flock(descriptor):
             os.close(descriptor)
             return None
         if not self._is_ours(descriptor):
@@ -183,6 +181,14 @@ class Place(msgspec.Struct, frozen=True):
             return msgspec.json.decode(self.record.read_bytes(), type=KernelRecord)
         except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
+
+    def is_ending(self) -> bool:
+        """Whether the kernel's end has begun, as far as its holder has noted."""
+        try:
+            record = self.read_record()
+        except OSError:
+            return False
+        return record is not None and record.state == "ending"
 
     def read_grants(self) -> Grants:
         """Whom the owner lets in; nobody where that cannot be read."""
@@ -251,6 +257,24 @@ def _write_new(path: Path, data: bytes) -> None:
         path.hardlink_to(temporary)
     finally:
         temporary.unlink()
+
+
+def first_come(path: Path, text: str) -> str:
+    """What a file says, written by whoever came first: ``text`` where that is us."""
+    try:
+        _write_new(path, text.encode(errors="surrogatepass"))
+    except FileExistsError:
+        return path.read_bytes().decode(errors="surrogatepass")
+    return text
+
+
+def try_flock(descriptor: int) -> bool:
+    """Lock an open file for this process alone; false where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def private_folder(path: Path) -> Path:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,6 +30,7 @@ from relay.errors import (
     AgentUnavailable,
     Conflict,
     DiskFull,
+    Forbidden,
     NotFound,
     RelayError,
     StartFailed,
@@ -38,6 +39,7 @@ from relay.errors import (
 from relay.model import Principal
 from relay.registry import (
     Place,
+    first_come,
     is_disk_trouble,
     kernels_folder,
     places,
@@ -46,6 +48,7 @@ from relay.registry import (
     runtime_folder,
     socket_name,
     sweep,
+    try_flock,
 )
 from relay.routing.routes import is_kernel_id
 
@@ -57,6 +60,8 @@ _CONNECT: Final = 15.0
 """Seconds a holder has from its start until it serves its socket."""
 _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
+_TURN: Final = 30.0
+"""Seconds that a start waits for other agents' starts to be begun."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
 _REASONS: Final = 1024
@@ -76,6 +81,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     working_folder: str | None
     cull: CullSettings
     launch_timeout: float
+    max_kernels: int | None = None
+    """How many kernels the owner may have on this cluster; None: as many as it takes."""
     request_id: str
 
 
@@ -173,7 +180,8 @@ class Holders:
     async def start(self, request: StartRequest) -> Line:
         """Start a kernel, or find the one that an earlier try with the same id started.
 
-        Raises `StartFailed`, `Conflict` for somebody else's kernel and `TooMany`.
+        Raises `StartFailed`, `Conflict` for somebody else's kernel, `TooMany`, and `Forbidden`
+        where it would share its user id with somebody else's.
         """
         self.tally.starts += 1
         try:
@@ -183,17 +191,14 @@ class Holders:
             raise
 
     async def _start(self, request: StartRequest) -> Line:
+        self._refuse_anothers(request)
         line = self._lines.get(request.kernel_id)
         if line is None:
-            self._check_room(request.kernel_id)
             line = await self._open(self._place(request.kernel_id), request)
         if line is None:
             msg = "The kernel ended while it started."
             raise StartFailed(msg)
-        if line.status.owner != str(request.owner):
-            # Somebody else's kernel: say no more than that the id is taken.
-            msg = "This kernel id is taken."
-            raise Conflict(msg)
+        self._refuse_anothers(request)
         try:
             await line.settled(2 * request.launch_timeout + _MARGIN)
         except TimeoutError:
@@ -208,13 +213,62 @@ class Holders:
             raise StartFailed(msg)
         return line
 
-    def _check_room(self, kernel_id: str) -> None:
-        limit = self._config.kernels.max_kernels
-        others = {place.kernel_id for place in places(self._state_dir, self._config.cluster)}
-        if limit and len((others - self._gone | self._opening.keys()) - {kernel_id}) >= limit:
+    def _refuse_anothers(self, request: StartRequest) -> None:
+        """Raise `Conflict` for an id that somebody else's kernel has, and say no more of it."""
+        if not self.exists(request.kernel_id):
+            return
+        kernel = self.possession(request.kernel_id)
+        if kernel is not None and kernel.owner != str(request.owner):
+            raise Conflict("This kernel id is taken.")
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Have the agents of this node count and start kernels one after the other.
+
+        Raises `AgentUnavailable`.
+        """
+        path = kernels_folder(self._state_dir, self._config.cluster).with_name("starts.lock")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + _TURN
+            while not try_flock(descriptor):
+                if time.monotonic() > deadline:
+                    raise AgentUnavailable("Another agent is busy starting kernels.", retry_after=1)
+                await asyncio.sleep(_RETRY)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_room(self, request: StartRequest) -> None:
+        """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
+        owner = str(request.owner)
+        if (
+            not self._config.shared_uid
+            and first_come(self._state_dir / "principal", owner) != owner
+        ):
+            raise Forbidden(
+                "All kernels of this relay run under one user id, and it is another user's: there "
+                "would be no isolation between you (shared_uid, --shared-uid)."
+            )
+        found = [
+            address.owner
+            for place in places(self._state_dir, self._config.cluster)
+            if place.kernel_id not in self._gone
+            and (address := place.read_address()) is not None
+            # One that is being ended leaves its clients the time to read the rest.
+            and not place.is_ending()
+        ]
+        limit, quota = self._config.kernels.max_kernels, request.max_kernels
+        if limit and len(found) >= limit:
             log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
             limits.hit("kernels.max_kernels")
             raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
+        if quota is not None and found.count(owner) >= quota:
+            log.warning("too_many_kernels", limit=quota, setting="quotas.kernels_per_user")
+            limits.hit("quotas.kernels_per_user")
+            raise TooMany(
+                f"You have {quota} kernels on this cluster already (quotas.kernels_per_user)."
+            )
 
     async def stop(self, kernel_id: str, request_id: str) -> None:
         """End a kernel. Raises `NotFound`."""
@@ -302,16 +356,23 @@ class Holders:
         for _ in range(_TRIES):
             # Another agent may take a folder without a holder for a left-over in between.
             with contextlib.suppress(FileNotFoundError):
-                try:
-                    private_folder(place.folder)
-                    self._spawn_unless_taken(place, request)
-                except OSError:
-                    _discard(place)
-                    raise
+                async with self._alone():
+                    self._make(place, request)
             line = await self._connect(place)
             if line is not None:
                 return line
         return None
+
+    def _make(self, place: Place, request: StartRequest) -> None:
+        """Have a folder and a holder for a kernel, unless they are there."""
+        if not place.exists():
+            self._check_room(request)
+        try:
+            private_folder(place.folder)
+            self._spawn_unless_taken(place, request)
+        except OSError:
+            _discard(place)
+            raise
 
     def _tend(self, place: Place) -> None:
         """Replace the holder of a folder that no holder holds, or bury what is left of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -99,6 +100,8 @@ async def _run(
         if scraped is not None:
             await loop.create_server(_metrics_server(holders), sock=scraped)
         tasks.create_task(holders.find(), name="find kernels")
+        if config.shared_uid:
+            log.warning("no isolation between users", uid=os.geteuid())
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()

@@ -16,6 +16,7 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from relay.auth import credentials
 from relay.auth.chain import Chain
 from relay.auth.policy import NO_CLUSTER, Action, Policy
+from relay.config import QuotaSettings
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Bearer, Upstream
@@ -49,6 +50,7 @@ class App:
         *,
         chain: Chain,
         policy: Policy,
+        quotas: QuotaSettings,
         upstream: Upstream,
         rest: Rest,
         channels: Channels,
@@ -57,6 +59,7 @@ class App:
     ) -> None:
         self._chain = chain
         self._policy = policy
+        self._quotas = quotas
         self._upstream = upstream
         self._rest = rest
         self._channels = channels
@@ -124,7 +127,11 @@ class App:
         actions = frozenset(map(Action, route.actions))
         rights = self._policy.authorise(identity, cluster, actions)
         besides = frozenset(map(Action, route.besides))
-        bearer = Bearer(identity.principal, rights.among(actions | besides | {Action.ADMIN}))
+        bearer = Bearer(
+            identity.principal,
+            rights.among(actions | besides | {Action.ADMIN}),
+            max_kernels=self._quotas.kernels_per_user or None,
+        )
         log.info(
             "request",
             method=request.method,

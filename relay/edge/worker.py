@@ -107,6 +107,7 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
         app = App(
             chain=secrets.chain,
             policy=config.policy.policy(),
+            quotas=config.quotas,
             upstream=upstream,
             rest=rest,
             channels=channels,
