@@ -21,6 +21,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from relay.auth.ownership import Grant
+
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
 _DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
@@ -70,6 +72,14 @@ class HolderAddress(msgspec.Struct, frozen=True):
     """The part of a ``HolderConfig`` that agents of every version read."""
 
     socket: Path
+    owner: str
+    """The principal whose kernel it is."""
+    name: str
+    """The kernelspec's name."""
+
+
+Grants = dict[str, Grant]
+"""What others may do with a kernel, by principal."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -123,6 +133,11 @@ class Place(msgspec.Struct, frozen=True):
         return self.folder / "holder.log"
 
     @property
+    def grants(self) -> Path:
+        """Whom the kernel's owner lets in (`Grants`)."""
+        return self.folder / "grants.json"
+
+    @property
     def connection_file(self) -> Path:
         """Jupyter's connection file."""
         return self.folder / "connection.json"
@@ -134,9 +149,7 @@ class Place(msgspec.Struct, frozen=True):
     def try_lock(self) -> int | None:
         """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_flock(descriptor):
             os.close(descriptor)
             return None
         if not self._is_ours(descriptor):
@@ -168,6 +181,21 @@ class Place(msgspec.Struct, frozen=True):
             return msgspec.json.decode(self.record.read_bytes(), type=KernelRecord)
         except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
+
+    def is_ending(self) -> bool:
+        """Whether the kernel's end has begun, as far as its holder has noted."""
+        try:
+            record = self.read_record()
+        except OSError:
+            return False
+        return record is not None and record.state == "ending"
+
+    def read_grants(self) -> Grants:
+        """Whom the owner lets in; nobody where that cannot be read."""
+        try:
+            return msgspec.json.decode(self.grants.read_bytes(), type=Grants)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return {}
 
 
 def kernels_folder(state_dir: Path, cluster: str) -> Path:
@@ -231,6 +259,24 @@ def _write_new(path: Path, data: bytes) -> None:
         path.hardlink_to(temporary)
     finally:
         temporary.unlink()
+
+
+def first_come(path: Path, text: str) -> str:
+    """What a file says, written by whoever came first: ``text`` where that is us."""
+    try:
+        _write_new(path, text.encode(errors="surrogatepass"))
+    except FileExistsError:
+        return path.read_bytes().decode(errors="surrogatepass")
+    return text
+
+
+def try_flock(descriptor: int) -> bool:
+    """Lock an open file for this process alone; false where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def private_folder(path: Path) -> Path:

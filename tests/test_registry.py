@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from relay.registry import (
+    HolderAddress,
     KernelRecord,
     Place,
     RegistryError,
@@ -139,13 +140,13 @@ def test_a_record_that_cannot_be_read_is_none(place: Place, note: bytes) -> None
 
 def test_agents_read_the_address_out_of_any_versions_request(place: Place) -> None:
     assert place.read_address() is None
-    place.request.write_text(json.dumps({"socket": "/run/x.sock", "of_a_later_version": [1]}))
+    note = {"socket": "/run/x.sock", "owner": "token:ada", "name": "ir"}
+    place.request.write_text(json.dumps({**note, "of_a_later_version": [1]}))
     address = place.read_address()
-    assert address is not None
-    assert address.socket == Path("/run/x.sock")
+    assert address == HolderAddress(Path("/run/x.sock"), "token:ada", "ir")
 
 
-@pytest.mark.parametrize("note", [b"", b"{}", b'{"socket": 7}', b"\xff"])
+@pytest.mark.parametrize("note", [b"", b"{}", b'{"socket": 7}', b'{"socket": "x"}', b"\xff"])
 def test_an_address_that_cannot_be_read_is_none(place: Place, note: bytes) -> None:
     place.request.write_bytes(note)
     assert place.read_address() is None

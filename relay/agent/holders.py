@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -22,6 +22,7 @@ from relay import limits
 from relay.agent.line import Line
 from relay.agent.spawn import is_free, log_tail, replace, spawn
 from relay.agent.tally import Tally
+from relay.auth.ownership import Possession, no_such_kernel
 from relay.bridge.records import Phase, RecordError
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
@@ -29,6 +30,7 @@ from relay.errors import (
     AgentUnavailable,
     Conflict,
     DiskFull,
+    Forbidden,
     NotFound,
     RelayError,
     StartFailed,
@@ -37,6 +39,7 @@ from relay.errors import (
 from relay.model import Principal
 from relay.registry import (
     Place,
+    first_come,
     is_disk_trouble,
     kernels_folder,
     places,
@@ -45,6 +48,7 @@ from relay.registry import (
     runtime_folder,
     socket_name,
     sweep,
+    try_flock,
 )
 from relay.routing.routes import is_kernel_id
 
@@ -56,6 +60,8 @@ _CONNECT: Final = 15.0
 """Seconds a holder has from its start until it serves its socket."""
 _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
+_TURN: Final = 30.0
+"""Seconds that a start waits for other agents' starts to be begun."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
 _REASONS: Final = 1024
@@ -75,6 +81,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     working_folder: str | None
     cull: CullSettings
     launch_timeout: float
+    max_kernels: int | None = None
+    """How many kernels the owner may have on this cluster; None: as many as it takes."""
     request_id: str
 
 
@@ -93,8 +101,8 @@ class Holders:
         self._lines: dict[str, Line] = {}
         self._gone: set[str] = set()
         """Ended, though their folders may be there for another moment."""
-        self._reasons: OrderedDict[str, str] = OrderedDict()
-        """Why kernels were ended that nobody wanted to end."""
+        self._reasons: OrderedDict[str, tuple[Possession, str]] = OrderedDict()
+        """Why kernels were ended that nobody wanted to end, and whose they were."""
         self._opening: dict[str, asyncio.Task[Line | RelayError | None]] = {}
         self.tally = Tally()
         private_folder(kernels_folder(self._state_dir, config.cluster))
@@ -114,35 +122,66 @@ class Holders:
         else:
             log.info("kernels_found", count=len(lines))
 
-    async def all(self) -> list[Line]:
-        """Every kernel that runs. Raises `AgentUnavailable` rather than leave one out."""
+    async def all(self, wanted: Callable[[Possession], bool] = lambda _: True) -> list[Line]:
+        """Every kernel that runs and is ``wanted``.
+
+        Raises `AgentUnavailable` rather than leave one out.
+        """
         found = places(self._state_dir, self._config.cluster)
         self._gone &= {place.kernel_id for place in found}
-        lines = await self._within_answer(self._known(found))
-        return [line for line in lines if line.status.phase is Phase.READY]
+
+        def is_wanted(kernel_id: str, *, unknown: bool) -> bool:
+            kernel = self.possession(kernel_id)
+            return unknown if kernel is None else wanted(kernel)
+
+        # Nobody waits for the holder of somebody else's kernel.
+        asked = [place for place in found if is_wanted(place.kernel_id, unknown=True)]
+        return [
+            line
+            for line in await self._within_answer(self._known(asked))
+            if line.status.phase is Phase.READY and is_wanted(line.place.kernel_id, unknown=False)
+        ]
+
+    def possession(self, kernel_id: str) -> Possession | None:
+        """Whose a kernel is, or was that ended against everybody's will; None for no kernel."""
+        if not is_kernel_id(kernel_id):
+            # An id becomes a path.
+            return None
+        place, line = self._place(kernel_id), self._lines.get(kernel_id)
+        known = line.status if line is not None else place.read_address()
+        if known is not None:
+            grants = place.read_grants()
+            return Possession(owner=known.owner, kernelspec=known.name, grants=grants)
+        kernel, _ = self._reasons.get(kernel_id, (None, ""))
+        return kernel
+
+    def exists(self, kernel_id: str) -> bool:
+        """Whether there is a kernel of this id."""
+        return (
+            is_kernel_id(kernel_id)
+            and kernel_id not in self._gone
+            and self._place(kernel_id).exists()
+        )
 
     async def get(self, kernel_id: str) -> Line:
         """One kernel. Raises `NotFound`."""
         if not is_kernel_id(kernel_id):
-            # An id becomes a path.
-            raise self._no_such_kernel(kernel_id)
+            raise no_such_kernel(kernel_id)
         line = self._lines.get(kernel_id)
-        place = self._place(kernel_id)
-        if line is None and kernel_id not in self._gone and place.exists():
-            line = await self._within_answer(self._open(place))
+        if line is None and self.exists(kernel_id):
+            line = await self._within_answer(self._open(self._place(kernel_id)))
         if line is None or line.status.phase is not Phase.READY:
-            raise self._no_such_kernel(kernel_id)
+            if kernel_id in self._reasons:
+                _, reason = self._reasons[kernel_id]
+                raise NotFound(reason)
+            raise no_such_kernel(kernel_id)
         return line
-
-    def _no_such_kernel(self, kernel_id: str) -> NotFound:
-        # Jupyter Server's own words.
-        msg = f"Kernel does not exist: {kernel_id[:64]}"
-        return NotFound(self._reasons.get(kernel_id, msg))
 
     async def start(self, request: StartRequest) -> Line:
         """Start a kernel, or find the one that an earlier try with the same id started.
 
-        Raises `StartFailed`, `Conflict` for somebody else's kernel and `TooMany`.
+        Raises `StartFailed`, `Conflict` for somebody else's kernel, `TooMany`, and `Forbidden`
+        where it would share its user id with somebody else's.
         """
         self.tally.starts += 1
         try:
@@ -152,17 +191,14 @@ class Holders:
             raise
 
     async def _start(self, request: StartRequest) -> Line:
+        self._refuse_anothers(request)
         line = self._lines.get(request.kernel_id)
         if line is None:
-            self._check_room(request.kernel_id)
             line = await self._open(self._place(request.kernel_id), request)
         if line is None:
             msg = "The kernel ended while it started."
             raise StartFailed(msg)
-        if line.status.owner != str(request.owner):
-            # Somebody else's kernel: say no more than that the id is taken.
-            msg = "This kernel id is taken."
-            raise Conflict(msg)
+        self._refuse_anothers(request)
         try:
             await line.settled(2 * request.launch_timeout + _MARGIN)
         except TimeoutError:
@@ -177,13 +213,62 @@ class Holders:
             raise StartFailed(msg)
         return line
 
-    def _check_room(self, kernel_id: str) -> None:
-        limit = self._config.kernels.max_kernels
-        others = {place.kernel_id for place in places(self._state_dir, self._config.cluster)}
-        if limit and len((others - self._gone | self._opening.keys()) - {kernel_id}) >= limit:
+    def _refuse_anothers(self, request: StartRequest) -> None:
+        """Raise `Conflict` for an id that somebody else's kernel has, and say no more of it."""
+        if not self.exists(request.kernel_id):
+            return
+        kernel = self.possession(request.kernel_id)
+        if kernel is not None and kernel.owner != str(request.owner):
+            raise Conflict("This kernel id is taken.")
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Have the agents of this node count and start kernels one after the other.
+
+        Raises `AgentUnavailable`.
+        """
+        path = kernels_folder(self._state_dir, self._config.cluster).with_name("starts.lock")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + _TURN
+            while not try_flock(descriptor):
+                if time.monotonic() > deadline:
+                    raise AgentUnavailable("Another agent is busy starting kernels.", retry_after=1)
+                await asyncio.sleep(_RETRY)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_room(self, request: StartRequest) -> None:
+        """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
+        owner = str(request.owner)
+        if (
+            not self._config.shared_uid
+            and first_come(self._state_dir / "principal", owner) != owner
+        ):
+            raise Forbidden(
+                "All kernels of this relay run under one user id, and it is another user's: there "
+                "would be no isolation between you (shared_uid, --shared-uid)."
+            )
+        found = [
+            address.owner
+            for place in places(self._state_dir, self._config.cluster)
+            if place.kernel_id not in self._gone
+            and (address := place.read_address()) is not None
+            # One that is being ended leaves its clients the time to read the rest.
+            and not place.is_ending()
+        ]
+        limit, quota = self._config.kernels.max_kernels, request.max_kernels
+        if limit and len(found) >= limit:
             log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
             limits.hit("kernels.max_kernels")
             raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
+        if quota is not None and found.count(owner) >= quota:
+            log.warning("too_many_kernels", limit=quota, setting="quotas.kernels_per_user")
+            limits.hit("quotas.kernels_per_user")
+            raise TooMany(
+                f"You have {quota} kernels on this cluster already (quotas.kernels_per_user)."
+            )
 
     async def stop(self, kernel_id: str, request_id: str) -> None:
         """End a kernel. Raises `NotFound`."""
@@ -271,16 +356,23 @@ class Holders:
         for _ in range(_TRIES):
             # Another agent may take a folder without a holder for a left-over in between.
             with contextlib.suppress(FileNotFoundError):
-                try:
-                    private_folder(place.folder)
-                    self._spawn_unless_taken(place, request)
-                except OSError:
-                    _discard(place)
-                    raise
+                async with self._alone():
+                    self._make(place, request)
             line = await self._connect(place)
             if line is not None:
                 return line
         return None
+
+    def _make(self, place: Place, request: StartRequest) -> None:
+        """Have a folder and a holder for a kernel, unless they are there."""
+        if not place.exists():
+            self._check_room(request)
+        try:
+            private_folder(place.folder)
+            self._spawn_unless_taken(place, request)
+        except OSError:
+            _discard(place)
+            raise
 
     def _tend(self, place: Place) -> None:
         """Replace the holder of a folder that no holder holds, or bury what is left of it."""
@@ -290,12 +382,13 @@ class Holders:
                 self._replace(place, lock)
 
     def _replace(self, place: Place, lock: int) -> None:
+        kernel = self.possession(place.kernel_id)
         try:
             reason = replace(place, lock)
         finally:
             os.close(lock)
-        if reason:
-            self._reasons[place.kernel_id] = reason
+        if reason and kernel is not None:
+            self._reasons[place.kernel_id] = kernel, reason
             if len(self._reasons) > _REASONS:
                 self._reasons.popitem(last=False)
 

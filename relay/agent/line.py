@@ -12,6 +12,7 @@ import structlog
 from relay.bridge.records import (
     Call,
     Failure,
+    Granting,
     Kind,
     Phase,
     RecordError,
@@ -20,13 +21,24 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.errors import AgentTimeout, AgentUnavailable, KernelError
+from relay.errors import (
+    AgentTimeout,
+    AgentUnavailable,
+    DiskFull,
+    KernelError,
+    NotFound,
+    RelayError,
+    TooMany,
+)
 from relay.model import KernelModel, jupyter_time
 from relay.registry import Place
 from relay.streams import read_record
 
 log = structlog.get_logger(__name__)
 
+_BY_STATUS: Final[dict[int, type[RelayError]]] = {
+    error.http_status: error for error in (NotFound, TooMany, DiskFull)
+}
 _MAX_RECORD: Final = 1024 * 1024
 """Bytes of a record on a line: calls, results and statuses."""
 
@@ -127,9 +139,15 @@ class Line:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def call(self, op: str, request_id: str, timeout: float) -> None:
-        """Have the holder do something. Raises `KernelError` and `AgentTimeout`."""
-        call = Call(id=next(self._ids), op=op, request_id=request_id)
+    async def call(
+        self, op: str, request_id: str, timeout: float, *, grant: Granting | None = None
+    ) -> None:
+        """Have the holder do something.
+
+        Raises `AgentTimeout`, and what the holder says: `KernelError`, or for a grant `NotFound`,
+        `TooMany` or `DiskFull`.
+        """
+        call = Call(id=next(self._ids), op=op, grant=grant, request_id=request_id)
         waiting = asyncio.get_running_loop().create_future()
         self._calls[call.id] = waiting
         try:
@@ -141,7 +159,7 @@ class Line:
         finally:
             del self._calls[call.id]
         if failure is not None:
-            raise KernelError(failure.message)
+            raise _BY_STATUS.get(failure.http_status, KernelError)(failure.message)
 
     def close(self) -> None:
         """Hang up; the holder and its kernel live on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ from relay import limits, processes
 from relay import log as logging
 from relay.agent.app import App
 from relay.agent.holders import Holders
+from relay.agent.kernels import Kernels
 from relay.agent.kernelspecs import KernelSpecs
 from relay.agent.past import Past
 from relay.agent.rest import Rest
@@ -72,24 +74,34 @@ async def _run(
     max_record = config.kernels.message_bytes + _RECORD_MARGIN
     async with asyncio.TaskGroup() as tasks:
         holders = Holders(config, max_record, tasks)
+        kernels = Kernels(holders)
         kernelspecs = KernelSpecs(f"/{config.cluster}")
         starts = Starts(config, holders, kernelspecs)
-        sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", holders, starts)
+        sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", kernels, starts)
         past = Past(config.past, message_bytes=config.kernels.message_bytes, max_record=max_record)
         rest = Rest(
             config,
-            holders=holders,
+            kernels=kernels,
             kernelspecs=kernelspecs,
             starts=starts,
             sessions=sessions,
             past=past,
         )
-        app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
+        app = App(
+            config,
+            verifier=verifier,
+            holders=holders,
+            kernels=kernels,
+            rest=rest,
+            max_record=max_record,
+        )
         http = server(app.handle)
         listener = await loop.create_server(http, sock=_listen(config), ssl=context, backlog=1024)
         if scraped is not None:
             await loop.create_server(_metrics_server(holders), sock=scraped)
         tasks.create_task(holders.find(), name="find kernels")
+        if config.shared_uid:
+            log.warning("no isolation between users", uid=os.geteuid())
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()

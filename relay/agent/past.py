@@ -19,6 +19,7 @@ import structlog
 from aiohttp import web
 
 from relay import limits
+from relay.agent.kernels import Admission
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     Entry,
@@ -115,7 +116,12 @@ class Past:
             writer.close()
 
     async def answer(
-        self, request: web.BaseRequest, target: Target, socket: Path, request_id: str
+        self,
+        request: web.BaseRequest,
+        target: Target,
+        socket: Path,
+        admission: Admission,
+        request_id: str,
     ) -> web.StreamResponse:
         """Stream what is asked for. Raises `RelayError` before the first byte only."""
         wanted = parse(target, self._settings)
@@ -126,6 +132,8 @@ class Past:
                 limit=wanted.limit,
                 follow=wanted.follow,
                 message_bytes=self._message_bytes,
+                principal=admission.principal,
+                granted=admission.granted,
                 request_id=request_id,
             )
             writer.write(struct_record(Kind.READ, read))

@@ -54,6 +54,11 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """How many kernels its bearer may have on this cluster; ``None``: as many as it takes."""
     request_id: str
 
+    @property
+    def is_admins(self) -> bool:
+        """Whether its bearer may do to everybody's kernels what others may to their own."""
+        return Action.ADMIN in self.rights.kernelspecs
+
     def require(self, actions: Collection[Action], kernel: str | None) -> None:
         """Return when the ticket is for one of ``actions`` on exactly this ``kernel``.
 

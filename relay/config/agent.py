@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from relay.config.values import (
     A_DAY,
+    KIB,
     LAST_PORT,
     MIB,
     ClusterName,
@@ -42,7 +43,8 @@ class KernelEnvironment(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Which environment variables reach a kernel."""
 
     allowed: list[EnvironmentName] = []
-    """Names that a client may set in ``env`` besides ``KERNEL_*``."""
+    """Names that a client may set in ``env`` besides ``KERNEL_*``, of which those that say who
+    somebody is never pass."""
     inherit: list[EnvironmentPattern] = field(
         default_factory=lambda: [
             "PATH",
@@ -65,6 +67,10 @@ class KernelEnvironment(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Names that a kernel gets from the agent's own environment; a last ``*`` is any ending."""
     value_bytes: Size = 4096
     """Bytes of one value in ``env``, as UTF-8; beyond: 400."""
+    variables: Count = 100
+    """Variables in one ``env``; beyond: 400."""
+    bytes: Size = 64 * KIB
+    """Bytes of all names and values in one ``env`` that pass; beyond: 400."""
 
 
 class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +166,8 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Bytes kept of what the kernel's process itself writes to stdout and stderr."""
     max_kernels: CountOrZero = 0
     """Kernels of one cluster on this node; beyond: 403. 0: as many as are asked for."""
+    max_grants: Count = 100
+    """Users whom a kernel's owner lets use or view it; beyond: 403."""
     allow_free_parameters: bool = False
     """Whether clients may set parameters of a kernelspec that take any text, not just a choice."""
     transport: Literal["ipc", "tcp"] = "ipc"
@@ -207,6 +215,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How kernels are run."""
     culling: CullSettings = field(default_factory=CullSettings)
     """When a kernel that nobody uses is shut down."""
+    shared_uid: bool = False
+    """Whether the kernels of several users may run under one user id, the agent's: on one uid any
+    kernel can read every other's files. Without it only the first user who starts a kernel may."""
     root_dir: FilePath | None = None
     """Folder below which the ``path`` of a request says where its kernel starts; by default the
     folder that the agent was started in."""

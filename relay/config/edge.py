@@ -16,6 +16,7 @@ from relay.config.values import (
     ClaimPath,
     ClusterName,
     Count,
+    CountOrZero,
     FilePath,
     KernelspecName,
     ListenSettings,
@@ -370,6 +371,13 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Policy(each.rule() for each in self.rules)
 
 
+class QuotaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of everything one user may have."""
+
+    kernels_per_user: CountOrZero = 20
+    """Kernels that one user may have on each cluster; beyond: 403. 0: as many as it takes."""
+
+
 class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay edge``."""
 
@@ -387,6 +395,8 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who may come in."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """What they may do."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """How much of everything one user may have."""
     ticket_key: FilePath
     """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
     ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0

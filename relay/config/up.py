@@ -17,6 +17,7 @@ from relay.config.edge import (
     EdgeLimits,
     PathTokenSettings,
     PolicySettings,
+    QuotaSettings,
     UpstreamSettings,
     WebSocketSettings,
 )
@@ -53,6 +54,11 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How kernels are run."""
     culling: CullSettings = field(default_factory=CullSettings)
     """When a kernel that nobody uses is shut down."""
+    shared_uid: bool = False
+    """Whether several users may start kernels, all under the user id of ``relay up``: on one uid
+    any kernel can read every other's files. Without it only the first who starts one may."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """How much of everything one user may have."""
     root_dir: FilePath | None = None
     """Folder below which the ``path`` of a request says where its kernel starts; by default the
     folder that ``relay up`` was started in."""

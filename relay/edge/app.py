@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
@@ -20,6 +20,7 @@ from relay.auth.chain import WHO
 from relay.auth.credentials import Shown
 from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.auth.tokens import is_path_token
+from relay.config import EdgeConfig
 from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
@@ -50,28 +51,31 @@ class _Asked:
         """Below the cluster."""
 
 
+class Parts(NamedTuple):
+    """What a request meets on its way."""
+
+    authentication: Authentication
+    standing: Standing
+    upstream: Upstream
+    rest: Rest
+    channels: Channels
+    metrics: EdgeMetrics
+
+
 class App:
     """Lets in, or not, and hands on. ``ready`` tells whether new clients are welcome."""
 
     def __init__(
-        self,
-        *,
-        authentication: Authentication,
-        policy: Policy,
-        standing: Standing,
-        upstream: Upstream,
-        rest: Rest,
-        channels: Channels,
-        metrics: EdgeMetrics,
-        clock: Callable[[], float] = time.time,
+        self, config: EdgeConfig, parts: Parts, clock: Callable[[], float] = time.time
     ) -> None:
-        self._authentication = authentication
-        self._policy = policy
-        self._standing = standing
-        self._upstream = upstream
-        self._rest = rest
-        self._channels = channels
-        self._metrics = metrics
+        self._config = config
+        self._policy = config.policy.policy()
+        self._authentication = parts.authentication
+        self._standing = parts.standing
+        self._upstream = parts.upstream
+        self._rest = parts.rest
+        self._channels = parts.channels
+        self._metrics = parts.metrics
         self._clock = clock
         self.ready = True
 
@@ -182,7 +186,11 @@ class App:
         actions = frozenset(map(Action, route.actions))
         rights = self._policy.authorise(identity, cluster, actions)
         besides = frozenset(map(Action, route.besides))
-        return Bearer(identity.principal, rights.among(actions | besides | {Action.ADMIN}))
+        return Bearer(
+            identity.principal,
+            rights.among(actions | besides | {Action.ADMIN}),
+            max_kernels=self._config.quotas.kernels_per_user or None,
+        )
 
     def _split(self, target: Target) -> tuple[str, str | None, Target]:
         """What stands before the cluster, the token in it, and the rest."""

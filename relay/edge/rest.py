@@ -23,9 +23,11 @@ from relay.routing.routes import STARTING, Kind, Route
 
 log = structlog.get_logger(__name__)
 
-_REPEATABLE: Final = STARTING | {Kind.STOP, Kind.END_SESSION}
-"""A start names its kernel's id, so that a second one finds the first; an end ends once."""
-_SLOW: Final = _REPEATABLE | {Kind.RESTART}
+_ENDING: Final = frozenset({Kind.STOP, Kind.END_SESSION})
+_REPEATABLE: Final = STARTING | _ENDING | {Kind.GRANT, Kind.REVOKE}
+"""A start names its kernel's id, so that a second one finds the first; an end ends once, and a
+grant says how it is to be."""
+_SLOW: Final = STARTING | _ENDING | {Kind.RESTART}
 _PARAMETERS: Final = {
     Kind.KERNELSPECS: ("user",),
     Kind.ME: ("permissions",),

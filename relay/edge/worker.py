@@ -23,7 +23,7 @@ from relay import log as logging
 from relay.auth.tickets import TicketSigner
 from relay.config import ConfigError, EdgeConfig, TlsSettings, load
 from relay.edge import authentication
-from relay.edge.app import App
+from relay.edge.app import App, Parts
 from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
@@ -112,15 +112,15 @@ async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMe
     ):
         channels = Channels(config, upstream, metrics)
         rest = Rest(config, upstream, metrics)
-        app = App(
+        parts = Parts(
             authentication=secrets.authentication,
-            policy=config.policy.policy(),
             standing=standing,
             upstream=upstream,
             rest=rest,
             channels=channels,
             metrics=metrics,
         )
+        app = App(config, parts)
         reload = Reload(config, path, app, metrics)
         loop.add_signal_handler(signal.SIGHUP, reload)
         bounds = {

@@ -29,6 +29,7 @@ from relay.errors import KernelError
 from relay.holder.adoption import NOTICE, make_up
 from relay.holder.channels import ChannelLimits
 from relay.holder.culling import Usage, is_idle
+from relay.holder.guests import Guests
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
@@ -100,7 +101,8 @@ class Holder:
         remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
         self._memory = Memory.open(place.sessions, remembered, journal.last_seq, time.time())
         self._requests = Requests(place.requests, remembered.requests)
-        self._hub = Hub(self._memory, journal, self._requests, self._changed)
+        guests = Guests(place, config.kernels.max_grants)
+        self._hub = Hub(self._memory, journal, self._requests, guests, self._changed)
         if left is not None:
             self._hub.voice.kernel_session = left.kernel_session
         self._process = KernelProcess(_plan(place, config))
@@ -184,6 +186,7 @@ class Holder:
             connections=self._hub.connections,
             failure=self._life.failure,
             figures=self._hub.figures,
+            knows_viewers=True,
         )
 
     def _note(self) -> None:

@@ -17,10 +17,12 @@ from typing import Final
 
 import structlog
 
+from relay.auth.ownership import Grant
 from relay.bridge.records import (
     Attach,
     Call,
     Failure,
+    Granting,
     Kind,
     RecordError,
     Result,
@@ -28,7 +30,7 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.errors import RelayError
+from relay.errors import BadRequest, Forbidden, RelayError
 from relay.holder.channels import ChannelLimits, Channels
 from relay.holder.hub import Hub
 from relay.holder.past import Past
@@ -118,6 +120,9 @@ class Server:
             pass
         except* RecordError as group:
             log.warning("bad_record", problem=str(group.exceptions[0]))
+        except* Forbidden:
+            # Whoever asks the agent once more hears it there.
+            log.info("not_admitted")
         finally:
             writer.close()
             self._connected -= 1
@@ -155,11 +160,21 @@ class Server:
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 log.info("call", op=call.op)
-                await self._operate(call.op)
+                if call.grant is not None:
+                    self._grant(call.grant)
+                else:
+                    await self._operate(call.op)
             except RelayError as error:
                 log.warning("call_failed", op=call.op, problem=error.message)
                 failure = Failure(error.message, error.reason, error.http_status)
         writer.write(struct_record(Kind.RESULT, Result(id=call.id, failure=failure)))
+
+    def _grant(self, granting: Granting) -> None:
+        try:
+            grant = None if granting.action is None else Grant(granting.action)
+        except ValueError:
+            raise BadRequest("A holder knows no such grant.") from None
+        self._hub.grant(granting.principal, grant)
 
 
 def _is_this_user(writer: asyncio.StreamWriter) -> bool:

@@ -62,6 +62,7 @@ def edge_config(
         },
         authentication=_authentication(folder, config),
         policy=config.policy or _EVERYBODY,
+        quotas=config.quotas,
         ticket_key=str(folder.ticket_keys[1]),
         limits=config.limits,
         websocket=config.websocket,
@@ -97,6 +98,7 @@ def agent_config(
         past=config.past,
         sessions=config.sessions,
         culling=config.culling,
+        shared_uid=config.shared_uid,
         root_dir=config.root_dir,
         kernels=config.kernels,
         # One limit, wherever a body is refused.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from relay.auth.chain import Chain
-from relay.auth.policy import Action, Policy, Rights, Rule
+from relay.auth.policy import Action, Rights
 from relay.auth.tokens import TokenStore, generate
-from relay.edge.app import App
+from relay.config import PolicySettings, QuotaSettings, RuleSettings
+from relay.edge.app import App, Parts
 from relay.edge.authentication import Authentication
 from relay.edge.standing import Standing
 from relay.edge.upstream import Bearer, Upstream
@@ -48,21 +50,27 @@ class Passed(NamedTuple):
 class Desk:
     """REST and channels in one, behind the real entry."""
 
-    def __init__(self, *actions: Action, identity: Any = None, **rule: Any) -> None:
+    def __init__(
+        self, *actions: Action, identity: Any = None, quota: int = 20, **rule: Any
+    ) -> None:
         self.passed: list[Passed] = []
         metrics, signer, itself = EdgeMetrics.local(), Any, self
         fakes: dict[str, Any] = {"rest": itself, "channels": itself}
-        rules = [Rule(**{"authenticator": "token", "actions": frozenset(actions), **rule})]
+        rule = {"authenticator": "token", "actions": list(actions), **rule}
+        config = msgspec.structs.replace(
+            CONFIG,
+            policy=PolicySettings(rules=[RuleSettings(**rule)]),
+            quotas=QuotaSettings(kernels_per_user=quota),
+        )
         authentication = Authentication(Chain([Knows(**(identity or {}))]))
-        self.app = App(
+        parts = Parts(
             authentication=authentication,
-            policy=Policy(rules),
             standing=Standing(authentication.identify, metrics),
             upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
-            clock=lambda: NOW,
             **fakes,
         )
+        self.app = App(config, parts, clock=lambda: NOW)
 
     async def handle(self, _: web.BaseRequest, **asked: Any) -> web.Response:
         kind = asked["route"].kind if "route" in asked else "channels"
@@ -82,6 +90,15 @@ class Desk:
         return passed.bearer.rights
 
 
+@pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (0, None)])
+async def test_an_agent_hears_how_many_kernels_a_user_may_have(
+    quota: int, shown: int | None
+) -> None:
+    desk = Desk(Action.START, quota=quota)
+    assert await desk.ask("POST", "/alpha/api/kernels") == 299
+    assert desk.passed.pop().bearer.max_kernels == shown
+
+
 EVERY = tuple(Action)
 ADMIN = Action.ADMIN
 
@@ -93,14 +110,14 @@ ADMIN = Action.ADMIN
         ("GET", "/alpha/api/kernels", {"list", "view", "use"}),
         ("POST", "/alpha/api/kernels", {"start"}),
         ("GET", KERNEL, {"view", "use"}),
-        ("DELETE", KERNEL, {"stop"}),
-        ("POST", f"{KERNEL}/interrupt", {"interrupt"}),
-        ("POST", f"{KERNEL}/restart", {"stop"}),
+        ("DELETE", KERNEL, {"stop", "view", "use"}),
+        ("POST", f"{KERNEL}/interrupt", {"interrupt", "view", "use"}),
+        ("POST", f"{KERNEL}/restart", {"stop", "view", "use"}),
         ("GET", f"{KERNEL}/channels", {"view", "use"}),
-        ("GET", f"{KERNEL}/grants", {"use"}),
-        ("PUT", f"{KERNEL}/grants/token:bob", {"use"}),
+        ("GET", f"{KERNEL}/grants", {"use", "view"}),
+        ("PUT", f"{KERNEL}/grants/token:bob", {"use", "view"}),
         ("GET", "/alpha/api/kernelspecs", {"list", "start"}),
-        ("POST", "/alpha/api/sessions", {"start", "use"}),
+        ("POST", "/alpha/api/sessions", {"start", "use", "view"}),
     ],
 )
 async def test_an_agent_hears_of_rights_that_matter_to_the_request_only(
