@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from relay.agent.burial import bury_as_owner, kill_holder
 from relay.agent.line import Line
 from relay.agent.spawn import bury, is_free
 from relay.errors import RelayError
-from relay.registry import Place, places, process_started
+from relay.registry import Place, places
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,12 @@ async def _end(place: Place, timeout: float) -> bool:
         except* (OSError, EOFError, RelayError, TimeoutError) as group:
             problem = repr(group.exceptions[0])
             log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=problem)
-            _kill_holder(place)
+            if _is_ours(place):
+                kill_holder(place)
+            else:
+                # As its user, which ends the holder too.
+                await _bury(place)
+                return True
         else:
             return True
     await asyncio.sleep(_RETRY)
@@ -56,21 +61,22 @@ async def _end(place: Place, timeout: float) -> bool:
         if lock is not None:
             ran = place.exists()
             try:
-                bury(place)
-            except OSError as error:
-                log.warning("not_buried", kernel_id=place.kernel_id, problem=str(error))
+                await _bury(place)
             finally:
                 os.close(lock)
             return ran
     return False
 
 
-def _kill_holder(place: Place) -> None:
+def _is_ours(place: Place) -> bool:
+    return place.uid == os.geteuid()
+
+
+async def _bury(place: Place) -> None:
     try:
-        record = place.read_record()
+        if _is_ours(place):
+            bury(place)
+        else:
+            await bury_as_owner(place, place.uid)
     except OSError as error:
-        log.warning("holder_unknown", kernel_id=place.kernel_id, problem=str(error))
-        return
-    if record is not None and process_started(record.holder_pid) == record.holder_started:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(record.holder_pid, signal.SIGKILL)
+        log.warning("not_buried", kernel_id=place.kernel_id, problem=str(error))

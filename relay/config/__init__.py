@@ -13,6 +13,7 @@ from relay.config.agent import (
     JournalSettings,
     KernelEnvironment,
     KernelSettings,
+    LaunchAs,
     PastSettings,
     SessionSettings,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "JournalSettings",
     "KernelEnvironment",
     "KernelSettings",
+    "LaunchAs",
     "ListenSettings",
     "LogSettings",
     "MetricsSettings",
