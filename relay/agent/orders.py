@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from array import array
 from collections.abc import Sequence
 from typing import Final, Literal, TypeVar
 
@@ -17,7 +18,8 @@ CHANNEL: Final = "launcher"
 """The name under which an agent inherits its end."""
 _PACKET: Final = 64 * 1024
 """Bytes of one packet."""
-_FILES: Final = 2
+_ROOM: Final = socket.CMSG_SPACE(2 * array("i").itemsize)
+"""Bytes for two files."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -60,15 +62,28 @@ def receive(channel: socket.socket, struct_type: type[T]) -> tuple[T | None, lis
 
     Raises ``BlockingIOError`` where there is none, ``EOFError`` at the end.
     """
-    data, files, _, _ = socket.recv_fds(channel, _PACKET, _FILES, socket.MSG_CMSG_CLOEXEC)
+    # Before Python 3.12 `socket.recv_fds` leaves its flags out.
+    data, ancillary, flags, _ = channel.recvmsg(_PACKET, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    files = [each for found in ancillary for each in _files(*found)]
     if not data:
         close(files)
         raise EOFError
-    try:
-        return msgspec.json.decode(data, type=struct_type), files
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
         close(files)
         return None, []
+    try:
+        return msgspec.json.decode(data, type=struct_type), files
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        close(files)
+        return None, []
+
+
+def _files(level: int, kind: int, data: bytes) -> list[int]:
+    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        return []
+    files = array("i")
+    files.frombytes(data[: len(data) - len(data) % files.itemsize])
+    return list(files)
 
 
 def close(files: Sequence[int]) -> None:

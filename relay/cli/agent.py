@@ -26,16 +26,16 @@ def agent(
         if die_with_parent is not None:
             processes.die_with_parent(die_with_parent)
         processes.claim_notify_socket()
-        require_strict_parser(os.environ)
         from relay import log
-        from relay.agent.main import run
         from relay.config import AgentConfig, load
 
         settings = load(AgentConfig, config, os.environ)
         log.configure(settings.log.level, settings.log.format, component="agent")
-        if settings.launch_as is None or become is not None:
-            run(settings)
-            return
-        from relay.agent import launcher
+        if settings.launch_as is not None and become is None:
+            from relay.agent import launcher
 
-        raise typer.Exit(launcher.run(settings, config, os.environ))
+            raise typer.Exit(launcher.run(settings, config, os.environ))
+        require_strict_parser(os.environ)
+        from relay.agent.main import run
+
+        run(settings)
