@@ -158,7 +158,12 @@ class Place(msgspec.Struct, frozen=True):
 
     def try_lock(self) -> int | None:
         """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
-        descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
+        try:
+            # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
+            # protected_regular).
+            descriptor = open_plain(self._lock, os.O_RDWR)
+        except FileNotFoundError:
+            descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -324,12 +329,12 @@ def sweep(state_dir: Path, cluster: str) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file in one step, readable by its owner only.
 
-    In a folder that two users share, as its setgid bit says, by both: nobody else can enter it.
+    In a folder that its group may enter, by all who can enter it: the kernel's user and the agent.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        if path.parent.stat().st_mode & stat.S_ISGID:
+        if path.parent.stat().st_mode & stat.S_IXGRP:
             os.fchmod(descriptor, 0o644)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
             file.write(data)

@@ -185,7 +185,7 @@ def test_a_failed_write_leaves_what_was_there(
 
 
 def test_in_a_shared_folder_both_users_may_read(tmp_path: Path) -> None:
-    tmp_path.chmod(0o2770)
+    tmp_path.chmod(0o770)
     write_atomic(tmp_path / "note", b"1")
     assert mode(tmp_path / "note") == 0o644
 

@@ -14,7 +14,7 @@ from relay.agent.burial import bury_as_owner, kill_holder
 from relay.agent.line import Line
 from relay.agent.spawn import bury, is_free
 from relay.errors import RelayError
-from relay.registry import Place, places
+from relay.registry import NotPlain, Place, places
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +32,22 @@ async def end_kernels(state_dir: Path, timeout: float) -> int:
         for folder in state_dir.glob("*/kernels")
         for place in places(state_dir, folder.parent.name)
     ]
-    ended = await asyncio.gather(*(_end(place, timeout) for place in found))
+    ended = await asyncio.gather(*(_end_somehow(place, timeout) for place in found))
     return sum(ended)
 
 
+async def _end_somehow(place: Place, timeout: float) -> bool:
+    try:
+        return await _end(place, timeout)
+    except NotPlain as error:
+        # Its user has put something else in the place of its files.
+        log.warning("not_a_kernels_folder", kernel_id=place.kernel_id, problem=str(error))
+        await _bury(place)
+        return True
+
+
 async def _end(place: Place, timeout: float) -> bool:
+    unwilling = False
     if not is_free(place):
         try:
             async with asyncio.timeout(timeout):
@@ -47,14 +58,15 @@ async def _end(place: Place, timeout: float) -> bool:
         except* (OSError, EOFError, RelayError, TimeoutError) as group:
             problem = repr(group.exceptions[0])
             log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=problem)
-            if _is_ours(place):
-                kill_holder(place)
-            else:
-                # As its user, which ends the holder too.
-                await _bury(place)
-                return True
+            unwilling = True
         else:
             return True
+    if unwilling and _is_ours(place):
+        _kill_holder(place)
+    elif unwilling:
+        # As its user, which ends the holder too.
+        await _bury(place)
+        return True
     await asyncio.sleep(_RETRY)
     with contextlib.suppress(FileNotFoundError):
         lock = place.try_lock()
@@ -70,6 +82,13 @@ async def _end(place: Place, timeout: float) -> bool:
 
 def _is_ours(place: Place) -> bool:
     return place.uid == os.geteuid()
+
+
+def _kill_holder(place: Place) -> None:
+    try:
+        kill_holder(place)
+    except OSError as error:
+        log.warning("holder_unknown", kernel_id=place.kernel_id, problem=str(error))
 
 
 async def _bury(place: Place) -> None:

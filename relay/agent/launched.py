@@ -94,7 +94,8 @@ class OtherUsers:
         if not self._reading:
             loop.add_reader(self._channel, self._read)
             self._reading = True
-        waiting = self._waiting[order.id] = loop.create_future()
+        waiting: asyncio.Future[Done] = loop.create_future()
+        self._waiting[order.id] = waiting
         try:
             send(self._channel, order, files)
             done = await asyncio.wait_for(waiting, _ANSWER)

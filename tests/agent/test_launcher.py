@@ -39,7 +39,7 @@ def look(path: Path) -> tuple[int, int, int]:
 def test_a_kernels_folder_is_its_users_and_the_agents_by_its_group(folders: _Folders) -> None:
     for _ in range(2):
         folders.make_kernels("k", ALICE)
-        assert look(folders.place("k").folder) == (ALICE.uid, AGENT.gid, 0o2770)
+        assert look(folders.place("k").folder) == (ALICE.uid, AGENT.gid, 0o3770)
     assert folders.uid("k") == ALICE.uid
 
 

@@ -21,7 +21,7 @@ from tests.system.channels import Channels
 from tests.system.os_users import Person, Site, site
 from tests.system.running import wait_for
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ def test_bobs_files_stay_out_of_reach_by_their_modes(two: Site, bobs: str) -> No
     place = two.place(bobs)
     status = place.folder.stat()
     assert (status.st_uid, status.st_gid) == (two.bob.user.uid, two.agent_user.gid)
-    assert oct(status.st_mode) == oct(0o042770)
+    assert oct(status.st_mode) == oct(0o043770)
     address = place.read_address()
     assert address is not None
     assert address.socket.parent == two.runtime / str(two.bob.user.uid)
