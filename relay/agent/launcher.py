@@ -49,8 +49,8 @@ _MARGIN: Final = 3.0
 """Seconds beyond the agent's ``drain`` before it is killed."""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KERNEL_MODE: Final = 0o3770
-"""Of a kernel's folder: its user's, and the agent's by the group. Sticky, since jupyter_client makes
-it so, and would take the setgid bit away in passing."""
+"""Of a kernel's folder: its user's, and the agent's by the group. Sticky, since jupyter_client
+makes it so, and would take the setgid bit away in passing."""
 _SOCKETS_MODE: Final = 0o2750
 """Of the folder of a user's sockets: the agent passes through."""
 

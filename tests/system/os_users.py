@@ -49,6 +49,7 @@ from relay.config import (
     TlsSettings,
     TokenSettings,
 )
+from relay.processes import reserve
 from relay.registry import KernelRecord, Place, kernels_folder
 from tests.system.channels import Channels, connect
 from tests.system.kernels import IPYKERNEL, kernelspec
@@ -116,6 +117,7 @@ class OsUser:
         command = ["useradd", "--create-home", "--base-dir", str(homes), "--user-group"]
         subprocess.run([*command, "--shell", "/bin/sh", self.name], check=True, capture_output=True)
         entry = pwd.getpwnam(self.name)
+        Path(entry.pw_dir).chmod(0o700)
         self.uid, self.gid, self.home = entry.pw_uid, entry.pw_gid, Path(entry.pw_dir)
 
     def join(self, group: str) -> None:
@@ -186,10 +188,12 @@ class Site:
         curve = {"supported_encryption": ["curve"]}
         kernelspec(self.specs, "curve", *IPYKERNEL, metadata=curve)
         self.prefix = readable_by_all()
+        # An agent that is replaced has it again.
+        self.port = reserve("127.0.0.1")
         mapped = {f"token:{p.subject}": p.user.name for p in (self.alice, self.bob)}
         self.settings = AgentConfig(
             cluster="alpha",
-            listen=ListenSettings(port=0),
+            listen=ListenSettings(port=self.port.getsockname()[1]),
             state_dir=str(self.state),
             runtime_dir=str(self.runtime),
             user=self.agent_user.name,
@@ -281,6 +285,7 @@ class Site:
                 os.kill(pid, signal.SIGKILL)
         for user in self.users:
             user.remove()
+        self.port.close()
         subprocess.run(["groupdel", self.group], check=False, capture_output=True)
 
     # --- what people do ---
