@@ -38,6 +38,7 @@ from relay.config import (
     AgentConfig,
     AuthenticationSettings,
     ClusterSettings,
+    CullSettings,
     EdgeConfig,
     KernelEnvironment,
     KernelSettings,
@@ -185,6 +186,7 @@ class Site:
         self._keys()
         self.specs = folder / "specs"
         kernelspec(self.specs, "no-curve", *IPYKERNEL)
+        kernelspec(self.specs, "short", *IPYKERNEL, metadata={"cull_idle_timeout": 2})
         curve = {"supported_encryption": ["curve"]}
         kernelspec(self.specs, "curve", *IPYKERNEL, metadata=curve)
         self.prefix = readable_by_all()
@@ -201,6 +203,7 @@ class Site:
             ticket_keys=[str(self.etc / "ticket.pub")],
             environment=KernelEnvironment(allowed=["HOME"]),
             kernels=kernels,
+            culling=CullSettings(cull_interval=0.5),
             log=LogSettings(format="json"),
         )
         self.agent = self._separate(self.settings)
@@ -274,6 +277,18 @@ class Site:
         )
         self.edge = Separate(settings, self.private, environment(self.private))
         self.edge.start()
+
+    def start_again(self) -> None:
+        """Start the agent, which was stopped or killed."""
+        self.agent.log.write_text("")
+        self.agent.start()
+
+    def end_kernels(self) -> subprocess.CompletedProcess[str]:
+        """Run `relay down --kernels` as root."""
+        down = ("-m", "relay", "down", "--kernels", "--state-dir", str(self.state))
+        return subprocess.run(
+            [sys.executable, *self.prefix, *down], capture_output=True, text=True, check=False
+        )
 
     def close(self) -> None:
         for program in (self.agent, getattr(self, "edge", None)):

@@ -422,15 +422,15 @@ def is_changed(two: Site, kernel: str, old: KernelRecord) -> bool:
 def test_a_pid_in_a_record_is_killed_with_its_writers_rights_only(two: Site, bobs: str) -> None:
     alices = two.start_kernel(two.alice)
     old = two.record(alices)
-    victims = {"agent": two.agent_pid(), "bob": two.record(bobs).kernel_pid, "root": two.agent.pid}
-    pid = victims["bob"]
+    agent, pid = two.agent_pid(), two.record(bobs).kernel_pid
+    assert pid is not None
     forged = {
-        "holder_pid": victims["agent"],
-        "holder_started": process_started(victims["agent"]),
+        "holder_pid": agent,
+        "holder_started": process_started(agent),
         "epoch": "e",
         "state": "ending",
         "kernel_pid": pid,
-        "kernel_started": process_started(pid or 0),
+        "kernel_started": process_started(pid),
     }
     path = str(two.place(alices).record)
     with two.connect(two.alice, alices) as channels:
@@ -442,8 +442,8 @@ def test_a_pid_in_a_record_is_killed_with_its_writers_rights_only(two: Site, bob
         time.sleep(0.5)
     os.kill(old.holder_pid, signal.SIGKILL)
     wait_for("the end", lambda: not two.place(alices).folder.exists())
-    assert two.agent_pid() == victims["agent"]
-    assert process_started(pid or 0) == forged["kernel_started"]
+    assert two.agent_pid() == agent
+    assert process_started(pid) == forged["kernel_started"]
     with two.connect(two.bob, bobs) as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
     for process in two.alice.user.processes():
@@ -551,3 +551,41 @@ def test_what_a_dead_start_left_is_ended(two: Site) -> None:
     wait_for("no folder", lambda: not two.place(kernel).folder.exists())
     hidden = [e.name for e in (two.state / "alpha" / "kernels").iterdir() if e.name[0] == "."]
     wait_for("nothing hidden", lambda: not hidden)
+
+
+def test_a_culled_kernel_leaves_nothing(two: Site) -> None:
+    kernel = two.start_kernel(two.alice, name="short")
+    record = two.record(kernel)
+    wait_for("its end", lambda: gone(record.holder_pid) and gone(record.kernel_pid))
+    wait_for("no folder", lambda: not two.place(kernel).folder.exists())
+
+
+def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
+    with site() as two:
+        alices, bobs = two.start_kernel(two.alice), two.start_kernel(two.bob)
+        agent = two.agent_pid()
+        with two.connect(two.alice, alices) as channels:
+            channels.execute("kept = 'in memory'")
+        os.kill(two.agent.pid, signal.SIGKILL)
+        wait_for("the agent to end with it", lambda: gone(agent))
+        old = two.record(alices)
+        assert not gone(old.holder_pid)
+        # One that nobody buried, nor an agent heard of.
+        os.kill(old.holder_pid, signal.SIGKILL)
+        two.start_again()
+        with two.connect(two.alice, alices) as channels:
+            assert channels.execute("print(kept)").stdout == "in memory\n"
+        new = two.record(alices)
+        assert (new.kernel_pid, uid_of(new.holder_pid)) == (old.kernel_pid, two.alice.user.uid)
+        assert two.agent.stop() == 0
+        assert not gone(new.holder_pid)
+        his = two.record(bobs)
+        # A holder that does not listen is ended with its user's rights.
+        os.kill(his.holder_pid, signal.SIGSTOP)
+        done = two.end_kernels()
+        assert (done.returncode, done.stderr.count("relay: ")) == (0, 0), done
+        assert "Ended 2 kernels." in done.stdout
+        pids = (new.holder_pid, new.kernel_pid, his.holder_pid, his.kernel_pid)
+        wait_for("their end", lambda: all(map(gone, pids)))
+        assert not two.place(bobs).folder.exists()
+        assert not two.place(alices).exists()
