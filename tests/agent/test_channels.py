@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay.agent.channels import Channels
+from relay.agent.line import Address
 from relay.bridge import ws_codec
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
@@ -113,7 +115,7 @@ async def connected(
         streams, message_bytes=message_bytes, gateway_bytes=1000, max_record=max_record
     )
     async with asyncio.TaskGroup() as tasks:
-        bench.task = tasks.create_task(bench.channels.run(path, ADA))
+        bench.task = tasks.create_task(bench.channels.run(Address(path, os.geteuid()), ADA))
         yield bench
         bench.edge.close()
         async with asyncio.timeout(1):
