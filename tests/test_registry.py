@@ -290,6 +290,7 @@ def test_a_folder_that_cannot_be_moved_is_emptied_its_lock_last(
     remove(place)
     assert list(place.folder.iterdir()) == []
     assert deleted[-1] == "lock"
+    assert deleted.count("lock") == 1
     assert (outside / "kept").exists()
 
 

@@ -39,7 +39,10 @@ ALICE = Principal("token", "alice")
 @pytest.fixture(autouse=True)
 def _passwd(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str) -> pwd.struct_passwd:
-        # As a user database that takes upper case for lower case.
+        if not name.isalnum() or name.isdecimal() or not name.isascii():
+            # As one that has users of any name.
+            return pwd.struct_passwd((name, "x", 4000, 4000, "", "/", ""))
+        # As one that takes upper case for lower case.
         return PASSWD[name.lower()]
 
     monkeypatch.setattr(pwd, "getpwnam", find)

@@ -549,8 +549,8 @@ def test_what_a_dead_start_left_is_ended(two: Site) -> None:
     os.kill(record.holder_pid, signal.SIGKILL)
     wait_for("the kernel's end", lambda: gone(record.kernel_pid))
     wait_for("no folder", lambda: not two.place(kernel).folder.exists())
-    hidden = [e.name for e in (two.state / "alpha" / "kernels").iterdir() if e.name[0] == "."]
-    wait_for("nothing hidden", lambda: not hidden)
+    kernels = two.state / "alpha" / "kernels"
+    wait_for("nothing hidden", lambda: not list(kernels.glob(".*")))
 
 
 def test_a_culled_kernel_leaves_nothing(two: Site) -> None:
