@@ -76,7 +76,18 @@ def test_sample_loads_and_holds_every_setting_with_its_default(name: str) -> Non
     ("name", "replacements"),
     [
         ("edge.yaml", {"    tls: null\n": "", "    # tls:": "    tls:", "    #   ": "      "}),
-        ("agent.yaml", {"tls: null\n": "", "# tls:": "tls:", "#   ": "  "}),
+        (
+            "agent.yaml",
+            {
+                "tls: null\n": "",
+                "# tls:": "tls:",
+                "#   ": "  ",
+                "user: null\nlaunch_as: null\n": "",
+                "# user:": "user:",
+                "# launch_as:": "launch_as:",
+                "runtime_dir: null": "runtime_dir: /run/relay",
+            },
+        ),
     ],
 )
 def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(

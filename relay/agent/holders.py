@@ -20,7 +20,7 @@ import structlog
 
 from relay import limits
 from relay.agent.line import Line
-from relay.agent.spawn import is_free, log_tail, replace, spawn
+from relay.agent.spawn import Quarters, Starter, is_free, log_tail, replace, spawn
 from relay.agent.tally import Tally
 from relay.auth.ownership import Possession, no_such_kernel
 from relay.bridge.records import Phase, RecordError
@@ -43,11 +43,8 @@ from relay.registry import (
     is_disk_trouble,
     kernels_folder,
     places,
-    private_folder,
     remove,
-    runtime_folder,
     socket_name,
-    sweep,
     try_flock,
 )
 from relay.routing.routes import is_kernel_id
@@ -92,12 +89,14 @@ class Holders:
     ``tasks`` owns the lines to the holders.
     """
 
-    def __init__(self, config: AgentConfig, max_record: int, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, config: AgentConfig, starter: Starter, max_record: int, tasks: asyncio.TaskGroup
+    ) -> None:
         self._config = config
+        self._starter = starter
         self._max_record = max_record
         self._tasks = tasks
         self._state_dir = Path(config.state_dir)
-        self._runtime = runtime_folder(self._state_dir, config.runtime_dir)
         self._lines: dict[str, Line] = {}
         self._gone: set[str] = set()
         """Ended, though their folders may be there for another moment."""
@@ -105,8 +104,6 @@ class Holders:
         """Why kernels were ended that nobody wanted to end, and whose they were."""
         self._opening: dict[str, asyncio.Task[Line | RelayError | None]] = {}
         self.tally = Tally()
-        private_folder(kernels_folder(self._state_dir, config.cluster))
-        sweep(self._state_dir, config.cluster)
 
     @property
     def ready(self) -> list[Line]:
@@ -149,7 +146,8 @@ class Holders:
             return None
         place, line = self._place(kernel_id), self._lines.get(kernel_id)
         known = line.status if line is not None else place.read_address()
-        if known is not None:
+        # A folder's user may write anything there: it is no proof of another's kernel.
+        if known is not None and self._starter.believes(place, known.owner):
             grants = place.read_grants()
             return Possession(owner=known.owner, kernelspec=known.name, grants=grants)
         kernel, _ = self._reasons.get(kernel_id, (None, ""))
@@ -242,10 +240,8 @@ class Holders:
     def _check_room(self, request: StartRequest) -> None:
         """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
         owner = str(request.owner)
-        if (
-            not self._config.shared_uid
-            and first_come(self._state_dir / "principal", owner) != owner
-        ):
+        alone = not self._config.shared_uid and self._config.launch_as is None
+        if alone and first_come(self._state_dir / "principal", owner) != owner:
             raise Forbidden(
                 "All kernels of this relay run under one user id, and it is another user's: there "
                 "would be no isolation between you (shared_uid, --shared-uid)."
@@ -255,6 +251,7 @@ class Holders:
             for place in places(self._state_dir, self._config.cluster)
             if place.kernel_id not in self._gone
             and (address := place.read_address()) is not None
+            and self._starter.believes(place, address.owner)
             # One that is being ended leaves its clients the time to read the rest.
             and not place.is_ending()
         ]
@@ -343,8 +340,8 @@ class Holders:
 
     async def _look(self, place: Place) -> Line | None:
         """The line to a kernel that may run; a holder that died is replaced, as often as it may."""
-        while place.exists():
-            self._tend(place)
+        while place.exists() and place.kernel_id not in self._gone:
+            await self._tend(place)
             line = await self._connect(place)
             if line is not None:
                 return line
@@ -357,34 +354,34 @@ class Holders:
             # Another agent may take a folder without a holder for a left-over in between.
             with contextlib.suppress(FileNotFoundError):
                 async with self._alone():
-                    self._make(place, request)
+                    await self._make(place, request)
             line = await self._connect(place)
             if line is not None:
                 return line
         return None
 
-    def _make(self, place: Place, request: StartRequest) -> None:
+    async def _make(self, place: Place, request: StartRequest) -> None:
         """Have a folder and a holder for a kernel, unless they are there."""
         if not place.exists():
             self._check_room(request)
         try:
-            private_folder(place.folder)
-            self._spawn_unless_taken(place, request)
+            quarters = await self._starter.prepare(place, request.owner)
+            await self._spawn_unless_taken(place, request, quarters)
         except OSError:
             _discard(place)
             raise
 
-    def _tend(self, place: Place) -> None:
+    async def _tend(self, place: Place) -> None:
         """Replace the holder of a folder that no holder holds, or bury what is left of it."""
         with contextlib.suppress(FileNotFoundError):
             lock = place.try_lock()
             if lock is not None:
-                self._replace(place, lock)
+                await self._replace(place, lock)
 
-    def _replace(self, place: Place, lock: int) -> None:
+    async def _replace(self, place: Place, lock: int) -> None:
         kernel = self.possession(place.kernel_id)
         try:
-            reason = replace(place, lock)
+            reason = await replace(self._starter, place, lock)
         finally:
             os.close(lock)
         if reason and kernel is not None:
@@ -392,21 +389,24 @@ class Holders:
             if len(self._reasons) > _REASONS:
                 self._reasons.popitem(last=False)
 
-    def _spawn_unless_taken(self, place: Place, request: StartRequest) -> None:
+    async def _spawn_unless_taken(
+        self, place: Place, request: StartRequest, quarters: Quarters
+    ) -> None:
         lock = place.try_lock()
         if lock is None:
             return
         try:
             left = place.read_record()
             if left is None:
-                spawn(place, self._holder_config(request), lock)
+                config = self._holder_config(request, quarters)
+                await spawn(self._starter, place, config, lock)
         except BaseException:
             os.close(lock)
             raise
         if left is None:
             os.close(lock)
         else:
-            self._replace(place, lock)
+            await self._replace(place, lock)
 
     async def _connect(self, place: Place) -> Line | None:
         deadline = time.monotonic() + _CONNECT
@@ -421,6 +421,11 @@ class Holders:
                     return None
                 await asyncio.sleep(_RETRY)
                 continue
+            if not self._starter.believes(place, line.status.owner):
+                log.warning("owner_not_believed", kernel_id=place.kernel_id)
+                self._gone.add(place.kernel_id)
+                line.close()
+                return None
             self._lines[place.kernel_id] = line
             self.tally.meet(line)
             self._tasks.create_task(self._follow(line), name=f"line {place.kernel_id}")
@@ -450,16 +455,19 @@ class Holders:
             del self._lines[line.place.kernel_id]
         line.close()
 
-    def _holder_config(self, request: StartRequest) -> HolderConfig:
+    def _holder_config(self, request: StartRequest, quarters: Quarters) -> HolderConfig:
+        working_folder = request.working_folder
+        if quarters.working_folder is not None and self._config.root_dir is None:
+            working_folder = quarters.working_folder
         return HolderConfig(
             name=request.name,
             owner=str(request.owner),
             request_id=request.request_id,
             created=time.time(),
-            socket=str(self._runtime / f"{socket_name()}.sock"),
-            environment=request.environment,
+            socket=str(quarters.runtime / f"{socket_name()}.sock"),
+            environment={**request.environment, **quarters.environment},
             parameters=request.parameters,
-            working_folder=request.working_folder,
+            working_folder=working_folder,
             culling=request.cull,
             max_record=self._max_record,
             kernels=msgspec.structs.replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -32,15 +32,39 @@ from relay.errors import (
 )
 from relay.model import KernelModel, jupyter_time
 from relay.registry import Place
-from relay.streams import read_record
+from relay.streams import peer_uid, read_record
 
 log = structlog.get_logger(__name__)
 
 _BY_STATUS: Final[dict[int, type[RelayError]]] = {
     error.http_status: error for error in (NotFound, TooMany, DiskFull)
 }
+_READ_AHEAD: Final = 64 * 1024
 _MAX_RECORD: Final = 1024 * 1024
 """Bytes of a record on a line: calls, results and statuses."""
+
+
+class Address(NamedTuple):
+    """Where a holder serves, and the OS user who has to be there."""
+
+    path: Path
+    uid: int
+
+
+async def connect(
+    address: Address, limit: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a holder; ``limit`` in bytes is how much is read ahead.
+
+    Raises ``OSError``, also where somebody else's process listens there: what the path names is in
+    the hands of the kernel's user.
+    """
+    reader, writer = await asyncio.open_unix_connection(address.path, limit=limit)
+    if peer_uid(writer) != address.uid:
+        writer.close()
+        log.warning("refused_holder", path=str(address.path), uid=peer_uid(writer))
+        raise PermissionError("the holder's socket is served by another OS user")
+    return reader, writer
 
 
 class Line:
@@ -49,7 +73,7 @@ class Line:
     def __init__(
         self,
         place: Place,
-        socket: Path,
+        socket: Address,
         status: Status,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
@@ -69,7 +93,8 @@ class Line:
         address = place.read_address()
         if address is None:
             raise FileNotFoundError(place.request)
-        reader, writer = await asyncio.open_unix_connection(address.socket)
+        holder = Address(address.socket, place.uid)
+        reader, writer = await connect(holder, _READ_AHEAD)
         writer.write(struct_record(Kind.CALL, Call(id=0, op="status")))
         try:
             while True:
@@ -77,7 +102,7 @@ class Line:
                 if kind is Kind.STATUS:
                     status = read_struct(payload, Status)
                     streams = reader, writer
-                    return cls(place, address.socket, status, streams)
+                    return cls(place, holder, status, streams)
         except BaseException:
             writer.close()
             raise
@@ -121,7 +146,11 @@ class Line:
     def _take(self, kind: Kind, payload: bytes) -> None:
         match kind:
             case Kind.STATUS:
-                self.status = read_struct(payload, Status)
+                status = read_struct(payload, Status)
+                if status.owner != self.status.owner:
+                    msg = "a kernel's owner does not change"
+                    raise RecordError(msg)
+                self.status = status
                 self._changed.set()
             case Kind.RESULT:
                 result = read_struct(payload, Result)

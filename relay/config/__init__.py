@@ -13,6 +13,7 @@ from relay.config.agent import (
     JournalSettings,
     KernelEnvironment,
     KernelSettings,
+    LaunchAs,
     PastSettings,
     SessionSettings,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "KernelEnvironment",
     "KernelSettings",
     "KeySettings",
+    "LaunchAs",
     "ListenSettings",
     "LogSettings",
     "MetricsSettings",

@@ -13,6 +13,7 @@ from relay.config.values import (
     KIB,
     LAST_PORT,
     MIB,
+    AuthenticatorName,
     ClusterName,
     Count,
     CountOrZero,
@@ -22,6 +23,10 @@ from relay.config.values import (
     ListenSettings,
     LogSettings,
     MetricsSettings,
+    OsUser,
+    OsUserId,
+    OsUserName,
+    PrincipalName,
     Seconds,
     SecondsOrZero,
     Size,
@@ -188,6 +193,30 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError("port_range: expected first-last with five ports at least")
 
 
+class LaunchAs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As which OS user the kernels of a principal run; nobody else may start any."""
+
+    map: dict[PrincipalName, OsUserName] = {}
+    """OS users by principal, as ``authenticator:subject``."""
+    template: Annotated[str, Meta(pattern=r"\A[a-z0-9._-]*\{subject\}[a-z0-9._-]*\Z")] | None = None
+    """OS users of principals that ``map`` lacks: ``{subject}`` stands for the subject."""
+    authenticators: list[AuthenticatorName] = []
+    """Whose principals ``template`` is for: their subjects become names of OS users."""
+    refuse: list[OsUser] = field(default_factory=lambda: ["root", "nobody"])
+    """OS users, by name or uid, as whom no kernel runs; never as uid 0 nor as the agent's user."""
+    min_uid: OsUserId = 1000
+    """The lowest uid that a kernel may have."""
+    umask: Annotated[str, Meta(pattern=r"\A0?[0-7]{3}\Z")] = "077"
+    """What is taken from the permissions of the files that kernels make, in octal."""
+    no_new_privileges: bool = True
+    """Whether programs that change the user, such as sudo, are of no use in a kernel."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a template that is for nobody, or authenticators without one."""
+        if (self.template is None) != (not self.authenticators):
+            raise ValueError("template and authenticators go together")
+
+
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay agent``."""
 
@@ -201,6 +230,11 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Folder of the kernels' records and journals; shared by the agents of one node."""
     runtime_dir: FilePath | None = None
     """Folder of unix sockets, with a short path; by default in the user's runtime folder."""
+    user: OsUserName | None = None
+    """OS user that the agent runs as where it launches kernels as others (``launch_as``)."""
+    launch_as: LaunchAs | None = None
+    """As which OS user each principal's kernels run; the agent is then started as root. null: as
+    the agent's own, where each kernel can read what the others and the agent can."""
     ticket_keys: list[FilePath]
     """PEM files: the public keys of the edges whose tickets count."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
@@ -234,3 +268,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """Raise ``ValueError`` where nobody could get in."""
         if not self.ticket_keys:
             raise ValueError("ticket_keys: without a key nobody gets in")
+        if (self.user is None) != (self.launch_as is None):
+            raise ValueError("user and launch_as go together")
+        if self.launch_as is not None and self.runtime_dir is None:
+            raise ValueError("runtime_dir: launch_as needs one, such as /run/kernel-relay")

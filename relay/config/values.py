@@ -22,6 +22,10 @@ _UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
 _AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
 
+OS_USER_NAME: Final = re.compile(r"[a-z_][a-z0-9._-]{0,31}")
+"""Names of OS users that a kernel may run as; others exist, and mean trouble somewhere."""
+LAST_UID: Final = 2**32 - 2
+
 
 def read_size(value: object) -> object:
     """Bytes for a text such as ``64 MiB``; anything but text passes unchanged.
@@ -85,6 +89,16 @@ def check_kernelspec(name: str) -> None:
         raise ValueError("expected a kernelspec's name: letters, digits, '.', '_' and '-'")
 
 
+def check_os_user(user: int | str) -> None:
+    """Raise ``ValueError`` for what is neither the name of an OS user nor a uid."""
+    if isinstance(user, int):
+        known = 0 <= user <= LAST_UID
+    else:
+        known = OS_USER_NAME.fullmatch(user) is not None
+    if not known:
+        raise ValueError("expected the name of an OS user, or a uid")
+
+
 # `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
 # for what the type alone cannot exclude, `path` takes a relative path from the right folder.
 A_DAY: Final = 86_400
@@ -105,6 +119,9 @@ ClaimPath = Annotated[str, Meta(pattern=r"\A[^\s]{1,255}\Z")]
 AuthenticatorName = Annotated[str, Meta(pattern=rf"\A{_AUTHENTICATOR.pattern}\Z")]
 PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": check_principal})]
 KernelspecName = Annotated[str, Meta(extra={"check": check_kernelspec})]
+OsUserName = Annotated[str, Meta(pattern=rf"\A{OS_USER_NAME.pattern}\Z")]
+OsUserId = Annotated[int, Meta(ge=0, le=LAST_UID)]
+OsUser = Annotated[int | str, Meta(extra={"check": check_os_user})]
 EnvironmentName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", max_length=255)]
 EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z", max_length=255)]
 

@@ -37,10 +37,12 @@ from relay.holder.memory import Memory
 from relay.holder.requests import Requests
 from relay.holder.serve import Server
 from relay.holder.store import Journal
+from relay.processes import hide_from_user, refuse_new_privileges
 from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
 
 log = structlog.get_logger(__name__)
 
+_ROOT: Final = 0
 _FAREWELL: Final = 20.0
 """Seconds in which clients may read the rest of what a kernel said that is gone."""
 _TICK: Final = 1.0
@@ -52,18 +54,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.holder")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--lock", type=int, required=True, help="descriptor of the taken lock")
+    parser.add_argument("--agent-uid", type=int, help="the OS user of agents; ours by default")
+    parser.add_argument("--no-new-privileges", action="store_true", help="for the kernel, too")
     arguments = parser.parse_args()
+    agents = {os.geteuid()}
+    if arguments.agent_uid is not None:
+        # Our own user is the kernel's, too.
+        agents = {arguments.agent_uid, _ROOT}
+        hide_from_user()
+    if arguments.no_new_privileges:
+        refuse_new_privileges()
     place = Place(arguments.folder)
     # The lock is held by this process alone, for as long as it lives: no child inherits it.
     os.set_inheritable(arguments.lock, False)
     config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
     logging.configure(config.log.level, config.log.format, component="holder")
     structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id, request_id=config.request_id)
-    uvloop.run(_run(place, config))
+    uvloop.run(_run(place, config, frozenset(agents)))
 
 
-async def _run(place: Place, config: HolderConfig) -> None:
-    holder = Holder(place, config, place.read_record())
+async def _run(place: Place, config: HolderConfig, agents: frozenset[int]) -> None:
+    holder = Holder(place, config, agents, place.read_record())
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 
@@ -81,11 +92,16 @@ async def _run(place: Place, config: HolderConfig) -> None:
 class Holder:
     """Puts journal, sessions, kernel and server together.
 
-    ``left`` is the record of a holder that died: its kernel is adopted.
+    ``agents`` are the OS users that it serves. ``left`` is the record of a holder that died: its
+    kernel is adopted.
     """
 
     def __init__(
-        self, place: Place, config: HolderConfig, left: KernelRecord | None = None
+        self,
+        place: Place,
+        config: HolderConfig,
+        agents: frozenset[int],
+        left: KernelRecord | None = None,
     ) -> None:
         self._place = place
         self._config = config
@@ -118,6 +134,7 @@ class Holder:
             self._hub,
             status=self._status,
             operate=self.operate,
+            agents=agents,
             max_record=config.max_record,
             limits=ChannelLimits(
                 message_bytes=config.kernels.message_bytes, journal_bytes=config.journal.bytes

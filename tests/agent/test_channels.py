@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -12,6 +13,7 @@ import pytest
 
 from relay.agent.channels import Channels
 from relay.agent.kernels import Admission
+from relay.agent.line import Address
 from relay.bridge import ws_codec
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
@@ -117,7 +119,7 @@ async def connected(
         streams, message_bytes=message_bytes, gateway_bytes=1000, max_record=max_record
     )
     async with asyncio.TaskGroup() as tasks:
-        bench.task = tasks.create_task(bench.channels.run(path, admission))
+        bench.task = tasks.create_task(bench.channels.run(Address(path, os.geteuid()), admission))
         yield bench
         bench.edge.close()
         async with asyncio.timeout(1):
