@@ -73,8 +73,7 @@ class TokenFile:
         except (OSError, ValueError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
-                setting = "authentication.tokens.file"
-                log.error("tokens_not_read", setting=setting, problem=str(error))  # noqa: TRY400
+                log.error("tokens_not_read", problem=str(error))  # noqa: TRY400 - says it all
                 self._metrics.reload_failures.labels("tokens").inc()
             return False
         self._version, self._problem = version, None

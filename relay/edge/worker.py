@@ -105,7 +105,9 @@ async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMe
     standing = Standing(secrets.authentication.identify, metrics)
     async with (
         Upstream(config, secrets.signer, metrics=metrics) as upstream,
-        _background(standing.run(), secrets.authentication.watch(standing.judge_all)),
+        _background(
+            standing=standing.run(), watching=secrets.authentication.watch(standing.judge_all)
+        ),
     ):
         channels = Channels(config, upstream, metrics)
         rest = Rest(config, upstream, metrics)
@@ -183,10 +185,10 @@ class Reload:
 
 
 @contextlib.asynccontextmanager
-async def _background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run these as long as the block; one that fails ends it."""
+async def _background(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these, by name, as long as the block; one that fails ends it."""
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(each, name=each.__qualname__) for each in work]
+        running = [tasks.create_task(each, name=name) for name, each in work.items()]
         yield
         for task in running:
             task.cancel()

@@ -5,13 +5,13 @@ import hashlib
 import hmac
 import json
 import math
+import secrets
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth import tokens
 from relay.auth.tokens import PREFIX, TokenRecord, TokenStore, generate, is_path_token
 from relay.model import Identity, Principal
 
@@ -271,7 +271,7 @@ def test_groups_scopes_and_clusters_are_its_bearers() -> None:
     assert found is not None
     assert found.groups == {"staff", "gpu"}
     assert found.scopes == {"run"}
-    assert found.clusters == {"alpha"}
+    assert found.clusters == frozenset({"alpha"})
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_path_tokens_survive_what_clients_do_to_urls() -> None:
 def test_a_path_token_with_http_in_it_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with_http = base64.b32decode("HTTP".ljust(52, "A") + "====")
     drawn = [with_http, with_http, bytes(32), bytes(6)]
-    monkeypatch.setattr(tokens.secrets, "token_bytes", lambda _: drawn.pop(0))
+    monkeypatch.setattr(secrets, "token_bytes", lambda _: drawn.pop(0))
     assert generate("alice", NOW, lifetime=60.0, path=True)[0] == "a" * 52
 
 

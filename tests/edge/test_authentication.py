@@ -106,9 +106,7 @@ def test_the_chain_is_what_is_set_each_once(file: Path, monkeypatch: pytest.Monk
     assert [[type(each) for each in chain] for chain in made] == [[TokenFile], [TokenFile]]
 
 
-@pytest.mark.parametrize(
-    "other", ["corp:alice", "token:Alice", "token:alice ", "token: alice", "token:*", "Token:alice"]
-)
+@pytest.mark.parametrize("other", ["token:Alice", "token:alice ", "token: alice", "token:*"])
 async def test_an_alias_is_of_exactly_one(file: Path, other: str) -> None:
     known = await build(file, aliases={"token:alice": "corp:al"}).authenticate(TOKEN, NOW)
     assert (known.principal, known.via) == (Principal("corp", "al"), "token")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -75,7 +75,7 @@ class Client:
         self.changes = 0
         self._open = contextlib.ExitStack()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         self._open.enter_context(self.world.standing.visit(self.shown, self.visit))
         self.visit.attend(self._end, self._change)
         return self
