@@ -382,12 +382,12 @@ def is_disk_trouble(error: OSError) -> bool:
 def _write_new(path: Path, data: bytes) -> None:
     """Create a file in one step, whole. Raises ``FileExistsError``."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(data)
     try:
+        temporary.write_bytes(data)
         temporary.chmod(0o600)
         path.hardlink_to(temporary)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def first_come(path: Path, text: str) -> str:

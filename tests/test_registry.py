@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from relay.registry import (
     NotPlain,
     Place,
     RegistryError,
+    first_come,
     kernels_folder,
     open_plain,
     places,
@@ -157,6 +159,18 @@ def test_agents_read_the_address_out_of_any_versions_request(place: Place) -> No
 def test_an_address_that_cannot_be_read_is_none(place: Place, note: bytes) -> None:
     place.request.write_bytes(note)
     assert place.read_address() is None
+
+
+def test_whoever_comes_first_is_noted_for_good(tmp_path: Path) -> None:
+    note = tmp_path / "principal"
+    names = [f"token:{number} é\n" for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = set(pool.map(lambda name: first_come(note, name), names))
+    (first,) = found
+    assert first in names
+    assert first_come(note, "token:else") == first
+    assert note.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [note]
 
 
 def test_an_atomic_write_replaces_and_is_private(tmp_path: Path) -> None:

@@ -236,6 +236,22 @@ async def test_a_viewer_hears_what_is_for_everybody_and_nothing_else(folder: Pat
 
 
 @virtual
+async def test_a_viewer_does_not_wait_in_anybodys_place(folder: Path) -> None:
+    bench = Bench(folder)
+    owner = Client(bench.hub, ADA)
+    viewer = Client(bench.hub, BOB, views_only=True)
+    # By the same ids as the owner's next request.
+    viewer.ask("execute_request", msg_id="cell")
+    before = await viewer.heard()
+    owner.ask("execute_request", msg_id="cell")
+    ((_, asked),) = bench.kernel.sent
+    bench.kernel.say(Channel.STDIN, "input_request", asked, prompt="?")
+    bench.kernel.say(Channel.SHELL, "execute_reply", asked, status="ok")
+    assert await viewer.heard() == before
+    assert [each[1] for each in await owner.heard()] == ["input_request", "execute_reply"]
+
+
+@virtual
 async def test_a_long_header_takes_no_room_in_the_journal(folder: Path) -> None:
     bench = Bench(folder)
     viewer = Client(bench.hub, views_only=True)
