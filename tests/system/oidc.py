@@ -35,7 +35,10 @@ CLIENTS: Final = {"alice": ["staff"], "bob": []}
 @functools.cache
 def _key(kid: str) -> dict[str, Any]:
     private = rsa.generate_private_key(65537, 2048)
-    return {**RSAAlgorithm.to_jwk(private, as_dict=True), "kid": kid, "use": "sig"}
+    written = RSAAlgorithm.to_jwk(private, as_dict=True)
+    # The provider publishes this as it is, and what it publishes does not sign.
+    del written["key_ops"]
+    return {**written, "kid": kid, "use": "sig"}
 
 
 def _free_port() -> int:

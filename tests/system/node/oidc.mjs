@@ -9,6 +9,9 @@ import { createInterface } from 'node:readline';
 
 import { Provider } from 'oidc-provider';
 
+// What the provider says for people is not for who reads stdout.
+console.info = console.error;
+
 const counts = {};
 let settings;
 let handle;
