@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from relay import __version__
 
 _SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
-_KINDS: Final = ("counter", "gauge_livesum")
+_KINDS: Final = ("counter", "gauge_livesum", "gauge_livemin")
 """Beginnings of the names of a worker's files, after the types of metric that an edge has."""
 _FILE_BYTES: Final = 1024 * 1024
 """Of one file; some 7,000 combinations of labels."""
@@ -50,6 +50,12 @@ class EdgeMetrics:
             # Of the workers that live.
             return Gauge(
                 f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livesum"
+            )
+
+        def oldest(name: str, text: str, *labels: str) -> Gauge:
+            # Of the workers that live, the one that is behind.
+            return Gauge(
+                f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livemin"
             )
 
         self._requests = counter(
@@ -79,6 +85,28 @@ class EdgeMetrics:
         self.held = gauge("held_requests", "Requests that wait for an agent now.", "cluster")
         self.broken_answers = counter(
             "broken_answers", "Answers that an agent began and did not end.", "cluster"
+        )
+        self.sent_away = counter(
+            "sent_away",
+            "Clients whose WebSocket or stream was ended, since they may not have it any more.",
+            "reason",
+        )
+        self.reload_failures = counter(
+            "reload_failures",
+            "Times that a changed file could not be used, and what was known before was kept.",
+            "what",
+        )
+        self.key_fetches = counter(
+            "key_fetches", "Tries to fetch the keys of an issuer of JWTs.", "authenticator"
+        )
+        self.key_fetch_failures = counter(
+            "key_fetch_failures", "Those of them that failed.", "authenticator"
+        )
+        self.keys_fetched = oldest(
+            "keys_fetched_timestamp_seconds",
+            "When an issuer's keys were fetched last, in Unix time, by the worker with the oldest;"
+            " 0: never.",
+            "authenticator",
         )
         self.hub_requests = counter(
             "hub_requests",

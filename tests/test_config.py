@@ -13,7 +13,14 @@ import pytest
 import yaml
 
 from relay import config
-from relay.config import AgentConfig, EdgeConfig, JupyterHubSettings, UpConfig, load
+from relay.config import (
+    AgentConfig,
+    EdgeConfig,
+    JupyterHubSettings,
+    JwtSettings,
+    UpConfig,
+    load,
+)
 from relay.config.loading import _locate
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +83,18 @@ def test_sample_loads_and_holds_every_setting_with_its_default(name: str) -> Non
     ("name", "replacements"),
     [
         ("edge.yaml", {"    tls: null\n": "", "    # tls:": "    tls:", "    #   ": "      "}),
-        ("agent.yaml", {"tls: null\n": "", "# tls:": "tls:", "#   ": "  "}),
+        (
+            "agent.yaml",
+            {
+                "tls: null\n": "",
+                "# tls:": "tls:",
+                "#   ": "  ",
+                "user: null\nlaunch_as: null\n": "",
+                "# user:": "user:",
+                "# launch_as:": "launch_as:",
+                "runtime_dir: null": "runtime_dir: /run/relay",
+            },
+        ),
     ],
 )
 def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
@@ -104,6 +122,20 @@ def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -
     assert loaded.authentication.jupyterhub == JupyterHubSettings()
     written = yaml.safe_load(text)["authentication"]["jupyterhub"]
     assert written.keys() == {each.name for each in msgspec.structs.fields(JupyterHubSettings)}
+
+
+def test_the_issuer_that_is_shown_has_every_setting_with_its_default(tmp_path: Path) -> None:
+    before, mark, rest = (ROOT / "config" / "edge.yaml").read_text().partition("  jwt: {}\n")
+    assert mark
+    lines = rest.splitlines()
+    length = next(n for n, line in enumerate(lines) if not re.match(r"  #( jwt:|   )", line))
+    shown = [line.replace("# ", "", 1) for line in lines[:length]]
+    (tmp_path / "edge.yaml").write_text("\n".join([before, *shown, *lines[length:]]))
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {}).authentication.jwt["corp"]
+    sample = yaml.safe_load("\n".join(shown))["jwt"]["corp"]
+    assert list(differences(JwtSettings, sample, loaded, "")) == [
+        "keys.discovery is not the default"
+    ]
 
 
 def test_a_sample_that_lacks_or_changes_a_setting_is_noticed() -> None:

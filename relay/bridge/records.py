@@ -99,6 +99,10 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the client wants to hear the seq of every message, and repeats its requests."""
     last_seq: Position | None = None
     """How far the client says that it has come."""
+    views_only: bool = False
+    """Whether the client only listens; it, too, the agent says, whatever the edge does."""
+    granted: bool = False
+    """Whether the kernel's owner lets the client in, who is somebody else's, and can end that."""
     request_id: str = ""
 
 
@@ -136,11 +140,19 @@ class Detach(msgspec.Struct, frozen=True, kw_only=True):
     fragment: int = 0
 
 
+class Granting(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel's owner lets another principal do: ``use``, ``view``, nothing any more."""
+
+    principal: str
+    action: str | None
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a holder: ``interrupt``, ``restart`` or ``shutdown``."""
+    """One request to a holder: ``interrupt``, ``restart``, ``shutdown`` or ``grant``."""
 
     id: int
     op: str
+    grant: Granting | None = None
     request_id: str = ""
 
 
@@ -201,6 +213,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     figures: Figures | None = None
     """None of a holder that an older version started."""
+    knows_viewers: bool = False
+    """False of a holder that an older version started: whoever is let in is listened to."""
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +228,9 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to wait for more, until the kernel ends; else it ends with the newest message."""
     message_bytes: int
     """Bytes of the largest message that the agent takes."""
+    principal: str = ""
+    granted: bool = False
+    """As in `Attach`."""
     request_id: str = ""
 
 

@@ -12,8 +12,16 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.edge import EdgeLimits, PolicySettings, UpstreamSettings, WebSocketSettings
-from relay.config.jupyterhub import BaseUrl, JupyterHubSettings
+from relay.config.edge import (
+    AuthenticationSettings,
+    EdgeLimits,
+    PathTokenSettings,
+    PolicySettings,
+    QuotaSettings,
+    UpstreamSettings,
+    WebSocketSettings,
+)
+from relay.config.jupyterhub import BaseUrl
 from relay.config.values import (
     ClusterName,
     Count,
@@ -35,19 +43,26 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Kernel channels only."""
     base_url: BaseUrl = ""
     """The path in front of all others, as ``/services/relay``, if a proxy sends us requests with
-    one; where ``jupyterhub`` is set, by default ``$JUPYTERHUB_SERVICE_PREFIX``."""
+    one; where ``authentication.jupyterhub`` is set, by default ``$JUPYTERHUB_SERVICE_PREFIX``."""
     clusters: list[ClusterName] = field(default_factory=lambda: ["alpha", "beta"])
     """The local clusters, each an agent of its own."""
     edge_workers: Count = 2
     """Processes that share the two ports."""
-    jupyterhub: JupyterHubSettings | None = None
-    """A JupyterHub whose users may come in, besides those with a token of the relay's own."""
+    path_tokens: PathTokenSettings | None = None
+    """Tokens in URLs' paths; without this section there are none."""
+    authentication: AuthenticationSettings | None = None
+    """Who may come in besides those with a token of the state folder: without ``tokens``."""
     policy: PolicySettings | None = None
     """What whoever comes in may do; by default everything with kernels of their own."""
     kernels: KernelSettings = field(default_factory=KernelSettings)
     """How kernels are run."""
     culling: CullSettings = field(default_factory=CullSettings)
     """When a kernel that nobody uses is shut down."""
+    shared_uid: bool = False
+    """Whether several users may start kernels, all under the user id of ``relay up``: on one uid
+    any kernel can read every other's files. Without it only the first who starts one may."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """How much of everything one user may have."""
     root_dir: FilePath | None = None
     """Folder below which the ``path`` of a request says where its kernel starts; by default the
     folder that ``relay up`` was started in."""
@@ -69,8 +84,10 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log of every process."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where clusters or ports coincide, or no cluster is left."""
+        """Raise ``ValueError`` where names or ports coincide, or the tokens are elsewhere."""
         check_two_ports(self.https, self.wss)
+        if self.authentication is not None and self.authentication.tokens is not None:
+            raise ValueError("authentication: tokens are those of the state folder")
         if not self.clusters:
             raise ValueError("clusters: at least one is needed")
         if len(set(self.clusters)) < len(self.clusters):

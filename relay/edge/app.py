@@ -5,19 +5,26 @@ Parse the target → health and probes → who is it → what is asked → may t
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from relay.auth import credentials
-from relay.auth.chain import Chain
+from relay.auth.chain import WHO
+from relay.auth.credentials import Shown
 from relay.auth.policy import NO_CLUSTER, Action, Policy
+from relay.auth.tokens import is_path_token
+from relay.config import EdgeConfig
+from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
+from relay.edge.standing import Standing, Visit
 from relay.edge.upstream import Bearer, Upstream
 from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
 from relay.http import REQUEST_ID, SERVER_NAME, error_response
@@ -25,12 +32,13 @@ from relay.metrics import EdgeMetrics
 from relay.model import Identity
 from relay.routing.clusters import is_vscode_probe
 from relay.routing.paths import Target, parse_target
-from relay.routing.routes import Kind, allowed_methods, match
+from relay.routing.routes import Kind, Route, allowed_methods, match
 
 log = structlog.get_logger(__name__)
 
 _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
+_PATH_TOKEN: Final = "t"  # noqa: S105 - what stands before one
 
 
 class _Asked:
@@ -39,33 +47,43 @@ class _Asked:
     def __init__(self) -> None:
         self.cluster = ""
         self.kind = ""
-        self.below_cluster: tuple[str, ...] = ()
+        self.path: tuple[str, ...] = ()
+        """Below the cluster."""
+
+
+class Parts(NamedTuple):
+    """What a request meets on its way."""
+
+    authentication: Authentication
+    standing: Standing
+    upstream: Upstream
+    rest: Rest
+    channels: Channels
+    metrics: EdgeMetrics
 
 
 class App:
     """Lets in, or not, and hands on. ``ready`` tells whether new clients are welcome."""
 
     def __init__(
-        self,
-        *,
-        chain: Chain,
-        policy: Policy,
-        upstream: Upstream,
-        rest: Rest,
-        channels: Channels,
-        metrics: EdgeMetrics,
-        base_url: str = "",
-        clock: Callable[[], float] = time.time,
+        self, config: EdgeConfig, parts: Parts, clock: Callable[[], float] = time.time
     ) -> None:
-        self._chain = chain
-        self._policy = policy
-        self._upstream = upstream
-        self._rest = rest
-        self._channels = channels
-        self._metrics = metrics
-        self._base = tuple(base_url.split("/")[1:])
+        self._config = config
+        self._base = tuple(config.base_url.split("/")[1:])
+        self._policy = config.policy.policy()
+        self._authentication = parts.authentication
+        self._standing = parts.standing
+        self._upstream = parts.upstream
+        self._rest = parts.rest
+        self._channels = parts.channels
+        self._metrics = parts.metrics
         self._clock = clock
         self.ready = True
+
+    def change_policy(self, policy: Policy) -> None:
+        """Judge by this one from now on, what is open too."""
+        self._policy = policy
+        self._standing.judge_all()
 
     async def handle_https(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request on the HTTPS port: REST, and channels for who knows one URL."""
@@ -91,7 +109,7 @@ class App:
                     # What follows on this connection may be the rest of it: answer no more.
                     response.force_close()
                 if isinstance(error, MethodNotAllowed):
-                    response.headers[hdrs.ALLOW] = _allowed(asked.below_cluster)
+                    response.headers[hdrs.ALLOW] = _allowed(asked.path)
                 if isinstance(error, Unauthorized):
                     self._metrics.refused_logins.inc()
         self._metrics.answered(asked.cluster, asked.kind, response.status)
@@ -111,70 +129,95 @@ class App:
         if target.segments in _HEALTH:
             ready = self.ready or target.segments == ("healthz",)
             return web.Response(status=200 if ready else 503)
-        below = target.below(self._base)
-        if below is None:
-            msg = "There is nothing here."
-            raise NotFound(msg)
-        target = below
+        prefix, path_token, target = self._split(target)
         if is_vscode_probe(target):
             return web.Response(status=404)
-        identity = await self._who(request, target)
+        shown = _shown(request, target, path_token)
+        identity = await self._authentication.identify(shown, self._clock())
         cluster, *rest = target.segments
         self._upstream.require(cluster)
         if not self._policy.rights(identity, cluster):
             raise NotFound(NO_CLUSTER)
-        asked.cluster, asked.below_cluster = cluster, tuple(rest)
+        asked.cluster, asked.path = cluster, tuple(rest)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
         route = match(request.method, tuple(rest))
         asked.kind = route.kind.value
-        actions = frozenset(map(Action, route.actions))
-        rights = self._policy.authorise(identity, cluster, actions)
-        besides = frozenset(map(Action, route.besides))
-        bearer = Bearer(identity.principal, rights.among(actions | besides | {Action.ADMIN}))
-        log.info(
-            "request",
-            method=request.method,
-            cluster=cluster,
-            kind=route.kind,
-            kernel_id=route.kernel_id,
-            principal=str(identity.principal),
-        )
+        bearer = self._bearer(identity, cluster, route)
+        about = {
+            "cluster": cluster,
+            "kind": route.kind.value,
+            "kernel_id": route.kernel_id,
+            "principal": str(identity.principal),
+        }
+        log.info("request", method=request.method, **about)
+        if channels_only and route.kind is not Kind.CHANNELS:
+            msg = "This port serves kernel channels only."
+            raise NotFound(msg)
+        about |= {"request_id": request_id, "token_id": identity.credential}
+        judge = partial(self._bearer, cluster=cluster, route=route)
+        visit = self._standing.visit(shown, Visit(identity, judge, bearer, about))
         if route.kind is Kind.CHANNELS:
             session_id = target.values("session_id")
             last_seq = target.values("last_seq")
-            return await self._channels.handle(
+            with visit as stay:
+                return await self._channels.handle(
+                    request,
+                    cluster=cluster,
+                    kernel_id=route.kernel_id or "",
+                    visit=stay,
+                    session_id=session_id[0] if session_id else "",
+                    last_seq=last_seq[0] if last_seq else None,
+                    request_id=request_id,
+                )
+        with visit if route.kind is Kind.MESSAGES else contextlib.nullcontext() as stay_or_none:
+            return await self._rest.handle(
                 request,
                 cluster=cluster,
-                kernel_id=route.kernel_id or "",
-                identity=identity,
+                target=target,
+                route=route,
                 bearer=bearer,
-                session_id=session_id[0] if session_id else "",
-                last_seq=last_seq[0] if last_seq else None,
+                prefix=prefix,
+                visit=stay_or_none,
                 request_id=request_id,
             )
-        if channels_only:
-            msg = "This port serves kernel channels only."
-            raise NotFound(msg)
-        return await self._rest.handle(
-            request,
-            cluster=cluster,
-            target=target,
-            route=route,
-            bearer=bearer,
-            request_id=request_id,
+
+    def _bearer(self, identity: Identity, cluster: str, route: Route) -> Bearer:
+        """Raises `NotFound` and `Forbidden`."""
+        actions = frozenset(map(Action, route.actions))
+        rights = self._policy.authorise(identity, cluster, actions)
+        besides = frozenset(map(Action, route.besides))
+        return Bearer(
+            identity.principal,
+            rights.among(actions | besides | {Action.ADMIN}),
+            max_kernels=self._config.quotas.kernels_per_user or None,
         )
 
-    async def _who(self, request: web.BaseRequest, target: Target) -> Identity:
-        # The header alone is no WebSocket: anybody can send it along with a REST request.
-        upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
-        channels = target.segments[-1] == "channels"
-        credential = credentials.from_request(
-            request.headers.getall(hdrs.AUTHORIZATION, []),
-            target.values("token"),
-            websocket=upgrade and channels,
-        )
-        return await self._chain.authenticate(credential, self._clock())
+    def _split(self, target: Target) -> tuple[str, str | None, Target]:
+        """What stands before the cluster, the token in it, and the rest.
+
+        Raises `NotFound` and `Unauthorized`.
+        """
+        base, target = self._config.base_url, target.below(*self._base)
+        if not self._authentication.path_tokens or target.segments[0] != _PATH_TOKEN:
+            return base, None, target
+        token = target.segments[1] if len(target.segments) > 1 else ""
+        if not is_path_token(token):
+            raise Unauthorized(WHO)
+        return f"{base}/{_PATH_TOKEN}/{token}", token, target.below(_PATH_TOKEN, token)
+
+
+def _shown(request: web.BaseRequest, target: Target, path_token: str | None) -> Shown:
+    # The header alone is no WebSocket: anybody can send it along with a REST request.
+    upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+    channels = target.segments[-1] == "channels"
+    credential = credentials.from_request(
+        request.headers.getall(hdrs.AUTHORIZATION, []),
+        target.values("token"),
+        request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, []),
+        websocket=upgrade and channels,
+    )
+    return Shown(credential, path_token)
 
 
 def _allowed(segments: tuple[str, ...]) -> str:

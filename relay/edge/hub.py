@@ -27,7 +27,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from relay import limits
-from relay.auth.tokens import PREFIX, is_user_name
+from relay.auth.tokens import PREFIX, is_name
 from relay.config import JupyterHubSettings
 from relay.config.jupyterhub import ANY_SERVICE, HubAccess
 from relay.edge.activity import Activity, Place, Report, Watched
@@ -224,7 +224,7 @@ class JupyterHub:
         return word
 
     def _judge(self, model: _Model) -> Identity | _Refused:
-        if not is_user_name(model.name):
+        if not is_name(model.name):
             return _Refused("this name cannot be used here")
         if model.kind == "user" and model.name.startswith(SERVICE):
             return _Refused(f"users whose names begin with {SERVICE} cannot be told from services")

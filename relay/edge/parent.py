@@ -126,6 +126,9 @@ class Parent:
         self._scraped = scraped
         self._workers: frozenset[int] = frozenset()
         self._ended = 0
+        self._reloads = 0
+        self._told: dict[int, int] = {}
+        """How many reloads each worker knows of, by its pid."""
 
     async def run(self) -> int:
         """Keep the workers until a signal; the exit code."""
@@ -151,6 +154,7 @@ class Parent:
 
     def _changed(self) -> None:
         self._change.set()
+        self._pass_on_reload()
         workers = tuple(keeper.child.pid for keeper in self._keepers if keeper.child is not None)
         self._bury(self._workers.difference(workers))
         self._workers = frozenset(workers)
@@ -160,6 +164,7 @@ class Parent:
     def _bury(self, ended: frozenset[int]) -> None:
         self._ended += len(ended)
         for pid in ended:
+            self._told.pop(pid, None)
             if self._scraped is not None:
                 self._scraped.folder.retire(pid)
 
@@ -172,8 +177,8 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        # To a daemon SIGHUP means "read the configuration again", never its end.
-        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
+        # Workers read the configuration again; there is nothing in it for this process.
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -181,6 +186,18 @@ class Parent:
                 keeper.kill()
         self._stop.set()
         self._change.set()
+
+    def _on_reload(self) -> None:
+        self._reloads += 1
+        self._pass_on_reload()
+
+    def _pass_on_reload(self) -> None:
+        # A worker that is starting may have read the old one: it hears of it once it is ready.
+        for keeper in self._keepers:
+            child = keeper.child
+            if child is not None and child.ready and self._told.get(child.pid, 0) < self._reloads:
+                self._told[child.pid] = self._reloads
+                child.signal(signal.SIGHUP)
 
     async def _end(self) -> None:
         notify("STOPPING=1")

@@ -139,6 +139,13 @@ class Pipe(asyncio.Protocol):
             link.pause()
         self._balance()
 
+    def relink(self) -> None:
+        """Do without the link, as if it were lost: the next one comes with other rights."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+            self.unlinked.set()
+
     def _on_link_lost(self) -> None:
         self._link = None
         self.unlinked.set()

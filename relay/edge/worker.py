@@ -11,9 +11,9 @@ import random
 import signal
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -22,12 +22,14 @@ import uvloop
 from relay import limits, processes
 from relay import log as logging
 from relay.auth.tickets import TicketSigner
-from relay.config import EdgeConfig, TlsSettings, load
+from relay.config import ConfigError, EdgeConfig, TlsSettings, load
 from relay.config.jupyterhub import base_url
-from relay.edge.app import App
-from relay.edge.authentication import Authenticators
+from relay.edge import authentication
+from relay.edge.app import App, Parts
+from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
+from relay.edge.standing import Standing
 from relay.edge.upstream import Upstream
 from relay.http import server
 from relay.metrics import EdgeMetrics
@@ -44,20 +46,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
         processes.die_with_parent(arguments.die_with_parent)
-    config = load(EdgeConfig, arguments.config, os.environ)
+    path: Path = arguments.config
+    config = load(EdgeConfig, path, os.environ)
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
     metrics = _metrics(arguments.metrics_folder)
     try:
-        written, hub = config.base_url, config.authentication.jupyterhub
-        config = msgspec.structs.replace(config, base_url=base_url(written, hub, os.environ))
         secrets = Secrets.read(config, metrics)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, secrets, metrics))
+    uvloop.run(_run(config, path, secrets, metrics))
 
 
 def _metrics(folder: Path | None) -> EdgeMetrics:
@@ -73,11 +74,12 @@ def _metrics(folder: Path | None) -> EdgeMetrics:
 
 
 class Secrets(NamedTuple):
-    """What a worker reads once, when it starts."""
+    """What a worker reads when it starts."""
 
     tls: ssl.SSLContext
     signer: TicketSigner
-    authenticators: Authenticators
+    authentication: Authentication
+    base_url: str
 
     @classmethod
     def read(cls, config: EdgeConfig, metrics: EdgeMetrics) -> Secrets:
@@ -86,7 +88,8 @@ class Secrets(NamedTuple):
             context = _tls(config.tls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
-        return cls(context, signer, Authenticators(config.authentication, metrics))
+        prefix = base_url(config.base_url, config.authentication.jupyterhub, os.environ)
+        return cls(context, signer, authentication.build(config.authentication, metrics), prefix)
 
 
 @contextlib.contextmanager
@@ -97,29 +100,33 @@ def _naming(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> None:
+async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    # To a daemon SIGHUP means "read the configuration again", never its end.
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     sockets = processes.inherited_listeners()
+    standing = Standing(secrets.authentication.identify, metrics)
     async with (
-        secrets.authenticators as chain,
+        secrets.authentication,
         Upstream(config, secrets.signer, metrics=metrics) as upstream,
+        _background(
+            standing=standing.run(), watching=secrets.authentication.watch(standing.judge_all)
+        ),
     ):
-        channels = Channels(config, upstream, metrics, secrets.authenticators.follow)
+        channels = Channels(config, upstream, metrics, secrets.authentication.follow)
         rest = Rest(config, upstream, metrics)
-        app = App(
-            chain=chain,
-            policy=config.policy.policy(),
+        parts = Parts(
+            authentication=secrets.authentication,
+            standing=standing,
             upstream=upstream,
             rest=rest,
             channels=channels,
             metrics=metrics,
-            base_url=config.base_url,
         )
+        app = App(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
+        reload = Reload(config, path, app, metrics)
+        loop.add_signal_handler(signal.SIGHUP, reload)
         bounds = {
             "request_line_bytes": config.limits.request_line_bytes,
             "header_bytes": config.limits.header_bytes,
@@ -150,6 +157,46 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
+
+
+class Reload:
+    """Reads the configuration again, and takes what can change in mid-run: the policy's rules."""
+
+    def __init__(self, config: EdgeConfig, path: Path, app: App, metrics: EdgeMetrics) -> None:
+        self._config = config
+        self._path = path
+        self._app = app
+        self._metrics = metrics
+
+    def __call__(self) -> None:
+        """A configuration that cannot be used changes nothing."""
+        try:
+            config = load(EdgeConfig, self._path, os.environ)
+        except ConfigError as error:
+            self._metrics.reload_failures.labels("configuration").inc()
+            for problem in error.problems:
+                log.error("configuration_not_read", problem=str(problem))  # noqa: TRY400 - says it
+            return
+        self._app.change_policy(config.policy.policy())
+        log.info("policy_read", rules=len(config.policy.rules), other_changes=self._others(config))
+
+    def _others(self, config: EdgeConfig) -> list[str]:
+        """What else has changed: it takes a restart."""
+        return [
+            name
+            for name in config.__struct_fields__
+            if name != "policy" and getattr(config, name) != getattr(self._config, name)
+        ]
+
+
+@contextlib.asynccontextmanager
+async def _background(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these, by name, as long as the block; one that fails ends it."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(each, name=name) for name, each in work.items()]
+        yield
+        for task in running:
+            task.cancel()
 
 
 def _tls(settings: TlsSettings) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
 
-from relay.errors import BadRequest
+from relay.errors import BadRequest, NotFound
 
 MAX_TARGET = 8192
 """Longest target that is looked at, in characters."""
@@ -39,17 +39,18 @@ class Target(NamedTuple):
     query: str
     """What followed the first ``?``, as received, without it."""
 
-    def below(self, base: tuple[str, ...]) -> Target | None:
+    def below(self, *base: str) -> Target:
         """Return what is left of this target below the path with the segments ``base``.
 
-        ``None`` for what is not below it. A base is compared segment by segment, and whole.
+        They are compared one by one, and whole. Raises ``NotFound`` for what is not below them.
         """
         count = len(base)
-        if self.segments[:count] != base or len(self.segments) == count:
-            return None
+        if self.segments[:count] != base:
+            msg = "There is nothing here."
+            raise NotFound(msg)
         # A segment of the path is one of `segments`, however it is written.
-        path = "/" + self.path.split("/", count + 1)[count + 1]
-        return Target(self.segments[count:], path, self.query)
+        path = "/" + "/".join(self.path.split("/")[count + 1 :])
+        return Target(self.segments[count:] or ("",), path, self.query)
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return the decoded values of every ``name`` in the query, in order."""

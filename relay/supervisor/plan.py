@@ -10,6 +10,7 @@ import msgspec
 
 from relay import registry
 from relay.auth.policy import Action
+from relay.auth.tokens import AUTHENTICATOR
 from relay.config import (
     AgentConfig,
     AuthenticationSettings,
@@ -41,9 +42,7 @@ def edge_config(
 ) -> EdgeConfig:
     """The edge's configuration: the ports it really has, and the agents' ports by cluster."""
     certificate, key = folder.server
-    authentication = AuthenticationSettings(
-        tokens=TokenSettings(file=str(folder.tokens)), jupyterhub=config.jupyterhub
-    )
+    authentication = _authentication(folder, config)
     return EdgeConfig(
         https=ListenSettings(host=config.https.host, port=https),
         wss=ListenSettings(host=config.wss.host, port=wss),
@@ -56,6 +55,7 @@ def edge_config(
         },
         authentication=authentication,
         policy=config.policy or _everybody(authentication),
+        quotas=config.quotas,
         ticket_key=str(folder.ticket_keys[1]),
         limits=config.limits,
         websocket=config.websocket,
@@ -74,6 +74,18 @@ def _everybody(authentication: AuthenticationSettings) -> PolicySettings:
     )
 
 
+def _authentication(folder: StateFolder, config: UpConfig) -> AuthenticationSettings:
+    """The state folder's tokens first, then what is configured."""
+    tokens = TokenSettings(file=str(folder.tokens))
+    besides = config.authentication
+    if besides is None:
+        return AuthenticationSettings(tokens=tokens, path_tokens=config.path_tokens)
+    chain = [AUTHENTICATOR, *besides.chain] if besides.chain else []
+    return msgspec.structs.replace(
+        besides, tokens=tokens, path_tokens=config.path_tokens, chain=chain
+    )
+
+
 def agent_config(
     folder: StateFolder, config: UpConfig, cluster: str, *, port: int, metrics: int
 ) -> AgentConfig:
@@ -88,6 +100,7 @@ def agent_config(
         past=config.past,
         sessions=config.sessions,
         culling=config.culling,
+        shared_uid=config.shared_uid,
         root_dir=config.root_dir,
         kernels=config.kernels,
         # One limit, wherever a body is refused.

@@ -57,6 +57,8 @@ def run(
     """
     claim_notify_socket()
     folder.create()
+    if config.shared_uid:
+        log.warning("no isolation between users", uid=os.geteuid())
     with Lock(folder), contextlib.ExitStack() as ports:
         folder.status.unlink(missing_ok=True)
         with _writing(folder):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from relay.agent.channels import Channels
+from relay.agent.kernels import Admission
+from relay.agent.line import Address
 from relay.bridge import ws_codec
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
@@ -34,12 +37,11 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.bridge.ws_codec import FRAGMENT_SIZE, Subprotocol
-from relay.model import Principal
 from relay.streams import read_record
 from tests.virtualtime import settle, virtual
 
 V1, LEGACY = Subprotocol.V1, Subprotocol.LEGACY
-ADA = Principal("token", "ada")
+ADA = Admission("token:ada")
 EPOCH = "e1"
 HEAD = Position(EPOCH, 0)
 MAX_RECORD = 2**23
@@ -98,7 +100,11 @@ class Bench:
 
 @asynccontextmanager
 async def connected(
-    tmp_path: Path, *, message_bytes: int = MAX_RECORD, max_record: int = MAX_RECORD
+    tmp_path: Path,
+    *,
+    message_bytes: int = MAX_RECORD,
+    max_record: int = MAX_RECORD,
+    admission: Admission = ADA,
 ) -> AsyncIterator[Bench]:
     """Channels that have been started but not asked for anything."""
     bench = Bench()
@@ -119,7 +125,7 @@ async def connected(
         is_busy=lambda: bench.busy,
     )
     async with asyncio.TaskGroup() as tasks:
-        bench.task = tasks.create_task(bench.channels.run(path, ADA))
+        bench.task = tasks.create_task(bench.channels.run(Address(path, os.geteuid()), admission))
         yield bench
         bench.edge.close()
         async with asyncio.timeout(1):
@@ -180,17 +186,25 @@ CUTS = [
 # Attaching
 
 
+@pytest.mark.parametrize("views_only", [False, True])
+@pytest.mark.parametrize("granted", [False, True])
 @virtual
-async def test_who_attaches_the_ticket_says(tmp_path: Path) -> None:
+async def test_who_attaches_and_what_they_may_the_ticket_says(
+    tmp_path: Path, views_only: bool, granted: bool
+) -> None:
     attach = Attach(
         link="ab",
         principal="token:mallory",
+        # What an edge says of it is nothing.
+        views_only=not views_only,
+        granted=not granted,
         session_id="s",
         subprotocol=V1.value,
         position=Position(EPOCH, 3, 1),
         request_id="r",
     )
-    async with connected(tmp_path) as bench:
+    admission = Admission("token:ada", views_only, granted)
+    async with connected(tmp_path, admission=admission) as bench:
         bench.edge.send(struct_record(Kind.ATTACH, attach))
         await settle()
         kind, payload = await bench.holder.next()
@@ -198,6 +212,8 @@ async def test_who_attaches_the_ticket_says(tmp_path: Path) -> None:
         assert read_struct(payload, Attach) == Attach(
             link="ab",
             principal="token:ada",
+            views_only=views_only,
+            granted=granted,
             session_id="s",
             subprotocol=V1.value,
             position=Position(EPOCH, 3, 1),

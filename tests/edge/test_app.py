@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from relay.auth.chain import Chain
-from relay.auth.policy import Action, Policy, Rights, Rule
+from relay.auth.policy import Action, Rights
 from relay.auth.tokens import TokenStore, generate
-from relay.edge.app import App
+from relay.config import PolicySettings, QuotaSettings, RuleSettings
+from relay.edge.app import App, Parts
+from relay.edge.authentication import Authentication
+from relay.edge.standing import Standing
 from relay.edge.upstream import Bearer, Upstream
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
@@ -19,6 +23,7 @@ from tests.edge.test_parent import CONFIG
 
 NOW = 1_800_000_000.0
 TOKEN, RECORD = generate("ada", NOW)
+PATH_TOKEN, PATH_RECORD = generate("ada", NOW, lifetime=60.0, path=True)
 ADA = Principal("token", "ada")
 KERNEL = "/alpha/api/kernels/0a0a0a0a-0000-4000-8000-000000000000"
 
@@ -35,37 +40,57 @@ class Knows:
         return Identity(**{"principal": ADA, "via": "token", **self.fields})
 
 
+class KnowsPath:
+    """The path token."""
+
+    async def authenticate(self, credential: str, now: float, /) -> Identity | None:
+        return TokenStore([PATH_RECORD]).authenticate_path(credential, now, 60.0)
+
+
 class Passed(NamedTuple):
     """A request that an agent would be asked."""
 
     cluster: str
     kind: str
     bearer: Bearer
+    prefix: str
 
 
 class Desk:
     """REST and channels in one, behind the real entry."""
 
     def __init__(
-        self, *actions: Action, identity: Any = None, base_url: str = "", **rule: Any
+        self,
+        *actions: Action,
+        identity: Any = None,
+        quota: int = 20,
+        base_url: str = "",
+        **rule: Any,
     ) -> None:
         self.passed: list[Passed] = []
         metrics, signer, itself = EdgeMetrics.local(), Any, self
         fakes: dict[str, Any] = {"rest": itself, "channels": itself}
-        rules = [Rule(**{"authenticator": "token", "actions": frozenset(actions), **rule})]
-        self.app = App(
-            chain=Chain([Knows(**(identity or {}))]),
-            policy=Policy(rules),
+        rule = {"authenticator": "token", "actions": list(actions), **rule}
+        config = msgspec.structs.replace(
+            CONFIG,
+            base_url=base_url,
+            policy=PolicySettings(rules=[RuleSettings(**rule)]),
+            quotas=QuotaSettings(kernels_per_user=quota),
+        )
+        authentication = Authentication(Chain([Knows(**(identity or {}))]), Chain([KnowsPath()]))
+        parts = Parts(
+            authentication=authentication,
+            standing=Standing(authentication.identify, metrics),
             upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
-            base_url=base_url,
-            clock=lambda: NOW,
             **fakes,
         )
+        self.app = App(config, parts, clock=lambda: NOW)
 
     async def handle(self, _: web.BaseRequest, **asked: Any) -> web.Response:
         kind = asked["route"].kind if "route" in asked else "channels"
-        self.passed.append(Passed(asked["cluster"], kind, asked["bearer"]))
+        bearer = asked["visit"].bearer if kind == "channels" else asked["bearer"]
+        self.passed.append(Passed(asked["cluster"], kind, bearer, asked.get("prefix", "")))
         return web.Response(status=299)
 
     async def ask(self, method: str, path: str, token: str = TOKEN) -> int:
@@ -80,6 +105,15 @@ class Desk:
         return passed.bearer.rights
 
 
+@pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (0, None)])
+async def test_an_agent_hears_how_many_kernels_a_user_may_have(
+    quota: int, shown: int | None
+) -> None:
+    desk = Desk(Action.START, quota=quota)
+    assert await desk.ask("POST", "/alpha/api/kernels") == 299
+    assert desk.passed.pop().bearer.max_kernels == shown
+
+
 EVERY = tuple(Action)
 ADMIN = Action.ADMIN
 
@@ -91,14 +125,14 @@ ADMIN = Action.ADMIN
         ("GET", "/alpha/api/kernels", {"list", "view", "use"}),
         ("POST", "/alpha/api/kernels", {"start"}),
         ("GET", KERNEL, {"view", "use"}),
-        ("DELETE", KERNEL, {"stop"}),
-        ("POST", f"{KERNEL}/interrupt", {"interrupt"}),
-        ("POST", f"{KERNEL}/restart", {"stop"}),
+        ("DELETE", KERNEL, {"stop", "view", "use"}),
+        ("POST", f"{KERNEL}/interrupt", {"interrupt", "view", "use"}),
+        ("POST", f"{KERNEL}/restart", {"stop", "view", "use"}),
         ("GET", f"{KERNEL}/channels", {"view", "use"}),
-        ("GET", f"{KERNEL}/grants", {"use"}),
-        ("PUT", f"{KERNEL}/grants/token:bob", {"use"}),
+        ("GET", f"{KERNEL}/grants", {"use", "view"}),
+        ("PUT", f"{KERNEL}/grants/token:bob", {"use", "view"}),
         ("GET", "/alpha/api/kernelspecs", {"list", "start"}),
-        ("POST", "/alpha/api/sessions", {"start", "use"}),
+        ("POST", "/alpha/api/sessions", {"start", "use", "view"}),
     ],
 )
 async def test_an_agent_hears_of_rights_that_matter_to_the_request_only(
@@ -156,6 +190,25 @@ async def test_a_base_is_taken_off_once_and_never_guessed() -> None:
     # Who watches over the relay does not come through a proxy.
     assert await desk.ask("GET", "/healthz", "wrong") == 200
     assert await desk.ask("GET", f"{BASE}/healthz", "wrong") == 401
+
+
+async def test_a_token_in_the_path_stands_behind_the_base() -> None:
+    desk = Desk(*EVERY, base_url=BASE)
+    for target in (KERNEL, f"/t/{PATH_TOKEN}{KERNEL}"):
+        assert await desk.ask("GET", f"{BASE}{target}") == 299
+    assert [each.prefix for each in desk.passed] == [BASE, f"{BASE}/t/{PATH_TOKEN}"]
+    desk.passed.clear()
+    for target, status in (
+        (f"/t/{PATH_TOKEN}{BASE}{KERNEL}", 404),
+        (f"/t/{PATH_TOKEN}{KERNEL}", 404),
+        (f"{BASE}/t/{PATH_TOKEN}{BASE}{KERNEL}", 404),
+        (f"{BASE}/t/{PATH_TOKEN}/t/{PATH_TOKEN}{KERNEL}", 404),
+        (f"{BASE}/t/{PATH_TOKEN}", 404),
+        (f"{BASE}/t/{PATH_TOKEN}x{KERNEL}", 401),
+        (f"{BASE}/t{KERNEL}", 401),
+    ):
+        assert await desk.ask("GET", target) == status, target
+    assert desk.passed == []
 
 
 async def test_what_a_path_takes_is_said_below_a_base_too() -> None:

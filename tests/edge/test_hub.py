@@ -16,7 +16,9 @@ import pytest
 from aiohttp import web
 
 from relay import limits
-from relay.config import JupyterHubSettings
+from relay.auth.credentials import Shown
+from relay.config import AuthenticationSettings, JupyterHubSettings
+from relay.edge import authentication
 from relay.edge.activity import Place
 from relay.edge.hub import HubUser, JupyterHub
 from relay.errors import AuthenticatorUnavailable, Unauthorized
@@ -510,6 +512,34 @@ async def test_nothing_is_reported_of_others(hub: StandIn) -> None:
         with authenticator.follow(others, Socket()):
             await asyncio.sleep(0.2)
     assert hub.reports == []
+
+
+async def test_it_is_one_of_the_edges_authenticators(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", OWN)
+    settings = JupyterHubSettings(
+        api_url=hub.url, service_name="relay", cache=7.0, activity_interval=0.05
+    )
+    aliases = {"jupyterhub:alice": "corp:al"}
+    built = authentication.build(
+        AuthenticationSettings(jupyterhub=settings, aliases=aliases), EdgeMetrics.local()
+    )
+    async with built:
+        identity = await built.identify(Shown(TOKEN), NOW)
+        assert identity.principal == Principal("corp", "al")
+        assert (identity.via, identity.recheck) == ("jupyterhub", 7.0)
+        # Whoever it is here, the Hub hears of its own user.
+        with built.follow(identity, Socket()):
+            await until(lambda: len(hub.reports) == 1)
+    assert hub.reports[0][0] == "/hub/api/users/alice/activity"
+
+
+def test_what_it_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {})
+    settings = AuthenticationSettings(jupyterhub=JupyterHubSettings())
+    with pytest.raises(ValueError, match=r"\Aauthentication\.jupyterhub\.api_url: "):
+        authentication.build(settings, EdgeMetrics.local())
 
 
 async def test_it_ends_while_the_hub_is_asked(hub: StandIn) -> None:

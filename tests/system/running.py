@@ -399,15 +399,17 @@ class RunningRelay:
         session: str | None = None,
         last_seq: str | None = None,
         port: Literal["https", "wss"] = "wss",
+        headers: Mapping[str, str] | None = None,
     ) -> Channels:
         """A WebSocket to a kernel's channels, by v1 or the legacy subprotocol.
 
-        ``session`` is the ``session_id``, by default a new one; "" sends none.
+        ``session`` is the ``session_id``, by default a new one; "" sends none. ``headers`` are as
+        in `request`.
         """
         base = self.info.wss_url if port == "wss" else self.info.https_url.replace("http", "ws", 1)
         return connect(
             f"{base}/{cluster}/api/kernels/{kernel_id}/channels",
-            headers=self.authorization,
+            headers=self.authorization if headers is None else headers,
             tls=self.tls_for_threads,
             v1=v1,
             session=secrets.token_hex(16) if session is None else session,

@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from relay import tokenfile
+from relay.auth.tokens import TokenStore, generate
 from relay.config import UpConfig
 from relay.supervisor.secrets import provide
 from relay.supervisor.state import StateFolder
@@ -78,7 +80,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     }
     config_file(
         folder,
-        {"base_url": PREFIX, "jupyterhub": written, "upstream": {"link_ping_interval": 1.0}},
+        {
+            "base_url": PREFIX,
+            "authentication": {"jupyterhub": written},
+            "path_tokens": {"max_lifetime": 3600},
+            "shared_uid": True,
+            "upstream": {"link_ping_interval": 1.0},
+        },
     )
     with contextlib.ExitStack() as ending:
         ending.callback(relay.close)
@@ -114,6 +122,39 @@ def test_the_hubs_proxy_shows_the_relay_under_its_prefix(both: Both) -> None:
     headers = {"Authorization": f"token {token}"}
     with connect(f"{url}{where}/channels", headers=headers, session="p") as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
+
+
+def test_a_token_in_the_path_stands_behind_the_prefix(both: Both) -> None:
+    token, record = generate("ann", time.time(), lifetime=600.0, path=True)
+    path = both.relay.state / "tokens.json"
+    with tokenfile.locked(path):
+        tokenfile.write(path, TokenStore((*tokenfile.read(path).records, record)))
+    base = f"{PREFIX}/t/{token}/alpha"
+
+    def ask(method: str, target: str, body: Any = None) -> Answer:
+        return both.relay.request(method, target, body, headers={})
+
+    wait_for("the token", lambda: all(ask("GET", f"{base}/api").status == 200 for _ in range(12)))
+    started = ask("POST", f"{base}/api/kernels", {"name": "python3"})
+    assert started.status == http.HTTPStatus.CREATED, started
+    where = started.headers["Location"]
+    assert where == f"{base}/api/kernels/{started.json['id']}"
+    assert ask("GET", where).json["id"] == started.json["id"]
+    specs = ask("GET", f"{base}/api/kernelspecs").json["kernelspecs"]
+    logo = specs["python3"]["resources"]["logo-64x64"]
+    assert logo == f"{base}/kernelspecs/python3/logo-64x64.png"
+    assert ask("GET", logo).body.startswith(b"\x89PNG")
+    # The same without a token in the path.
+    own = both.relay.request("GET", f"{PREFIX}/alpha/api/kernelspecs/python3").json
+    logo = own["resources"]["logo-64x64"]
+    assert logo == f"{PREFIX}/alpha/kernelspecs/python3/logo-64x64.png"
+    assert both.relay.request("GET", logo).body.startswith(b"\x89PNG")
+    wrong = ask("PUT", f"{base}/api/kernels")
+    assert (wrong.status, wrong.headers["Allow"]) == (405, "GET, HEAD, POST, OPTIONS")
+    assert ask("DELETE", where).status == http.HTTPStatus.NO_CONTENT
+    for target in (f"/t/{token}/alpha/api", f"/t/{token}{PREFIX}/alpha/api", f"{base}{PREFIX}/api"):
+        assert ask("GET", target).status == http.HTTPStatus.NOT_FOUND, target
+    assert token not in both.relay.log_text()
 
 
 @pytest.mark.parametrize(
@@ -384,7 +425,11 @@ def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     ports = str(free_port()), str(free_port())
     # Some think of JUPYTER_PATH.
     config = config_file(
-        folder, {"jupyterhub": {}, "environment": {"inherit": ["PATH", "HOME", "TMPDIR", "J*"]}}
+        folder,
+        {
+            "authentication": {"jupyterhub": {}},
+            "environment": {"inherit": ["PATH", "HOME", "TMPDIR", "J*"]},
+        },
     )
     relay = RunningRelay(("alpha",), ("--config", config))
     state = StateFolder(relay.state)
