@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from relay import __version__
-from relay.cli import agent, down, edge, up
+from relay.cli import agent, audit, down, edge, up
 
 app = typer.Typer(
     name="relay",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command(context_settings={"allow_extra_args": True})(up.up)
 for command in (down.down, edge.edge, agent.agent):
     app.command()(command)
+app.add_typer(audit.app, name="audit")
 
 
 def _show_version(wanted: bool) -> None:

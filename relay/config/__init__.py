@@ -17,6 +17,7 @@ from relay.config.agent import (
     SessionSettings,
 )
 from relay.config.edge import (
+    AuditSettings,
     AuthenticationSettings,
     ClusterSettings,
     EdgeConfig,
@@ -36,6 +37,7 @@ from relay.config.values import ListenSettings, LogSettings, MetricsSettings
 __all__ = [
     "AgentConfig",
     "AgentTls",
+    "AuditSettings",
     "AuthenticationSettings",
     "ClusterSettings",
     "ConfigError",

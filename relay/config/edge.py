@@ -225,6 +225,19 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Policy(each.rule() for each in self.rules)
 
 
+class AuditSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The audit log: one line for every decision that matters, each bound to the one before."""
+
+    file: FilePath | None = None
+    """The file, which ``relay audit verify`` checks; by default there is none. Of ``relay up`` it
+    is ``audit.log`` in the state folder by default."""
+    required: bool = False
+    """Whether what would leave a line is refused (503) while none can be written."""
+    waiting: Count = 1000
+    """Lines that wait in memory while the file cannot be written; beyond that they are lost, and
+    the log says how many."""
+
+
 class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay edge``."""
 
@@ -258,9 +271,11 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log of the edge and its workers."""
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     """Where its metrics are read."""
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    """The audit log."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where the two ports are one, or a rule can match nobody."""
+        """Raise ``ValueError`` where ports are one, a rule is for nobody, a log required and none."""
         check_two_ports(self.https, self.wss)
         known = self.authentication.principals
         for number, rule in enumerate(self.policy.rules):
@@ -269,3 +284,5 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"policy.rules.{number}: no authenticator is called {rule.authenticator}; "
                     f"there is {', '.join(known)}"
                 )
+        if self.audit.required and self.audit.file is None:
+            raise ValueError("audit.required: there is no audit.file")

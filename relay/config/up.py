@@ -12,7 +12,13 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.edge import EdgeLimits, PolicySettings, UpstreamSettings, WebSocketSettings
+from relay.config.edge import (
+    AuditSettings,
+    EdgeLimits,
+    PolicySettings,
+    UpstreamSettings,
+    WebSocketSettings,
+)
 from relay.config.values import (
     ClusterName,
     Count,
@@ -61,6 +67,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The edge's patience with agents."""
     log: LogSettings = field(default_factory=LogSettings)
     """The log of every process."""
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    """The audit log; always there."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where clusters or ports coincide, or no cluster is left."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,6 +17,7 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from relay.auth import credentials
 from relay.auth.chain import Chain
 from relay.auth.policy import NO_CLUSTER, Action, Policy
+from relay.edge.audit import Asked, Audit
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Bearer, Upstream
@@ -33,14 +35,6 @@ _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
 
 
-class _Asked:
-    """What a request turned out to ask for, as far as it came: for the metrics."""
-
-    def __init__(self) -> None:
-        self.cluster = ""
-        self.kind = ""
-
-
 class App:
     """Lets in, or not, and hands on. ``ready`` tells whether new clients are welcome."""
 
@@ -53,6 +47,7 @@ class App:
         rest: Rest,
         channels: Channels,
         metrics: EdgeMetrics,
+        audit: Audit,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._chain = chain
@@ -61,6 +56,7 @@ class App:
         self._rest = rest
         self._channels = channels
         self._metrics = metrics
+        self._audit = audit
         self._clock = clock
         self.ready = True
 
@@ -74,13 +70,14 @@ class App:
 
     async def _handle(self, request: web.BaseRequest, *, channels_only: bool) -> web.StreamResponse:
         request_id = uuid.uuid4().hex
-        asked = _Asked()
+        asked = Asked(request, request_id)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 response = await self._serve(
                     request, request_id, asked, channels_only=channels_only
                 )
             except RelayError as error:
+                asked.reason = error.message
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
                 level("refused", status=error.http_status, problem=error.message)
                 response = error_response(error, request_id)
@@ -92,6 +89,11 @@ class App:
                     response.headers[hdrs.ALLOW] = _allowed(segments[1:])
                 if isinstance(error, Unauthorized):
                     self._metrics.refused_logins.inc()
+            except Exception:
+                # Whatever it was, the request may have had its effect.
+                await self._audit.answered(asked, 500, None)
+                raise
+            await self._audit.answered(asked, response.status, response)
         self._metrics.answered(asked.cluster, asked.kind, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
@@ -99,7 +101,7 @@ class App:
         return response
 
     async def _serve(
-        self, request: web.BaseRequest, request_id: str, asked: _Asked, *, channels_only: bool
+        self, request: web.BaseRequest, request_id: str, asked: Asked, *, channels_only: bool
     ) -> web.StreamResponse:
         if request.version not in _VERSIONS:
             # The parser lets 0.9, without any version, and 2.0 pass.
@@ -107,20 +109,20 @@ class App:
             raise BadRequest(msg)
         target = parse_target(request.raw_path)
         if target.segments in _HEALTH:
-            ready = self.ready or target.segments == ("healthz",)
+            ready = target.segments == ("healthz",) or (self.ready and await self._audit.works())
             return web.Response(status=200 if ready else 503)
         if is_vscode_probe(target):
             return web.Response(status=404)
-        identity = await self._who(request, target)
+        identity = asked.identity = await self._who(request, target)
         cluster, *rest = target.segments
         self._upstream.require(cluster)
+        asked.wanted = cluster
         if not self._policy.rights(identity, cluster):
             raise NotFound(NO_CLUSTER)
         asked.cluster = cluster
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
-        route = match(request.method, tuple(rest))
-        asked.kind = route.kind.value
+        route = asked.route = match(request.method, tuple(rest))
         actions = frozenset(map(Action, route.actions))
         rights = self._policy.authorise(identity, cluster, actions)
         besides = frozenset(map(Action, route.besides))
@@ -133,6 +135,7 @@ class App:
             kernel_id=route.kernel_id,
             principal=str(identity.principal),
         )
+        await self._audit.require(route)
         if route.kind is Kind.CHANNELS:
             session_id = target.values("session_id")
             last_seq = target.values("last_seq")
@@ -144,6 +147,7 @@ class App:
                 session_id=session_id[0] if session_id else "",
                 last_seq=last_seq[0] if last_seq else None,
                 request_id=request_id,
+                opened=partial(self._audit.opened, asked),
             )
         if channels_only:
             msg = "This port serves kernel channels only."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from relay import registry
 from relay.auth.policy import Action
@@ -68,6 +69,7 @@ def edge_config(
         upstream=config.upstream,
         log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
+        audit=replace(config.audit, file=config.audit.file or str(folder.audit_log)),
     )
 
 
