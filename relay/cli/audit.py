@@ -7,7 +7,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -93,9 +93,7 @@ def _opened(path: Path) -> Iterator[Iterator[bytes]]:
     """A file's lines, one at a time and never more than may be in one."""
     from relay.auth.audit import LINE_BYTES
 
-    compressed = path.suffix == ".gz"
-    opened = cast("BinaryIO", gzip.open(path)) if compressed else path.open("rb")
-    with opened as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         yield iter(lambda: file.readline(LINE_BYTES), b"")
 
 

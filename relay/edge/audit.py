@@ -13,6 +13,7 @@ from relay.auth import audit
 from relay.auth.audit import Event, Note
 from relay.config import AuditSettings
 from relay.errors import AuditFailed
+from relay.log import clean
 from relay.model import Identity
 from relay.routing.routes import STARTING, Kind, Route
 
@@ -110,7 +111,8 @@ class Audit:
             user=(route and route.user) or "",
             request_id=asked.request_id,
             status=status,
-            reason=asked.reason,
+            # A client may have had a say in it, and it is to fit into one message.
+            reason=clean(asked.reason),
         )
         return await self._tell(msgspec.msgpack.encode(note))
 

@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from relay import limits
 from relay.auth.audit import Chain, Event, Note
 from relay.log import clean, get_logger
+from relay.metrics import AuditFigures
 
 _TAIL: Final = 1024 * 1024
 """Bytes at the file's end among which there is a whole line."""
@@ -26,14 +27,6 @@ _AGAIN: Final = 1.0
 """Seconds between two tries to write what waits."""
 
 log = get_logger()
-
-
-class AuditFigures(NamedTuple):
-    """What the metrics tell."""
-
-    written: int
-    waiting: int
-    lost: int
 
 
 class AuditFile:

@@ -12,6 +12,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,9 @@ from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig, TlsSettings, load
 from relay.edge import authentication
 from relay.edge.app import App
+from relay.edge.audit import TOPIC, Audit
 from relay.edge.channels import Channels
-from relay.edge.council import Council
+from relay.edge.council import Council, Refused
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
 from relay.http import server
@@ -116,6 +118,7 @@ async def _run(
             rest=rest,
             channels=channels,
             metrics=metrics,
+            audit=Audit(config.audit, partial(_tell, council)),
         )
         bounds = {
             "request_line_bytes": config.limits.request_line_bytes,
@@ -151,6 +154,15 @@ async def _run(
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
+
+
+async def _tell(council: Council, note: bytes) -> bool:
+    """Have the parent write to the audit log; whether all is written."""
+    try:
+        await council.tell(TOPIC, note)
+    except (Refused, ConnectionError):
+        return False
+    return True
 
 
 def _tls(settings: TlsSettings) -> ssl.SSLContext:
