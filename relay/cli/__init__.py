@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from relay import __version__
-from relay.cli import agent, audit, down, edge, up
+from relay.cli import agent, audit, check_config, down, edge, up
 
 app = typer.Typer(
     name="relay",
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings={"allow_extra_args": True})(up.up)
-for command in (down.down, edge.edge, agent.agent):
+for command in (down.down, edge.edge, agent.agent, check_config.check_config):
     app.command()(command)
 app.add_typer(audit.app, name="audit")
 

@@ -31,7 +31,7 @@ from relay.config.edge import (
     UpstreamTls,
     WebSocketSettings,
 )
-from relay.config.loading import ConfigError, Problem, load
+from relay.config.loading import ConfigError, Loaded, Problem, load, load_located
 from relay.config.up import UpConfig
 from relay.config.values import ListenSettings, LogSettings, MetricsSettings
 
@@ -50,6 +50,7 @@ __all__ = [
     "KernelEnvironment",
     "KernelSettings",
     "ListenSettings",
+    "Loaded",
     "LogSettings",
     "LoginSettings",
     "MetricsSettings",
@@ -66,4 +67,5 @@ __all__ = [
     "UpstreamTls",
     "WebSocketSettings",
     "load",
+    "load_located",
 ]
