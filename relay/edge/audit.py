@@ -22,7 +22,9 @@ TOPIC: Final = "audit"
 _OPEN: Final = 101
 
 Tell = Callable[[bytes], Awaitable[bool]]
-"""Has the parent write a note; whether it, and all before it, is in the file. Nothing asks only."""
+"""Has the parent write a note; whether it, and all before it, is in the file. Nothing asks only.
+
+Raises ``ConnectionError`` where there is no parent any more: there is no answer then either."""
 
 
 class Asked:

@@ -82,7 +82,7 @@ class Channels:
         try:
             await opened()
             client = transport_of(request)
-        except (RelayError, ConnectionResetError):
+        except (RelayError, ConnectionError):
             link.close()
             raise
         pipe = Pipe(

@@ -157,10 +157,14 @@ async def _run(
 
 
 async def _tell(council: Council, note: bytes) -> bool:
-    """Have the parent write to the audit log; whether all is written."""
+    """Have the parent write to the audit log; whether all is written.
+
+    Raises ``ConnectionError`` once the parent is gone, with which the client's connection ends:
+    nobody hears of a decision that nobody will write down.
+    """
     try:
         await council.tell(TOPIC, note)
-    except (Refused, ConnectionError):
+    except Refused:
         return False
     return True
 

@@ -160,7 +160,7 @@ NASTY = st.text(st.characters(exclude_categories=[])) | st.sampled_from(
 
 
 @given(st.dictionaries(st.sampled_from(TEXTS), NASTY))
-def test_whatever_is_in_the_fields_a_line_is_one_line_and_bounded(fields: dict[str, str]) -> None:
+def test_whatever_is_in_the_fields_a_line_is_one_line_and_bounded(fields: dict[str, Any]) -> None:
     lines = chained([note(Event.CHAIN_BEGUN), note(**fields), note()])
     for line in lines:
         assert line.count(b"\n") == 1
@@ -174,7 +174,8 @@ def test_whatever_is_in_the_fields_a_line_is_one_line_and_bounded(fields: dict[s
 @pytest.mark.parametrize("field", TEXTS)
 def test_no_field_shows_a_token(field: str) -> None:
     for secret in ("relay_" + "a1" * 20, "eyJhbGciOi.eyJzdWIiOiJh.c2lnbmF0dXJl"):
-        (line,) = chained([note(**{field: f"x {secret} y"})])
+        fields: dict[str, Any] = {field: f"x {secret} y"}
+        (line,) = chained([note(**fields)])
         assert secret.encode()[6:] not in line
 
 
@@ -214,7 +215,6 @@ def test_a_torn_line_is_noted_and_stays_part_of_the_chain(length: int, cut: int)
     assert chain is not None
     assert chain.torn
     file = [*whole, remains + b"\n", *chained([note(Event.LINE_TORN), note()], chain)]
-    assert not chain.torn
     verifier, broken = verify(file)
     assert (broken, verifier.torn, verifier.lines) == (None, 1, length + 1)
     file[length - 1] = remains[:-1] + b"!\n"

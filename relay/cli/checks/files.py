@@ -58,7 +58,7 @@ def pair(section: str, certificate: str, key: str) -> Iterator[Finding]:
     if chain:
         yield from _validity(f"{section}.certificate", certificate, chain[0])
         yield from _strength(f"{section}.certificate", certificate, chain[0])
-    if not data:
+    if findings:
         return
     try:
         private = load_pem_private_key(data, password=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,8 @@ class Place:
 
     def file(self, kind: str) -> Path:
         """The configuration of this kind, as a file."""
-        return self.write(f"{kind}.yaml", yaml.safe_dump(getattr(self, kind)).encode())
+        plain = json.loads(json.dumps(getattr(self, kind)))  # without anything twice, or an alias
+        return self.write(f"{kind}.yaml", yaml.safe_dump(plain).encode())
 
     def edge_config(self) -> EdgeConfig:
         return load(EdgeConfig, self.file("edge"), {})

