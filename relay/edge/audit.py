@@ -12,7 +12,7 @@ from aiohttp import web
 from relay.auth import audit
 from relay.auth.audit import Event, Note
 from relay.config import AuditSettings
-from relay.errors import AuditFailed
+from relay.errors import AuditFailed, RelayError
 from relay.log import clean
 from relay.model import Identity
 from relay.routing.routes import STARTING, Kind, Route
@@ -41,6 +41,8 @@ class Asked:
         self.route: Route | None = None
         self.reason = ""
         """Why it was refused, in the words that its sender reads."""
+        self.ended: RelayError | None = None
+        """Why the relay ended what was open already: its sender may no longer."""
 
     @property
     def kind(self) -> str:
@@ -77,15 +79,14 @@ class Audit:
         if not await self._note(asked, Event.CHANNELS_OPENED, _OPEN) and self._required:
             raise _failed()
 
-    async def ended(self, asked: Asked, code: int, reason: str) -> None:
-        """Channels were closed, since what let their client in no longer does."""
-        asked.reason = reason
-        await self._note(asked, Event.CHANNELS_ENDED, code)
-
     async def answered(
         self, asked: Asked, status: int, response: web.StreamResponse | None
     ) -> None:
-        """A request is about to be answered. Channels have been noted when they opened."""
+        """A request is about to be answered, or has ended. Channels are noted when they open."""
+        if asked.ended is not None:
+            asked.reason = asked.ended.message
+            await self._note(asked, Event.CHANNELS_ENDED, asked.ended.close_code)
+            return
         outside = asked.identity is not None and not asked.cluster
         event = audit.judge(asked.kind, status, outside=outside)
         if event is not None and status != _OPEN:

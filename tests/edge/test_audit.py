@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from relay.auth.audit import Event, Note
 from relay.config import AuditSettings
 from relay.edge.audit import Asked, Audit
-from relay.errors import AuditFailed
+from relay.errors import AuditFailed, Unauthorized
 from relay.http import json_response
 from relay.model import Identity, Principal
 from relay.routing.routes import match
@@ -129,7 +129,8 @@ async def test_channels_are_noted_when_they_open_and_not_again(parent: Parent) -
     await audit.opened(channels)
     await audit.answered(channels, 101, web.Response(status=101))
     assert [note.event for note in parent.notes] == [Event.CHANNELS_OPENED]
-    await audit.ended(channels, 4401, "the token was revoked")
+    channels.ended = Unauthorized("the token was revoked")
+    await audit.answered(channels, 101, web.Response(status=101))
     note = parent.notes[-1]
     assert (note.event, note.status) == (Event.CHANNELS_ENDED, 4401)
     assert note.reason == "the token was revoked"
