@@ -282,7 +282,7 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The audit log."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where ports are one, a rule is for nobody, a log required and none."""
+        """Raise ``ValueError`` where two ports are one, or a rule or a demand makes no sense."""
         check_two_ports(self.https, self.wss)
         known = self.authentication.principals
         for number, rule in enumerate(self.policy.rules):

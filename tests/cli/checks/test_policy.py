@@ -21,7 +21,6 @@ def test_nothing_is_said_of_what_is_right(place: Place, look: Any) -> None:
         ([], ["policy.rules"]),
         ([{**LIST, "actions": []}], ["policy.rules", "policy.rules.0.actions"]),
         ([LIST, {**LIST, "actions": ["admin"]}], ["policy.rules.1.actions"]),
-        ([{**LIST, "authenticator": "corp"}], ["policy.rules.0.authenticator"]),
         ([LIST, {**LIST, "clusters": ["alpha", "gamma"]}], ["policy.rules.1.clusters"]),
     ],
 )
@@ -42,10 +41,3 @@ def test_some_admins_are_nothing_to_warn_of(place: Place, look: Any, restriction
 
 def test_the_rules_that_relay_up_has_by_itself_are_fine(place: Place, look: Any) -> None:
     assert look(place.up_config()) == []
-
-
-def test_aliases_of_nobody(place: Place, look: Any) -> None:
-    place.edge["authentication"]["aliases"] = {"corp:alice": "token:alice"}
-    assert look(place.edge_config()) == [("warning", "authentication.aliases.corp:alice")]
-    place.edge["authentication"]["aliases"] = {"token:bob": "token:alice"}
-    assert look(place.edge_config()) == []
