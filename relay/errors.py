@@ -15,6 +15,7 @@ RelayError
 ├── AgentError         the cluster's side is wrong
 │   ├── AgentUnavailable   503, close code 1012; may come back
 │   └── AgentTimeout       503, close code 1012
+├── AuditFailed            503: what must leave a line in the audit log cannot
 └── KernelError        the kernel is wrong
     ├── StartFailed        500
     │   └── DiskFull       507: what is to be started cannot be noted
@@ -144,6 +145,14 @@ class AgentTimeout(AgentError):
     """
 
     reason = "Cluster timeout"
+
+
+class AuditFailed(RelayError):
+    """What must leave a line in the audit log cannot, and so does not happen."""
+
+    http_status = 503
+    close_code = 1012
+    reason = "Audit log unavailable"
 
 
 class KernelError(RelayError):

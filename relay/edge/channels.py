@@ -28,7 +28,7 @@ from relay.http import TakenOver, transport_of
 from relay.metrics import EdgeMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +59,12 @@ class Channels:
         session_id: str,
         last_seq: str | None,
         request_id: str,
+        opened: Callable[[], Awaitable[None]],
     ) -> web.StreamResponse:
         """Serve one WebSocket from its handshake to its end, or to that of ``visit``.
 
-        Raises `RelayError` before the upgrade only.
+        ``opened`` is called once the kernel is reached, and may refuse yet. Raises `RelayError`
+        before the upgrade only.
         """
         accepted, subprotocol = _handshake(request)
         if len(session_id) > _SESSION_ID:
@@ -83,8 +85,9 @@ class Channels:
         try:
             if visit.ended is not None:
                 raise visit.ended
+            await opened()
             client = transport_of(request)
-        except (ConnectionResetError, RelayError):
+        except (RelayError, ConnectionError):
             link.close()
             raise
         pipe = Pipe(

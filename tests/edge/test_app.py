@@ -60,7 +60,7 @@ class Desk:
         config = msgspec.structs.replace(
             CONFIG,
             policy=PolicySettings(rules=[RuleSettings(**rule)]),
-            quotas=QuotaSettings(kernels_per_user=quota),
+            quotas=QuotaSettings(user_kernels=quota),
         )
         authentication = Authentication(Chain([Knows(**(identity or {}))]))
         parts = Parts(

@@ -216,6 +216,9 @@ class Visit:
         self.transport.protocol.connection_made(self.transport)
         self.browser = Browser(self.transport)
 
+    async def opened(self) -> None:
+        """The audit log has nothing against it."""
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self.channels.handle(
@@ -226,6 +229,7 @@ class Visit:
                 session_id=self._session_id,
                 last_seq=self._last_seq,
                 request_id="r1",
+                opened=self.opened,
             )
         except RelayError as error:
             return error_response(error, "r1")
