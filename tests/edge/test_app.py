@@ -12,8 +12,9 @@ from aiohttp.test_utils import make_mocked_request
 from relay.auth.chain import Chain
 from relay.auth.policy import Action, Rights
 from relay.auth.tokens import TokenStore, generate
-from relay.config import PolicySettings, QuotaSettings, RuleSettings
+from relay.config import AuditSettings, PolicySettings, QuotaSettings, RuleSettings
 from relay.edge.app import App, Parts
+from relay.edge.audit import Audit
 from relay.edge.authentication import Authentication
 from relay.edge.standing import Standing
 from relay.edge.upstream import Bearer, Upstream
@@ -47,11 +48,16 @@ class Passed(NamedTuple):
     bearer: Bearer
 
 
+async def nowhere(_: bytes) -> bool:
+    """Without a file nothing is told."""
+    raise AssertionError
+
+
 class Desk:
     """REST and channels in one, behind the real entry."""
 
     def __init__(
-        self, *actions: Action, identity: Any = None, quota: int = 20, **rule: Any
+        self, *actions: Action, identity: Any = None, quota: int | None = 20, **rule: Any
     ) -> None:
         self.passed: list[Passed] = []
         metrics, signer, itself = EdgeMetrics.local(), Any, self
@@ -66,6 +72,7 @@ class Desk:
         parts = Parts(
             authentication=authentication,
             standing=Standing(authentication.identify, metrics),
+            audit=Audit(AuditSettings(), nowhere),
             upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
             **fakes,
@@ -90,7 +97,7 @@ class Desk:
         return passed.bearer.rights
 
 
-@pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (0, None)])
+@pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (None, None)])
 async def test_an_agent_hears_how_many_kernels_a_user_may_have(
     quota: int, shown: int | None
 ) -> None:
