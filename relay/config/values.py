@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from relay.auth.origin import check_origin
 from relay.model import Principal
 from relay.routing.clusters import check_name
 
@@ -62,6 +63,7 @@ Port = Annotated[int, Meta(ge=0, le=LAST_PORT)]
 Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
+Origin = Annotated[str, Meta(max_length=300, extra={"check": check_origin})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
 Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
 AuthenticatorName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_-]{0,30}\Z")]

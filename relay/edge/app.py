@@ -1,6 +1,7 @@
 """The edge's one entry: every request of both ports, judged in one order.
 
-Parse the target → health and probes → who is it → what is asked → may they → REST or channels.
+Check head and target → which page asks → health and probes → who is it → what is asked → may they
+→ REST or channels.
 """
 
 from __future__ import annotations
@@ -11,26 +12,43 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 
 from relay.auth import credentials
 from relay.auth.chain import Chain
+from relay.auth.origin import Origins, Page
 from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.edge.channels import Channels
 from relay.edge.rest import Rest
 from relay.edge.upstream import Bearer, Upstream
-from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
-from relay.http import REQUEST_ID, SERVER_NAME, error_response
+from relay.errors import (
+    BadRequest,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    RelayError,
+    Unauthorized,
+)
+from relay.http import ANSWER_HEADERS, REQUEST_ID, error_response
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
 from relay.routing.clusters import is_vscode_probe
+from relay.routing.heads import check_head
 from relay.routing.paths import Target, parse_target
 from relay.routing.routes import Kind, allowed_methods, match
 
 log = structlog.get_logger(__name__)
 
-_VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing, so that a page learns and does nothing by them."""
+_PREFLIGHT: Final = {
+    hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, HEAD, POST, PUT, PATCH, DELETE",
+    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type",
+    hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+}
+_EXPOSED: Final = f"{hdrs.LOCATION}, {hdrs.RETRY_AFTER}, {REQUEST_ID}"
 
 
 class _Asked:
@@ -53,6 +71,7 @@ class App:
         rest: Rest,
         channels: Channels,
         metrics: EdgeMetrics,
+        origins: Origins | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._chain = chain
@@ -61,6 +80,7 @@ class App:
         self._rest = rest
         self._channels = channels
         self._metrics = metrics
+        self._origins = origins or Origins()
         self._clock = clock
         self.ready = True
 
@@ -95,22 +115,25 @@ class App:
         self._metrics.answered(asked.cluster, asked.kind, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
-            response.headers[hdrs.SERVER] = SERVER_NAME
         return response
 
     async def _serve(
         self, request: web.BaseRequest, request_id: str, asked: _Asked, *, channels_only: bool
     ) -> web.StreamResponse:
-        if request.version not in _VERSIONS:
-            # The parser lets 0.9, without any version, and 2.0 pass.
-            msg = "Only HTTP/1.1 is spoken here."
-            raise BadRequest(msg)
+        host = check_head(request.version, request.raw_headers)
         target = parse_target(request.raw_path)
+        page = self._judge_page(request, host)
+        if page is Page.LISTED and _is_preflight(request):
+            # It shows no credential, whoever asks, so it is told nothing that hangs on one.
+            return web.Response(status=204, headers=_PREFLIGHT)
         if target.segments in _HEALTH:
-            ready = self.ready or target.segments == ("healthz",)
-            return web.Response(status=200 if ready else 503)
+            if not self.ready and target.segments != ("healthz",):
+                msg = "This edge takes no new clients."
+                raise NotReady(msg)
+            return web.Response(status=200)
         if is_vscode_probe(target):
-            return web.Response(status=404)
+            msg = "no such resource"
+            raise NotFound(msg)
         identity = await self._who(request, target)
         cluster, *rest = target.segments
         self._upstream.require(cluster)
@@ -157,6 +180,26 @@ class App:
             request_id=request_id,
         )
 
+    def _judge_page(self, request: web.BaseRequest, host: str) -> Page:
+        """Raises `Forbidden` for a page that may not do such a thing, whoever its user is.
+
+        Where a browser shows a certificate by itself, the page it does so for has asked nobody.
+        """
+        origins = request.headers.getall(hdrs.ORIGIN, [])
+        page = self._origins.judge(origins, host)
+        # What an answer's headers are hangs on the origin, as caches must know.
+        headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN} if self._origins.listed else {}
+        if page is Page.LISTED:
+            headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origins[0]
+            headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+        request[ANSWER_HEADERS] = headers
+        changes = request.method not in _READING or hdrs.UPGRADE in request.headers
+        if page is Page.FOREIGN and changes:
+            log.info("page_refused", setting="origins", origin=origins[0])
+            msg = "Pages of this origin may not use the relay (origins)."
+            raise Forbidden(msg)
+        return page
+
     async def _who(self, request: web.BaseRequest, target: Target) -> Identity:
         # The header alone is no WebSocket: anybody can send it along with a REST request.
         upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
@@ -167,6 +210,11 @@ class App:
             websocket=upgrade and channels,
         )
         return await self._chain.authenticate(credential, self._clock())
+
+
+def _is_preflight(request: web.BaseRequest) -> bool:
+    """Whether a browser asks if it may send a page's request (Fetch standard, CORS-preflight)."""
+    return request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
 
 
 def _allowed(segments: tuple[str, ...]) -> str:

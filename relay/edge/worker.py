@@ -21,6 +21,7 @@ import uvloop
 from relay import limits, processes
 from relay import log as logging
 from relay.auth.chain import Chain
+from relay.auth.origin import Origins
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig, TlsSettings, load
 from relay.edge import authentication
@@ -111,6 +112,7 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
             rest=rest,
             channels=channels,
             metrics=metrics,
+            origins=Origins(config.origins),
         )
         bounds = {
             "request_line_bytes": config.limits.request_line_bytes,

@@ -63,6 +63,7 @@ def edge_config(
         authentication=AuthenticationSettings(tokens=TokenSettings(file=str(folder.tokens))),
         policy=config.policy or _EVERYBODY,
         ticket_key=str(folder.ticket_keys[1]),
+        origins=config.origins,
         limits=config.limits,
         websocket=config.websocket,
         upstream=config.upstream,
