@@ -195,7 +195,7 @@ class App:
         request[ANSWER_HEADERS] = headers
         changes = request.method not in _READING or hdrs.UPGRADE in request.headers
         if page is Page.FOREIGN and changes:
-            log.info("page_refused", setting="origins", origin=origins[0])
+            log.info("page_refused", origin=origins[0])
             msg = "Pages of this origin may not use the relay (origins)."
             raise Forbidden(msg)
         return page
