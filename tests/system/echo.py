@@ -33,7 +33,10 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    if b"Upgrade: relay-records" not in head:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        return
     writer.write(_UPGRADE)
     while True:
         kind, payload = await read_record(reader, _MAX_RECORD)
@@ -93,6 +96,7 @@ class _Served:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
+        self.servers: list[asyncio.Server] = []
 
     def listen(self, attend: Callable[..., Awaitable[None]]) -> int:
         async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,10 +109,13 @@ class _Served:
 
         start = asyncio.start_server(guarded, "127.0.0.1", 0, limit=1 << 20)
         server = asyncio.run_coroutine_threadsafe(start, self.loop).result()
+        self.servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
     def stop(self) -> None:
         async def end() -> None:
+            for server in self.servers:
+                server.close()
             rest = asyncio.all_tasks() - {asyncio.current_task()}
             for task in rest:
                 task.cancel()

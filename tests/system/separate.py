@@ -82,6 +82,12 @@ class Separate:
         return next((line for line in lines if line["event"] == event), None)
 
     @property
+    def pid(self) -> int:
+        """The process that was started; an edge's workers are its children."""
+        assert self._program is not None
+        return self._program.process.pid
+
+    @property
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged so far."""
         return log_lines(self.log.read_text())
