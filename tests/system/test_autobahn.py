@@ -58,6 +58,14 @@ GROUPS: Final = {
 """Groups of cases, and how many each has."""
 
 
+DIFFERENT: Final = {
+    # A close in the middle of a message: `websockets` takes it for an error (1002), not for a
+    # goodbye (1000). The half of a message is nobody's request either way.
+    "7.1.5": 1002,
+}
+"""Cases in which the edge means to answer with another close code."""
+
+
 class Case(NamedTuple):
     """One case's result."""
 
@@ -113,7 +121,9 @@ def test_every_case_of_a_group(python: Path, url: str, group: str) -> None:
     counts = Counter((each.behavior, each.close) for each in results)
     with_close = ", ".join(f"{what}/{close}: {n}" for (what, close), n in sorted(counts.items()))
     print(f"Autobahn {group}.*: {len(results)} cases; {with_close}")  # noqa: T201 - wanted
-    assert [each for each in results if not each.passed] == []
+    assert [each for each in results if not each.passed and each.name not in DIFFERENT] == []
+    for each in results:
+        assert each.code == DIFFERENT.get(each.name, each.code)
     assert len(results) == GROUPS[group]
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -78,7 +78,7 @@ class Good:
                 self.statuses.add(wire.answer().status)
                 self.seconds.append(time.monotonic() - begun)
 
-    def __enter__(self) -> Good:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
