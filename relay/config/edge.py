@@ -23,6 +23,7 @@ from relay.config.values import (
     LogSettings,
     MetricsSettings,
     Name,
+    Origin,
     PrincipalName,
     Seconds,
     SecondsOrZero,
@@ -91,6 +92,11 @@ class EdgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bytes of a request's body; beyond: 413."""
     message_bytes: Size = 64 * MIB
     """Bytes of one WebSocket message from a client; beyond: close code 1009."""
+    message_frames: Count = 4096
+    """WebSocket frames that one message may come in; beyond: close code 1009."""
+    control_frames: Count = 200
+    """Pings and other control frames that a client may send within a second; beyond: close code
+    1008."""
     unacknowledged_bytes: Size = 8 * MIB
     """Bytes of a client's messages kept until the kernel's holder has them, to be sent again if
     the agent dies; at this many the edge stops reading from that client until some are through."""
@@ -405,6 +411,9 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
     ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0
     """Seconds a ticket is good for; agents refuse more than 120."""
+    origins: list[Origin] = []
+    """Origins, besides the relay's own, whose pages may open WebSockets, change things and read
+    answers: ``https://lab.example``. Compared exactly; a page still needs a token."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     """What one client may send."""
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)

@@ -28,6 +28,7 @@ from relay.config.values import (
     FilePath,
     ListenSettings,
     LogSettings,
+    Origin,
     check_two_ports,
 )
 
@@ -69,6 +70,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is remembered of a kernel's clients."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
     """Which environment variables reach a kernel."""
+    origins: list[Origin] = []
+    """Origins, besides the relay's own, whose pages may use it."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     """What one client may send."""
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)

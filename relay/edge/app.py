@@ -1,6 +1,7 @@
 """The edge's one entry: every request of both ports, judged in one order.
 
-Parse the target → health and probes → who is it → what is asked → may they → REST or channels.
+Check head and target → which page asks → health and probes → who is it → what is asked → may they
+→ REST or channels.
 """
 
 from __future__ import annotations
@@ -13,31 +14,40 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 
 from relay.auth import credentials
 from relay.auth.chain import WHO
 from relay.auth.credentials import Shown
+from relay.auth.origin import Origins
 from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.auth.tokens import is_path_token
 from relay.config import EdgeConfig
 from relay.edge.audit import Asked, Audit
 from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
+from relay.edge.pages import Pages
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing, Visit
 from relay.edge.upstream import Bearer, Upstream
-from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
-from relay.http import REQUEST_ID, SERVER_NAME, error_response
+from relay.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    RelayError,
+    Unauthorized,
+)
+from relay.http import REQUEST_ID, error_response
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
 from relay.routing.clusters import is_vscode_probe
+from relay.routing.heads import check_head
 from relay.routing.paths import Target, parse_target
 from relay.routing.routes import Kind, Route, allowed_methods, match
 
 log = structlog.get_logger(__name__)
 
-_VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
 _PATH_TOKEN: Final = "t"  # noqa: S105 - what stands before one
 
@@ -69,6 +79,7 @@ class App:
         self._rest = parts.rest
         self._channels = parts.channels
         self._metrics = parts.metrics
+        self._pages = Pages(Origins(config.origins))
         self._clock = clock
         self.ready = True
 
@@ -113,23 +124,22 @@ class App:
         self._metrics.answered(asked.cluster, asked.kind, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
-            response.headers[hdrs.SERVER] = SERVER_NAME
         return response
 
     async def _serve(
         self, request: web.BaseRequest, request_id: str, asked: Asked, *, channels_only: bool
     ) -> web.StreamResponse:
-        if request.version not in _VERSIONS:
-            # The parser lets 0.9, without any version, and 2.0 pass.
-            msg = "Only HTTP/1.1 is spoken here."
-            raise BadRequest(msg)
+        host = check_head(request.version, request.raw_headers)
         target = parse_target(request.raw_path)
+        if (told := self._pages.judge(request, host)) is not None:
+            return told
         if target.segments in _HEALTH:
-            ready = target.segments == ("healthz",) or (self.ready and await self._audit.works())
-            return web.Response(status=200 if ready else 503)
+            if target.segments != ("healthz",) and not (self.ready and await self._audit.works()):
+                raise NotReady("This edge takes no new clients.")
+            return web.Response(status=200)
         prefix, path_token, target = self._split(target)
         if is_vscode_probe(target):
-            return web.Response(status=404)
+            raise NotFound("no such resource")
         shown = _shown(request, target, path_token)
         identity = await self._authentication.identify(shown, self._clock())
         asked.identity = identity

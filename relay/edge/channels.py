@@ -91,7 +91,11 @@ class Channels:
             link.close()
             raise
         pipe = Pipe(
-            client, self._config.limits, self._config.websocket, self._metrics.traffic(cluster)
+            client,
+            self._config.limits,
+            self._config.websocket,
+            self._metrics.traffic(cluster),
+            any_text=attach.gateway,
         )
         connection = request.protocol
         early = _Early()

@@ -64,6 +64,7 @@ def edge_config(
         authentication=_authentication(folder, config),
         policy=config.policy or _EVERYBODY,
         ticket_key=str(folder.ticket_keys[1]),
+        origins=config.origins,
         limits=config.limits,
         connections=config.connections,
         quotas=config.quotas,
