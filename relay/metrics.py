@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, values
@@ -226,11 +226,27 @@ def _allocate(path: Path) -> None:
         os.close(descriptor)
 
 
+class AuditFigures(NamedTuple):
+    """What an edge's parent tells of its audit log."""
+
+    written: int = 0
+    """Lines, since the start."""
+    waiting: int = 0
+    """Lines that are to be written as soon as that can be done."""
+    lost: int = 0
+    """Lines that found no room to wait, since the start."""
+
+
 class ParentMetrics(Collector):
     """What an edge's parent tells of itself. ``workers`` says how many run, and how many ended."""
 
-    def __init__(self, workers: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], tuple[int, int]],
+        audit: Callable[[], AuditFigures] = AuditFigures,
+    ) -> None:
         self._workers = workers
+        self._audit = audit
 
     def collect(self) -> Iterator[Metric]:
         """One sample each."""
@@ -238,6 +254,18 @@ class ParentMetrics(Collector):
         yield _build()
         yield GaugeMetricFamily("relay_edge_workers", "Workers that run.", running)
         yield CounterMetricFamily("relay_edge_worker_ends", "Workers that ended.", ended)
+        audit = self._audit()
+        yield CounterMetricFamily(
+            "relay_edge_audit_lines", "Lines that were written to the audit log.", audit.written
+        )
+        yield GaugeMetricFamily(
+            "relay_edge_audit_waiting_lines",
+            "Lines that wait until the audit log can be written.",
+            audit.waiting,
+        )
+        yield CounterMetricFamily(
+            "relay_edge_audit_lost_lines", "Lines of the audit log that are lost.", audit.lost
+        )
 
 
 def edge_registry(folder: SharedFolder, parent: ParentMetrics) -> CollectorRegistry:

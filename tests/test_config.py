@@ -113,10 +113,13 @@ def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
 
 
 def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
-    text = (ROOT / "config" / "edge.yaml").read_text()
-    assert "  jupyterhub: null\n" in text
-    text = text.replace("  jupyterhub: null\n", "").replace("\n  # jupyterhub:", "\n  jupyterhub:")
-    text = text.replace("\n  #   ", "\n    ")
+    before, mark, rest = (
+        (ROOT / "config" / "edge.yaml").read_text().partition("  jupyterhub: null\n")
+    )
+    assert mark
+    shown, end, after = rest.partition("  # Who is another")
+    shown = shown.replace("  # jupyterhub:", "  jupyterhub:").replace("  #   ", "    ")
+    text = "".join([before, shown, end, after])
     (tmp_path / "edge.yaml").write_text(text)
     loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
     assert loaded.authentication.jupyterhub == JupyterHubSettings()

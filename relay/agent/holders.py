@@ -261,10 +261,10 @@ class Holders:
             limits.hit("kernels.max_kernels")
             raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
         if quota is not None and found.count(owner) >= quota:
-            log.warning("too_many_kernels", limit=quota, setting="quotas.kernels_per_user")
-            limits.hit("quotas.kernels_per_user")
+            log.warning("too_many_kernels", limit=quota, setting="quotas.user_kernels")
+            limits.hit("quotas.user_kernels")
             raise TooMany(
-                f"You have {quota} kernels on this cluster already (quotas.kernels_per_user)."
+                f"You have {quota} kernels on this cluster already (quotas.user_kernels)."
             )
 
     async def stop(self, kernel_id: str, request_id: str) -> None:

@@ -46,6 +46,8 @@ log = structlog.get_logger(__name__)
 
 _MARGIN: Final = 3.0
 """Seconds beyond the agent's ``drain`` before it is killed."""
+_BURIALS: Final = 3
+"""Times that a folder is tried to be emptied; the next launcher tries again."""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KERNEL_MODE: Final = 0o3770
 """Of a kernel's folder: its user's, and the agent's by the group. Sticky, since jupyter_client
@@ -201,10 +203,16 @@ class _Folders:
             os.rename(name, hidden, src_dir_fd=kernels, dst_dir_fd=kernels)
         return hidden
 
-    def drop(self, name: str) -> None:
-        """Delete a kernel's folder that its holder has emptied."""
-        with contextlib.suppress(OSError), self._kernels() as kernels:
-            os.rmdir(name, dir_fd=kernels)
+    def drop(self, name: str) -> bool:
+        """Delete a kernel's folder that its holder has emptied; whether it is gone."""
+        try:
+            with self._kernels() as kernels:
+                os.rmdir(name, dir_fd=kernels)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
 
 class _Holders:
@@ -266,8 +274,12 @@ class _Holders:
         await self._empty(self._folders.hide(kernel_id), uid)
 
     async def _empty(self, hidden: str, uid: int) -> None:
-        await empty_as_owner(self._folders.place(hidden), uid)
-        self._folders.drop(hidden)
+        # Its user may end what runs as that user.
+        for _ in range(_BURIALS):
+            await empty_as_owner(self._folders.place(hidden), uid)
+            if self._folders.drop(hidden):
+                return
+        log.warning("folder_not_deleted", folder=hidden, uid=uid)
 
     def _uid(self, name: str) -> int:
         uid = self._folders.uid(name)

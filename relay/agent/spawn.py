@@ -184,7 +184,7 @@ def run_holder(
     environment: Mapping[str, str],
     arguments: Sequence[str] = (),
     *,
-    ended: Callable[[], None] = lambda: None,
+    ended: Callable[[], object] = lambda: None,
     **user: Any,  # noqa: ANN401 - Popen's own
 ) -> int:
     """Run a holder, which keeps ``lock``: its pid. ``ended`` is called when it has ended.
@@ -244,7 +244,7 @@ def bury(place: Place) -> None:
     remove(place)
 
 
-def when_ended(process: subprocess.Popen[bytes], ended: Callable[[], None]) -> None:
+def when_ended(process: subprocess.Popen[bytes], ended: Callable[[], object]) -> None:
     """Collect a child's exit status when it ends, so that it leaves no zombie; then call that."""
     loop = asyncio.get_running_loop()
     descriptor = os.pidfd_open(process.pid)

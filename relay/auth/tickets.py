@@ -142,6 +142,11 @@ class TicketVerifier:
         self._cluster = cluster
         self._issuer = issuer
 
+    @property
+    def kids(self) -> frozenset[str]:
+        """Of the keys that are believed, as `TicketSigner.kid`."""
+        return frozenset(self._keys)
+
     def verify(self, text: str, now: float) -> Ticket:
         """Return the ticket in ``text`` if it holds at ``now`` (Unix seconds).
 

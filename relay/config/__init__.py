@@ -1,7 +1,7 @@
 """What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
 
-The structs are in ``edge``, ``jupyterhub``, ``agent`` and ``up``, one per subject; ``load`` is in
-``loading``. Import all of them from here.
+The structs are in ``edge``, ``door``, ``jupyterhub``, ``agent`` and ``up``, one per subject;
+``load`` is in ``loading``. Import all of them from here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
+from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.config.edge import (
+    AuditSettings,
     AuthenticationSettings,
     ClaimSettings,
     ClusterSettings,
@@ -28,7 +30,6 @@ from relay.config.edge import (
     PathTokenSettings,
     PemSettings,
     PolicySettings,
-    QuotaSettings,
     RuleSettings,
     TlsSettings,
     TokenSettings,
@@ -37,17 +38,19 @@ from relay.config.edge import (
     WebSocketSettings,
 )
 from relay.config.jupyterhub import JupyterHubSettings
-from relay.config.loading import ConfigError, Problem, load
+from relay.config.loading import ConfigError, Loaded, Problem, load, load_located
 from relay.config.up import UpConfig
 from relay.config.values import ListenSettings, LogSettings, MetricsSettings
 
 __all__ = [
     "AgentConfig",
     "AgentTls",
+    "AuditSettings",
     "AuthenticationSettings",
     "ClaimSettings",
     "ClusterSettings",
     "ConfigError",
+    "ConnectionSettings",
     "CullSettings",
     "EdgeConfig",
     "EdgeLimits",
@@ -59,7 +62,9 @@ __all__ = [
     "KeySettings",
     "LaunchAs",
     "ListenSettings",
+    "Loaded",
     "LogSettings",
+    "LoginSettings",
     "MetricsSettings",
     "PastSettings",
     "PathTokenSettings",
@@ -76,4 +81,5 @@ __all__ = [
     "UpstreamTls",
     "WebSocketSettings",
     "load",
+    "load_located",
 ]

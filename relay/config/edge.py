@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct, field
 
 from relay.auth.policy import Action, Policy, Rule
+from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.config.jupyterhub import BaseUrl, JupyterHubSettings
 from relay.config.values import (
     A_DAY,
@@ -17,13 +18,13 @@ from relay.config.values import (
     ClaimPath,
     ClusterName,
     Count,
-    CountOrZero,
     FilePath,
     KernelspecName,
     ListenSettings,
     LogSettings,
     MetricsSettings,
     Name,
+    Origin,
     PrincipalName,
     Seconds,
     SecondsOrZero,
@@ -92,6 +93,11 @@ class EdgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bytes of a request's body; beyond: 413."""
     message_bytes: Size = 64 * MIB
     """Bytes of one WebSocket message from a client; beyond: close code 1009."""
+    message_frames: Count = 4096
+    """WebSocket frames that one message may come in; beyond: close code 1009."""
+    control_frames: Count = 200
+    """Pings and other control frames that a client may send within a second; beyond: close code
+    1008."""
     unacknowledged_bytes: Size = 8 * MIB
     """Bytes of a client's messages kept until the kernel's holder has them, to be sent again if
     the agent dies; at this many the edge stops reading from that client until some are through."""
@@ -375,11 +381,17 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Policy(each.rule() for each in self.rules)
 
 
-class QuotaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of everything one user may have."""
+class AuditSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The audit log: one line for every decision that matters, each bound to the one before."""
 
-    kernels_per_user: CountOrZero = 20
-    """Kernels that one user may have on each cluster; beyond: 403. 0: as many as it takes."""
+    file: FilePath | None = None
+    """The file, which ``relay audit verify`` checks; by default there is none. Of ``relay up`` it
+    is ``audit.log`` in the state folder by default."""
+    required: bool = False
+    """Whether what would leave a line is refused (503) while none can be written."""
+    waiting: Count = 1000
+    """Lines that wait in memory while the file cannot be written; beyond that they are lost, and
+    the log says how many."""
 
 
 class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -402,14 +414,21 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who may come in."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """What they may do."""
-    quotas: QuotaSettings = field(default_factory=QuotaSettings)
-    """How much of everything one user may have."""
     ticket_key: FilePath
     """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
     ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0
     """Seconds a ticket is good for; agents refuse more than 120."""
+    origins: list[Origin] = []
+    """Origins, besides the relay's own, whose pages may open WebSockets, change things and read
+    answers: ``https://lab.example``. Compared exactly; a page still needs a token."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     """What one client may send."""
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    """How many connections there may be, and how long they may take."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """What one user, and one cluster, may have."""
+    logins: LoginSettings = field(default_factory=LoginSettings)
+    """How often an address may be wrong."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
@@ -420,9 +439,11 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log of the edge and its workers."""
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     """Where its metrics are read."""
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    """The audit log."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where the two ports are one, or a rule can match nobody."""
+        """Raise ``ValueError`` where two ports are one, or a rule or a demand makes no sense."""
         check_two_ports(self.https, self.wss)
         known = self.authentication.principals
         for number, rule in enumerate(self.policy.rules):
@@ -431,3 +452,5 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     f"policy.rules.{number}: no authenticator is called {rule.authenticator}; "
                     f"there is {', '.join(known)}"
                 )
+        if self.audit.required and self.audit.file is None:
+            raise ValueError("audit.required: there is no audit.file")

@@ -12,12 +12,13 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
+from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.config.edge import (
+    AuditSettings,
     AuthenticationSettings,
     EdgeLimits,
     PathTokenSettings,
     PolicySettings,
-    QuotaSettings,
     UpstreamSettings,
     WebSocketSettings,
 )
@@ -28,6 +29,7 @@ from relay.config.values import (
     FilePath,
     ListenSettings,
     LogSettings,
+    Origin,
     check_two_ports,
 )
 
@@ -61,8 +63,6 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shared_uid: bool = False
     """Whether several users may start kernels, all under the user id of ``relay up``: on one uid
     any kernel can read every other's files. Without it only the first who starts one may."""
-    quotas: QuotaSettings = field(default_factory=QuotaSettings)
-    """How much of everything one user may have."""
     root_dir: FilePath | None = None
     """Folder below which the ``path`` of a request says where its kernel starts; by default the
     folder that ``relay up`` was started in."""
@@ -74,14 +74,24 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is remembered of a kernel's clients."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
     """Which environment variables reach a kernel."""
+    origins: list[Origin] = []
+    """Origins, besides the relay's own, whose pages may use it."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     """What one client may send."""
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    """How many connections there may be, and how long they may take."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """What one user, and one cluster, may have."""
+    logins: LoginSettings = field(default_factory=LoginSettings)
+    """How often an address may be wrong."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
     """The edge's patience with agents."""
     log: LogSettings = field(default_factory=LogSettings)
     """The log of every process."""
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    """The audit log; always there."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where names or ports coincide, or the tokens are elsewhere."""

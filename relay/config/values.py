@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from relay.auth.origin import check_origin
 from relay.model import Principal
 from relay.routing.clusters import check_name
 from relay.routing.routes import is_kernelspec_name
@@ -117,6 +118,7 @@ Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
 WebUrl = Annotated[str, Meta(max_length=2000, extra={"check": check_web_url})]
+Origin = Annotated[str, Meta(max_length=300, extra={"check": check_origin})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
 Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
 ClaimPath = Annotated[str, Meta(pattern=r"\A[^\s]{1,255}\Z")]

@@ -1,6 +1,7 @@
 """The edge's one entry: every request of both ports, judged in one order.
 
-Parse the target → health and probes → who is it → what is asked → may they → REST or channels.
+Check head and target → which page asks → health and probes → who is it → what is asked → may they
+→ REST or channels.
 """
 
 from __future__ import annotations
@@ -13,42 +14,42 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 
 from relay.auth import credentials
 from relay.auth.chain import WHO
 from relay.auth.credentials import Shown
+from relay.auth.origin import Origins
 from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.auth.tokens import is_path_token
 from relay.config import EdgeConfig
+from relay.edge.audit import Asked, Audit
 from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
+from relay.edge.pages import Pages
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing, Visit
 from relay.edge.upstream import Bearer, Upstream
-from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
-from relay.http import REQUEST_ID, SERVER_NAME, error_response
+from relay.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    RelayError,
+    Unauthorized,
+)
+from relay.http import REQUEST_ID, error_response
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
 from relay.routing.clusters import is_vscode_probe
+from relay.routing.heads import check_head
 from relay.routing.paths import Target, parse_target
 from relay.routing.routes import Kind, Route, allowed_methods, match
 
 log = structlog.get_logger(__name__)
 
-_VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 _HEALTH: Final = frozenset({("healthz",), ("readyz",)})
 _PATH_TOKEN: Final = "t"  # noqa: S105 - what stands before one
-
-
-class _Asked:
-    """What a request turned out to ask for, as far as it came: for the metrics."""
-
-    def __init__(self) -> None:
-        self.cluster = ""
-        self.kind = ""
-        self.path: tuple[str, ...] = ()
-        """Below the cluster."""
 
 
 class Parts(NamedTuple):
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
 
     authentication: Authentication
     standing: Standing
+    audit: Audit
     upstream: Upstream
     rest: Rest
     channels: Channels
@@ -73,10 +75,12 @@ class App:
         self._policy = config.policy.policy()
         self._authentication = parts.authentication
         self._standing = parts.standing
+        self._audit = parts.audit
         self._upstream = parts.upstream
         self._rest = parts.rest
         self._channels = parts.channels
         self._metrics = parts.metrics
+        self._pages = Pages(Origins(config.origins))
         self._clock = clock
         self.ready = True
 
@@ -95,13 +99,14 @@ class App:
 
     async def _handle(self, request: web.BaseRequest, *, channels_only: bool) -> web.StreamResponse:
         request_id = uuid.uuid4().hex
-        asked = _Asked()
+        asked = Asked(request, request_id)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 response = await self._serve(
                     request, request_id, asked, channels_only=channels_only
                 )
             except RelayError as error:
+                asked.reason = error.message
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
                 level("refused", status=error.http_status, problem=error.message)
                 response = error_response(error, request_id)
@@ -112,37 +117,42 @@ class App:
                     response.headers[hdrs.ALLOW] = _allowed(asked.path)
                 if isinstance(error, Unauthorized):
                     self._metrics.refused_logins.inc()
+            except Exception:
+                # Whatever it was, the request may have had its effect.
+                await self._audit.answered(asked, 500, None)
+                raise
+            await self._audit.answered(asked, response.status, response)
         self._metrics.answered(asked.cluster, asked.kind, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
-            response.headers[hdrs.SERVER] = SERVER_NAME
         return response
 
     async def _serve(
-        self, request: web.BaseRequest, request_id: str, asked: _Asked, *, channels_only: bool
+        self, request: web.BaseRequest, request_id: str, asked: Asked, *, channels_only: bool
     ) -> web.StreamResponse:
-        if request.version not in _VERSIONS:
-            # The parser lets 0.9, without any version, and 2.0 pass.
-            msg = "Only HTTP/1.1 is spoken here."
-            raise BadRequest(msg)
+        host = check_head(request.version, request.raw_headers)
         target = parse_target(request.raw_path)
+        if (told := self._pages.judge(request, host)) is not None:
+            return told
         if target.segments in _HEALTH:
-            ready = self.ready or target.segments == ("healthz",)
-            return web.Response(status=200 if ready else 503)
+            if target.segments != ("healthz",) and not (self.ready and await self._audit.works()):
+                raise NotReady("This edge takes no new clients.")
+            return web.Response(status=200)
         prefix, path_token, target = self._split(target)
         if is_vscode_probe(target):
-            return web.Response(status=404)
+            raise NotFound("no such resource")
         shown = _shown(request, target, path_token)
         identity = await self._authentication.identify(shown, self._clock())
+        asked.identity = identity
         cluster, *rest = target.segments
         self._upstream.require(cluster)
+        asked.wanted = cluster
         if not self._policy.rights(identity, cluster):
             raise NotFound(NO_CLUSTER)
         asked.cluster, asked.path = cluster, tuple(rest)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
-        route = match(request.method, tuple(rest))
-        asked.kind = route.kind.value
+        route = asked.route = match(request.method, tuple(rest))
         bearer = self._bearer(identity, cluster, route)
         about = {
             "cluster": cluster,
@@ -154,6 +164,7 @@ class App:
         if channels_only and route.kind is not Kind.CHANNELS:
             msg = "This port serves kernel channels only."
             raise NotFound(msg)
+        await self._audit.require(route)
         about |= {"request_id": request_id, "token_id": identity.credential}
         judge = partial(self._bearer, cluster=cluster, route=route)
         visit = self._standing.visit(shown, Visit(identity, judge, bearer, about))
@@ -161,7 +172,7 @@ class App:
             session_id = target.values("session_id")
             last_seq = target.values("last_seq")
             with visit as stay:
-                return await self._channels.handle(
+                response = await self._channels.handle(
                     request,
                     cluster=cluster,
                     kernel_id=route.kernel_id or "",
@@ -169,9 +180,12 @@ class App:
                     session_id=session_id[0] if session_id else "",
                     last_seq=last_seq[0] if last_seq else None,
                     request_id=request_id,
+                    opened=partial(self._audit.opened, asked),
                 )
+                asked.ended = stay.ended
+                return response
         with visit if route.kind is Kind.MESSAGES else contextlib.nullcontext() as stay_or_none:
-            return await self._rest.handle(
+            response = await self._rest.handle(
                 request,
                 cluster=cluster,
                 target=target,
@@ -181,6 +195,8 @@ class App:
                 visit=stay_or_none,
                 request_id=request_id,
             )
+            asked.ended = stay_or_none.ended if stay_or_none is not None else None
+            return response
 
     def _bearer(self, identity: Identity, cluster: str, route: Route) -> Bearer:
         """Raises `NotFound` and `Forbidden`."""
@@ -190,7 +206,7 @@ class App:
         return Bearer(
             identity.principal,
             rights.among(actions | besides | {Action.ADMIN}),
-            max_kernels=self._config.quotas.kernels_per_user or None,
+            max_kernels=self._config.quotas.user_kernels,
         )
 
     def _split(self, target: Target) -> tuple[str, str | None, Target]:

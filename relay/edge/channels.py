@@ -31,7 +31,7 @@ from relay.metrics import EdgeMetrics
 from relay.model import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 log = structlog.get_logger(__name__)
 
@@ -72,10 +72,12 @@ class Channels:
         session_id: str,
         last_seq: str | None,
         request_id: str,
+        opened: Callable[[], Awaitable[None]],
     ) -> web.StreamResponse:
         """Serve one WebSocket from its handshake to its end, or to that of ``visit``.
 
-        Raises `RelayError` before the upgrade only.
+        ``opened`` is called once the kernel is reached, and may refuse yet. Raises `RelayError`
+        before the upgrade only.
         """
         accepted, subprotocol = _handshake(request)
         if len(session_id) > _SESSION_ID:
@@ -96,12 +98,17 @@ class Channels:
         try:
             if visit.ended is not None:
                 raise visit.ended
+            await opened()
             client = transport_of(request)
-        except (ConnectionResetError, RelayError):
+        except (RelayError, ConnectionError):
             link.close()
             raise
         pipe = Pipe(
-            client, self._config.limits, self._config.websocket, self._metrics.traffic(cluster)
+            client,
+            self._config.limits,
+            self._config.websocket,
+            self._metrics.traffic(cluster),
+            any_text=attach.gateway,
         )
         connection = request.protocol
         early = _Early()

@@ -1,6 +1,7 @@
 """The edge's parent process: keeps N workers running that share the two listening sockets.
 
-Keeps nothing about clients and touches no connection, so that it has little reason to die.
+Touches no connection, so that it has little reason to die; it keeps what the workers share about
+clients (`council`), and nothing of that is missed by the next one.
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
+from relay.auth.audit import Event, Note
 from relay.config import EdgeConfig, MetricsSettings
+from relay.edge.audit import TOPIC
+from relay.edge.audit_file import AuditFile
+from relay.edge.council import Chair, council_path, private_folder
+from relay.edge.quotas import Quotas, Refusal
 from relay.http import page_server
 from relay.log import get_logger
-from relay.metrics import ParentMetrics, SharedFolder, edge_registry, page
+from relay.metrics import AuditFigures, ParentMetrics, SharedFolder, edge_registry, page
 from relay.processes import (
     Command,
     Keeper,
@@ -52,8 +61,16 @@ def run(config: EdgeConfig, path: Path) -> int:
         for listener in listeners.values():
             opened.enter_context(listener)
         scraped = None if config.metrics.port is None else Scraped.open(config.metrics, opened)
-        command = worker_command(path, listeners, scraped.folder.path if scraped else None)
-        return asyncio.run(Parent(config, command, listeners, scraped).run())
+        try:
+            folder = opened.enter_context(private_folder())
+        except OSError as error:
+            raise StartError(f"no folder for the workers' socket: {error.strerror}") from error
+        command = worker_command(path, listeners, folder, scraped.folder.path if scraped else None)
+        audit = None
+        if config.audit.file is not None:
+            audit = AuditFile(Path(config.audit.file), config.audit.waiting)
+            opened.callback(audit.close)
+        return asyncio.run(Parent(config, command, listeners, folder, scraped, audit).run())
 
 
 class Scraped(NamedTuple):
@@ -92,14 +109,21 @@ def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
 
 
 def worker_command(
-    path: Path, listeners: Mapping[str, socket.socket], metrics_folder: Path | None = None
+    path: Path,
+    listeners: Mapping[str, socket.socket],
+    folder: Path,
+    metrics_folder: Path | None = None,
 ) -> Command:
-    """How a worker is started; the names in the order of `LISTENERS`."""
+    """How a worker is started; the names in the order of `LISTENERS`.
+
+    ``folder`` is where it finds the council's socket.
+    """
     return Command(
         name="edge worker",
         argv=(
             *(sys.executable, "-P", "-m", "relay.edge.worker"),
             *("--config", str(path), "--die-with-parent", str(os.getpid())),
+            *("--council", str(council_path(folder))),
             *(() if metrics_folder is None else ("--metrics-folder", str(metrics_folder))),
         ),
         environment=dict(os.environ),
@@ -115,7 +139,9 @@ class Parent:
         config: EdgeConfig,
         command: Command,
         listeners: Mapping[str, socket.socket],
+        folder: Path,
         scraped: Scraped | None = None,
+        audit: AuditFile | None = None,
     ) -> None:
         self._grace = config.drain + _MARGIN
         self._listeners = listeners
@@ -124,6 +150,13 @@ class Parent:
         self._change = asyncio.Event()
         self._reported: tuple[int, ...] = ()
         self._scraped = scraped
+        self._chair = Chair(
+            council_path(folder),
+            Quotas(config.connections, config.quotas, config.logins),
+            welcome=self._is_worker,
+            notes={} if audit is None else {TOPIC: partial(_keep, audit)},
+        )
+        self._audit = audit
         self._workers: frozenset[int] = frozenset()
         self._ended = 0
         self._reloads = 0
@@ -136,7 +169,12 @@ class Parent:
         culprit: Keeper | None = None
         if self._scraped is not None:
             await self._serve_metrics(self._scraped)
+        await self._chair.listen()
         async with asyncio.TaskGroup() as group:
+            trying = None
+            if self._audit is not None:
+                self._audit.keep(Note(time=time.time(), event=Event.EDGE_STARTED))
+                trying = group.create_task(self._audit.keep_trying(), name="keep the audit log")
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
             try:
@@ -147,10 +185,16 @@ class Parent:
                     await self._stop.wait()
             finally:
                 await self._end()
+                self._chair.close()
+                if trying is not None:
+                    trying.cancel()
         if culprit is None or culprit.last_exit is None:
             return 0
         log.error("edge workers do not start", exit_code=culprit.last_exit.code)
         return culprit.last_exit.code if culprit.last_exit.code > 0 else 1
+
+    def _is_worker(self, pid: int) -> bool:
+        return any(keeper.child is not None and keeper.child.pid == pid for keeper in self._keepers)
 
     def _changed(self) -> None:
         self._change.set()
@@ -169,7 +213,11 @@ class Parent:
                 self._scraped.folder.retire(pid)
 
     async def _serve_metrics(self, scraped: Scraped) -> None:
-        metrics = ParentMetrics(lambda: (len(self._workers), self._ended))
+        audit = self._audit
+        metrics = ParentMetrics(
+            lambda: (len(self._workers), self._ended),
+            lambda: AuditFigures() if audit is None else audit.figures,
+        )
         serve = page_server("/metrics", partial(page, edge_registry(scraped.folder, metrics)))
         await asyncio.get_running_loop().create_server(serve, sock=scraped.listener)
 
@@ -177,8 +225,7 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        # Workers read the configuration again; there is nothing in it for this process.
-        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -187,7 +234,10 @@ class Parent:
         self._stop.set()
         self._change.set()
 
-    def _on_reload(self) -> None:
+    def _on_hangup(self) -> None:
+        """To a daemon SIGHUP means "read it again, open your logs again", never its end."""
+        if self._audit is not None:
+            self._audit.write()
         self._reloads += 1
         self._pass_on_reload()
 
@@ -212,3 +262,13 @@ class Parent:
             host, port, *_ = listener.getsockname()
             found[name] = f"{host}:{port}"
         return found
+
+
+def _keep(audit: AuditFile, note: bytes) -> Refusal | None:
+    """Write what a worker noted, if anything; refuses while not all that it ever noted is written.
+
+    Raises ``ValueError`` for what is no note.
+    """
+    if note:
+        audit.keep(msgspec.msgpack.decode(note, type=Note))
+    return Refusal("audit.file") if audit.problem else None

@@ -8,6 +8,7 @@ is read faster than the other side takes it.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import math
 import struct
@@ -48,6 +49,9 @@ _REASON_BYTES: Final = 123
 _MOMENT: Final = 0.01
 """Seconds past a deadline at which it has certainly passed."""
 _PROOF: Final = struct.Struct("<Q")
+_PIECE: Final = 65536
+"""Bytes of text that are looked at together: decoded they may take four times as much."""
+_PONG: Final = 0x80 | Opcode.PONG
 _COMPLAINTS: Final = frozenset(
     {
         CloseCode.PROTOCOL_ERROR,
@@ -65,6 +69,8 @@ class Pipe(asyncio.Protocol):
     """One client's WebSocket, and the link that feeds it, one after the other.
 
     ``finished`` is set when the client is gone; ``unlinked`` then too, and while a link is lost.
+    Text frames hold UTF-8 (RFC 6455 §8.1), but with ``any_text``: Jupyter Server in gateway mode
+    sends buffers in them, whatever these are.
     """
 
     def __init__(
@@ -73,16 +79,28 @@ class Pipe(asyncio.Protocol):
         limits: EdgeLimits,
         settings: WebSocketSettings,
         traffic: Traffic,
+        *,
+        any_text: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._settings = settings
         self._traffic = traffic
-        self._keep_bytes = limits.unacknowledged_bytes
+        self._limits = limits
         self._frames = Protocol(Side.SERVER, state=OPEN, max_size=limits.message_bytes)
         self._pieces = bytearray()
         """Frames so far of a message that comes in several; one buffer, however small they are."""
+        self._pieces_count = 0
         self._text = False
+        self._any_text = any_text
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._controls = 0
+        """Control frames of the client since ``_controls_since``."""
+        self._controls_since = -math.inf
+        self._late_pong = b""
+        """The newest that had to wait for a client that does not read."""
+        self._closed_here = False
+        """Whether the client was sent away: what it says is not heard any more."""
         self._link: Link | None = None
         self._number = 0
         self._kept: deque[tuple[int, bytes]] = deque()
@@ -184,7 +202,7 @@ class Pipe(asyncio.Protocol):
 
     def _balance(self) -> None:
         """Read from the client only while there is room for what it sends."""
-        pause = self._link_full or self._kept_bytes > self._keep_bytes
+        pause = self._link_full or self._kept_bytes > self._limits.unacknowledged_bytes
         if pause == self._client_paused or self._client.is_closing():
             return
         self._client_paused = pause
@@ -209,6 +227,8 @@ class Pipe(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close the client's WebSocket, and the connection once it has answered."""
+        self._closed_here = True
+        self._pieces = bytearray()
         if self._client_paused and not self._client.is_closing():
             # Its answer to the close frame is still to be read.
             self._client.resume_reading()
@@ -260,28 +280,72 @@ class Pipe(asyncio.Protocol):
 
     def _flush(self) -> None:
         for data in self._frames.data_to_send():
-            if data:
+            if data and data[0] == _PONG and self._client_full:
+                # Of several pings the newest may be answered alone (RFC 6455 §5.5.3).
+                self._late_pong = bytes(data)
+            elif data:
                 self._client.write(data)
             else:
                 self._client.close()
 
     def _on_frame(self, frame: Frame) -> None:
-        match frame.opcode:
-            case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
-                if frame.opcode is not Opcode.CONT:
-                    self._text = frame.opcode is Opcode.TEXT
-                if frame.fin and not self._pieces:
-                    self._on_message(bytes(frame.data))
-                    return
-                self._pieces += frame.data
-                if frame.fin:
-                    pieces, self._pieces = self._pieces, bytearray()
-                    self._on_message(memoryview(pieces))
-            case Opcode.PONG:
-                self._on_pong(bytes(frame.data))
-            case _:
-                # The library answers pings and close frames.
-                pass
+        if self._closed_here:
+            return
+        if frame.opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
+            self._on_piece(frame)
+            return
+        # The library answers pings and close frames.
+        if frame.opcode is Opcode.PONG:
+            self._on_pong(bytes(frame.data))
+        self._count_control()
+
+    def _on_piece(self, frame: Frame) -> None:
+        """Take a frame of a message."""
+        if frame.opcode is not Opcode.CONT:
+            self._text = frame.opcode is Opcode.TEXT
+            self._pieces_count = 0
+            self._utf8.reset()
+        self._pieces_count += 1
+        if self._pieces_count > self._limits.message_frames:
+            most = self._limits.message_frames
+            self._refuse(1009, f"a message in more than {most} frames", "limits.message_frames")
+        elif self._text and not self._any_text and not self._is_text(frame):
+            log.info("bad_frame", problem="a text that is not UTF-8")
+            self.close(1007, "a text that is not UTF-8")
+        elif frame.fin and not self._pieces:
+            self._on_message(bytes(frame.data))
+        else:
+            self._pieces += frame.data
+            if frame.fin:
+                pieces, self._pieces = self._pieces, bytearray()
+                self._on_message(memoryview(pieces))
+
+    def _is_text(self, frame: Frame) -> bool:
+        view, position = memoryview(frame.data), 0
+        try:
+            while position < len(view):
+                self._utf8.decode(view[position : position + _PIECE])
+                position += _PIECE
+            if frame.fin:
+                self._utf8.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _count_control(self) -> None:
+        now = self._loop.time()
+        if now - self._controls_since >= 1.0:
+            self._controls, self._controls_since = 0, now
+        self._controls += 1
+        if self._controls > self._limits.control_frames:
+            most = self._limits.control_frames
+            self._refuse(1008, f"more than {most} control frames a second", "limits.control_frames")
+
+    def _refuse(self, code: int, reason: str, setting: str) -> None:
+        """Send the client away for a limit that it hit."""
+        log.info("too_much", setting=setting, problem=reason)
+        hit(setting)
+        self.close(code, f"{reason} ({setting})")
 
     def _on_message(self, payload: Buffer) -> None:
         self._number += 1
@@ -324,6 +388,9 @@ class Pipe(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._client_full = False
+        pong, self._late_pong = self._late_pong, b""
+        if pong:
+            self._client.write(pong)
         if self._link is not None:
             self._link.resume()
 

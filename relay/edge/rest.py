@@ -16,7 +16,7 @@ from relay.config import EdgeConfig
 from relay.edge.standing import Visit
 from relay.edge.upstream import Bearer, Call, Upstream
 from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
-from relay.http import REQUEST_ID, SERVER_NAME, TakenOver, read_body
+from relay.http import REQUEST_ID, TakenOver, read_body
 from relay.metrics import EdgeMetrics
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
@@ -149,7 +149,7 @@ class Rest:
         if request.method == "HEAD" or not (stream or (answer.content_length or 0) > _WHOLE):
             body = await _read_whole(answer, cluster)
             return web.Response(status=answer.status, headers=headers, body=body)
-        headers |= {REQUEST_ID: request_id, hdrs.SERVER: SERVER_NAME}
+        headers[REQUEST_ID] = request_id
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = answer.content_length
         await response.prepare(request)

@@ -12,6 +12,7 @@ import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,10 @@ from relay.config import ConfigError, EdgeConfig, TlsSettings, load
 from relay.config.jupyterhub import base_url
 from relay.edge import authentication
 from relay.edge.app import App, Parts
+from relay.edge.audit import TOPIC, Audit
 from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
+from relay.edge.council import Council, Refused
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing
 from relay.edge.upstream import Upstream
@@ -42,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.edge.worker")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--die-with-parent", type=int)
+    parser.add_argument("--council", type=Path, required=True, help="the parent's socket")
     parser.add_argument("--metrics-folder", type=Path, help="shared with the parent")
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
@@ -58,7 +62,7 @@ def main() -> None:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, path, secrets, metrics))
+    uvloop.run(_run(config, path, secrets, metrics, arguments.council))
 
 
 def _metrics(folder: Path | None) -> EdgeMetrics:
@@ -100,13 +104,16 @@ def _naming(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics) -> None:
+async def _run(
+    config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics, council_path: Path
+) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     sockets = processes.inherited_listeners()
     standing = Standing(secrets.authentication.identify, metrics)
+    council = await Council.join(council_path, os.getppid(), stopped.set)
     async with (
         secrets.authentication,
         Upstream(config, secrets.signer, metrics=metrics) as upstream,
@@ -119,6 +126,7 @@ async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMe
         parts = Parts(
             authentication=secrets.authentication,
             standing=standing,
+            audit=Audit(config.audit, partial(_tell, council)),
             upstream=upstream,
             rest=rest,
             channels=channels,
@@ -146,6 +154,10 @@ async def _run(config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMe
         processes.notify("READY=1")
         log.info("ready")
         await stopped.wait()
+        if council.gone:
+            # Nobody can be let in without the parent, and nobody else would end this process.
+            log.error("parent_gone")
+            sys.exit(1)
         log.info("stopping", drain=config.drain)
         app.ready = False
         for listener in listeners:
@@ -197,6 +209,19 @@ async def _background(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
         for task in running:
             task.cancel()
+
+
+async def _tell(council: Council, note: bytes) -> bool:
+    """Have the parent write to the audit log; whether all is written.
+
+    Raises ``ConnectionError`` once the parent is gone, with which the client's connection ends:
+    nobody hears of a decision that nobody will write down.
+    """
+    try:
+        await council.tell(TOPIC, note)
+    except Refused:
+        return False
+    return True
 
 
 def _tls(settings: TlsSettings) -> ssl.SSLContext:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from relay import registry
 from relay.auth.policy import Action
@@ -55,13 +56,17 @@ def edge_config(
         },
         authentication=authentication,
         policy=config.policy or _everybody(authentication),
-        quotas=config.quotas,
         ticket_key=str(folder.ticket_keys[1]),
+        origins=config.origins,
         limits=config.limits,
+        connections=config.connections,
+        quotas=config.quotas,
+        logins=config.logins,
         websocket=config.websocket,
         upstream=config.upstream,
         log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
+        audit=replace(config.audit, file=config.audit.file or str(folder.audit_log)),
     )
 
 

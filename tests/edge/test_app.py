@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
 from relay.auth.chain import Chain
 from relay.auth.policy import Action, Rights
 from relay.auth.tokens import TokenStore, generate
-from relay.config import PolicySettings, QuotaSettings, RuleSettings
+from relay.config import AuditSettings, PolicySettings, QuotaSettings, RuleSettings
 from relay.edge.app import App, Parts
+from relay.edge.audit import Audit
 from relay.edge.authentication import Authentication
 from relay.edge.standing import Standing
 from relay.edge.upstream import Bearer, Upstream
+from relay.http import ANSWER_HEADERS
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 from tests.edge.test_parent import CONFIG
@@ -56,6 +61,11 @@ class Passed(NamedTuple):
     prefix: str
 
 
+async def nowhere(_: bytes) -> bool:
+    """Without a file nothing is told."""
+    raise AssertionError
+
+
 class Desk:
     """REST and channels in one, behind the real entry."""
 
@@ -63,8 +73,9 @@ class Desk:
         self,
         *actions: Action,
         identity: Any = None,
-        quota: int = 20,
         base_url: str = "",
+        quota: int | None = 20,
+        origins: Sequence[str] = (),
         **rule: Any,
     ) -> None:
         self.passed: list[Passed] = []
@@ -75,12 +86,14 @@ class Desk:
             CONFIG,
             base_url=base_url,
             policy=PolicySettings(rules=[RuleSettings(**rule)]),
-            quotas=QuotaSettings(kernels_per_user=quota),
+            quotas=QuotaSettings(user_kernels=quota),
+            origins=list(origins),
         )
         authentication = Authentication(Chain([Knows(**(identity or {}))]), Chain([KnowsPath()]))
         parts = Parts(
             authentication=authentication,
             standing=Standing(authentication.identify, metrics),
+            audit=Audit(AuditSettings(), nowhere),
             upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
             **fakes,
@@ -94,7 +107,9 @@ class Desk:
         return web.Response(status=299)
 
     async def ask(self, method: str, path: str, token: str = TOKEN) -> int:
-        request = make_mocked_request(method, path, headers={"Authorization": f"token {token}"})
+        request = make_mocked_request(
+            method, path, headers={"Host": "relay", "Authorization": f"token {token}"}
+        )
         return (await self.app.handle_https(request)).status
 
     async def rights(self, method: str, path: str) -> Rights:
@@ -105,7 +120,7 @@ class Desk:
         return passed.bearer.rights
 
 
-@pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (0, None)])
+@pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (None, None)])
 async def test_an_agent_hears_how_many_kernels_a_user_may_have(
     quota: int, shown: int | None
 ) -> None:
@@ -213,7 +228,7 @@ async def test_a_token_in_the_path_stands_behind_the_base() -> None:
 
 async def test_what_a_path_takes_is_said_below_a_base_too() -> None:
     desk = Desk(*EVERY, base_url=BASE)
-    headers = {"Authorization": f"token {TOKEN}"}
+    headers = {"Host": "relay", "Authorization": f"token {TOKEN}"}
     request = make_mocked_request("DELETE", f"{BASE}/alpha/api/kernels", headers=headers)
     answer = await desk.app.handle_https(request)
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, POST, OPTIONS")
@@ -258,3 +273,153 @@ async def test_nobody_unknown_comes_in(token: str) -> None:
     assert await desk.ask("GET", "/alpha/api", token) == 401
     assert await desk.ask("GET", "/beta/api", token) == 401
     assert not desk.passed
+
+
+# Pages
+
+
+class Called(Desk):
+    """A desk whose relay lists one origin."""
+
+    async def call(self, method: str, path: str, *headers: tuple[str, str]) -> web.StreamResponse:
+        listed = CIMultiDict([("Host", "relay"), *headers])
+        return await self.app.handle_https(make_mocked_request(method, path, headers=listed))
+
+
+LISTED, FOREIGN = ("Origin", "https://lab.example"), ("Origin", "https://elsewhere.example")
+BEARER = ("Authorization", f"token {TOKEN}")
+PREFLIGHT = ("Access-Control-Request-Method", "POST")
+UPGRADE = ("Upgrade", "websocket")
+CHANGING = [("POST", "/alpha/api/kernels"), ("DELETE", KERNEL), ("POST", f"{KERNEL}/restart")]
+
+
+def desk() -> Called:
+    return Called(*EVERY, origins=["https://lab.example"])
+
+
+@pytest.mark.parametrize(
+    "origin", [(), (("Origin", "https://relay"),), (LISTED,), (("Origin", "https://RELAY"),)]
+)
+async def test_who_may_open_channels_by_origin(origin: tuple[tuple[str, str], ...]) -> None:
+    opened = await desk().call("GET", f"{KERNEL}/channels", BEARER, UPGRADE, *origin)
+    assert opened.status == (403 if ("Origin", "https://RELAY") in origin else 299)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", f"{KERNEL}/channels"), *CHANGING])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        (FOREIGN,),
+        (("Origin", "null"),),
+        (("Origin", ""),),
+        (("Origin", "http://relay"),),
+        (LISTED, LISTED),
+        (LISTED, FOREIGN),
+    ],
+)
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_foreign_page_opens_and_changes_nothing(
+    method: str, path: str, origin: tuple[tuple[str, str], ...], *, known: bool
+) -> None:
+    headers = [*origin, *([BEARER] if known else []), *([UPGRADE] if method == "GET" else [])]
+    at = desk()
+    answer = await at.call(method, path, *headers)
+    # The same for who has a token and who has none: pages cannot try tokens.
+    assert answer.status == 403
+    assert not at.passed
+    assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+
+async def test_what_a_foreign_page_may_cause_it_cannot_read() -> None:
+    at = desk()
+    prepared = make_mocked_request(
+        "GET", "/alpha/api", headers=CIMultiDict([("Host", "relay"), FOREIGN, BEARER])
+    )
+    assert (await at.app.handle_https(prepared)).status == 299
+    assert prepared[ANSWER_HEADERS] == {"Vary": "Origin"}
+
+
+@pytest.mark.parametrize("credential", [(), (BEARER,), (("Authorization", "token x"),)])
+async def test_a_listed_page_can_read_every_answer(credential: tuple[tuple[str, str], ...]) -> None:
+    for method, path in (("GET", "/alpha/api"), ("GET", "/healthz"), *CHANGING):
+        headers = CIMultiDict([("Host", "relay"), LISTED, *credential])
+        request = make_mocked_request(method, path, headers=headers)
+        await desk().app.handle_https(request)
+        assert request[ANSWER_HEADERS] == {
+            "Vary": "Origin",
+            "Access-Control-Allow-Origin": "https://lab.example",
+            "Access-Control-Expose-Headers": "Location, Retry-After, X-Request-Id",
+        }
+
+
+async def test_without_a_list_nothing_is_said_of_origins() -> None:
+    request = make_mocked_request("GET", "/healthz", headers=CIMultiDict([("Host", "r"), LISTED]))
+    await Desk(*EVERY).app.handle_https(request)
+    assert request[ANSWER_HEADERS] == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/alpha/api", "/absent/api", "/healthz", "/metrics", KERNEL, "/alpha/tree"]
+)
+async def test_a_preflight_is_answered_alike_everywhere(path: str) -> None:
+    at = desk()
+    answer = await at.call("OPTIONS", path, LISTED, PREFLIGHT)
+    assert isinstance(answer, web.Response)
+    assert (answer.status, answer.body) == (204, None)
+    assert {name: value for name, value in answer.headers.items() if name.startswith("Acc")} == {
+        "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type",
+        "Access-Control-Max-Age": "600",
+    }
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert not at.passed
+
+
+@pytest.mark.parametrize("origin", [(), (FOREIGN,), (("Origin", "https://relay"),)])
+async def test_nobody_else_asks_anything_by_options(origin: tuple[tuple[str, str], ...]) -> None:
+    for more in ((), (PREFLIGHT,)):
+        assert (await desk().call("OPTIONS", "/alpha/api", *origin, *more)).status == 401
+        answer = await desk().call("OPTIONS", "/alpha/api", BEARER, *origin, *more)
+        assert (answer.status, answer.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert (await desk().call("OPTIONS", "/alpha/api", LISTED)).status == 401
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-origin", "none", "x"])
+async def test_what_else_browsers_say_changes_nothing(site: str) -> None:
+    for mode in ("no-cors", "navigate", "websocket"):
+        said = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode)]
+        assert (await desk().call("GET", "/alpha/api", *said)).status == 401
+        assert (await desk().call("GET", "/alpha/api", BEARER, *said)).status == 299
+
+
+# What answers everybody
+
+
+async def test_an_edge_that_ends_says_so() -> None:
+    at = desk()
+    at.app.ready = False
+    answer = await at.call("GET", "/readyz")
+    assert isinstance(answer, web.Response)
+    assert answer.status == 503
+    assert json.loads(answer.body or b"").keys() == {"message", "reason", "request_id"}  # type: ignore[arg-type]
+    assert (await at.call("GET", "/healthz")).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Host", "a b")],
+        [("Host", "relay"), ("Host", "relay")],
+        [],
+        [("Host", "relay"), ("Transfer-Encoding", ""), ("Content-Length", "5")],
+        [("Host", "relay"), ("Upgrade", "websocket"), ("Content-Length", "5")],
+    ],
+)
+@pytest.mark.parametrize("path", ["/healthz", "/alpha/api", "/alpha/tree"])
+async def test_a_head_that_could_be_read_in_two_ways(
+    path: str, headers: list[tuple[str, str]]
+) -> None:
+    at = desk()
+    request = make_mocked_request("GET", path, headers=CIMultiDict([*headers, BEARER]))
+    assert (await at.app.handle_https(request)).status == 400
+    assert not at.passed

@@ -230,6 +230,9 @@ class Visit:
         yield
         self.followed.remove(identity)
 
+    async def opened(self) -> None:
+        """The audit log has nothing against it."""
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self.channels.handle(
@@ -240,6 +243,7 @@ class Visit:
                 session_id=self._session_id,
                 last_seq=self._last_seq,
                 request_id="r1",
+                opened=self.opened,
             )
         except RelayError as error:
             return error_response(error, "r1")

@@ -280,6 +280,7 @@ class Site:
 
     def start_again(self) -> None:
         """Start the agent, which was stopped or killed."""
+        self.agent.stop()
         self.agent.log.write_text("")
         self.agent.start()
 

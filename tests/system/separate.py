@@ -91,7 +91,7 @@ class Separate:
 
     @property
     def pid(self) -> int:
-        """The process that was started."""
+        """The process that was started; an edge's workers are its children."""
         assert self._program is not None
         return self._program.process.pid
 

@@ -94,7 +94,7 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
 
 def said(answers: list[Answer]) -> Counter[str]:
     """What became of each start: 201, or the setting that it failed for."""
-    settings = "quotas.kernels_per_user", "kernels.max_kernels"
+    settings = "quotas.user_kernels", "kernels.max_kernels"
     return Counter(
         "201"
         if each.status == 201
@@ -106,7 +106,7 @@ def said(answers: list[Answer]) -> Counter[str]:
 @pytest.mark.parametrize("node", [True], indirect=True)
 def test_limits_are_exact_whoever_counts(node: Node) -> None:
     answers = node.start_at_once([(number % 2, ADA) for number in range(8)], QUOTA)
-    assert said(answers) == {"201": QUOTA, "quotas.kernels_per_user": 6}
+    assert said(answers) == {"201": QUOTA, "quotas.user_kernels": 6}
     assert {each.status for each in answers} == {201, 403}
     # Somebody else has a quota of their own, and the cluster one for all.
     others = node.start_at_once([(number % 2, BOB) for number in range(4)], QUOTA)
