@@ -84,11 +84,11 @@ def test_a_kernel_inherits_what_is_listed_and_nothing_else(
 
 
 def test_no_pattern_gives_a_kernel_what_is_the_relays_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("JUPYTERHUB_API_TOKEN", "RELAY_X", "JUPYTER_PATH"):
+    for name in ("JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN", "RELAY_X", "JUPYTER_PATH"):
         monkeypatch.setenv(name, "x")
     for pattern in ("J*", "R*", "JUPYTERHUB_*", "JUPYTERHUB_API_TOKEN", "RELAY_X"):
         inherited = inherited_environment(KernelEnvironment(inherit=[pattern]))
-        assert not inherited.keys() & {"JUPYTERHUB_API_TOKEN", "RELAY_X"}
+        assert not inherited.keys() & {"JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN", "RELAY_X"}
     assert inherited_environment(KernelEnvironment(inherit=["J*"]))["JUPYTER_PATH"] == "x"
 
 
