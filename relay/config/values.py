@@ -23,9 +23,9 @@ _UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
 _AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
 
-THE_RELAYS: Final = ("RELAY_", "JUPYTERHUB_")
-"""Beginnings of the names of variables that are for the relay itself. They may hold tokens: no
-kernel gets any, nor does a program that has nothing to do with them."""
+THE_RELAYS: Final = ("RELAY_", "JUPYTERHUB_", "JPY_API_TOKEN")
+"""Beginnings of the names of variables that are for the relay itself. They may hold tokens, a
+Hub's twice over: no kernel gets any, nor does a program that has nothing to do with them."""
 
 OS_USER_NAME: Final = re.compile(r"[a-z_][a-z0-9._-]{0,31}")
 """Names of OS users that a kernel may run as; others exist, and mean trouble somewhere."""

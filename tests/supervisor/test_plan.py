@@ -99,7 +99,8 @@ def test_the_edge_knows_the_hubs_users_too_where_there_is_a_hub(folder: StateFol
 
 
 def test_what_a_hub_said_is_for_the_edge_alone() -> None:
-    environ = {"PATH": "/bin", "JUPYTERHUB_API_TOKEN": "secret", "JUPYTER_PATH": "x"}
+    environ = {"PATH": "/bin", "JUPYTER_PATH": "x"}
+    environ |= dict.fromkeys(("JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN"), "secret")
     edge = plan.command("edge", "edge", Path("/f.yaml"), 12, environ)
     assert edge.environment == environ
     agent = plan.command("agent", "agent-alpha", Path("/f.yaml"), 12, environ)

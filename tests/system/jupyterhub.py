@@ -107,12 +107,15 @@ class Hub:
         self._environ = {
             **environment(folder),
             "PATH": path,
+            # The Hub looks whether its services are there; its proxy sends them requests.
+            "SSL_CERT_FILE": ca,
             "NODE_EXTRA_CA_CERTS": ca,
             "CONFIGPROXY_AUTH_TOKEN": secrets.token_hex(16),
         }
         relay = {
             "name": "relay",
             "url": relay_url,
+            "timeout": int(_START),
             "api_token": self.service_token,
             "command": list(command),
             "environment": dict(environ or {}),
