@@ -121,7 +121,7 @@ class Policy:
         if not rights:
             raise NotFound(NO_CLUSTER)
         if not rights.among(actions):
-            raise Forbidden(f"not allowed on this cluster: {' or '.join(actions)}")
+            raise Forbidden(f"not allowed on this cluster: {' or '.join(sorted(actions))}")
         return rights
 
 

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Annotated, Literal
 
 import jwt
 import msgspec
@@ -80,7 +80,7 @@ class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exp: float
     kernel: str | None
     rights: dict[Action, frozenset[str] | None]
-    max_kernels: int | None
+    max_kernels: Annotated[int, msgspec.Meta(ge=0)] | None
     request_id: str
 
 
@@ -97,8 +97,8 @@ class TicketSigner:
     def sign(self, ticket: Ticket, now: float, lifetime: float) -> str:
         """Return ``ticket`` signed, valid from ``now`` (Unix seconds) for ``lifetime`` seconds.
 
-        Raises ``ValueError`` for a lifetime outside 0 to ``MAX_LIFETIME``, and for a principal that
-        would be read back as another one.
+        Raises ``ValueError`` for a lifetime outside 0 to ``MAX_LIFETIME``, for a principal that
+        would be read back as another one, and for more than fits a ticket.
         """
         if not 0 < lifetime <= MAX_LIFETIME:
             raise ValueError(f"a ticket lives between 0 and {MAX_LIFETIME:g} seconds")
@@ -117,9 +117,12 @@ class TicketSigner:
             max_kernels=ticket.max_kernels,
             request_id=ticket.request_id,
         )
-        payload = msgspec.json.encode(claims)
+        payload = msgspec.json.encode(claims, order="deterministic")
         headers = {"kid": self.kid, "typ": TYPE}
-        return _JWS.encode(payload, self._key, algorithm=ALGORITHM, headers=headers)
+        text = _JWS.encode(payload, self._key, algorithm=ALGORITHM, headers=headers)
+        if len(text) > MAX_TICKET:
+            raise ValueError("the names in the rules are too many for a ticket")
+        return text
 
 
 class TicketVerifier:

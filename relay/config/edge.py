@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
 
@@ -27,6 +27,7 @@ from relay.config.values import (
     Size,
     check_two_ports,
 )
+from relay.model import Principal
 
 
 class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,6 +127,10 @@ class UpstreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds between signs of life that an agent gives on each link; without one it is gone."""
 
 
+_KERNELSPEC_CHARACTERS: Final = 1400
+"""A ticket bears them for up to three actions at once."""
+
+
 class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Static tokens, which ``relay token`` makes; their authenticator is called ``token``."""
 
@@ -154,11 +159,20 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"chain: {name} is not set here; there is {', '.join(known)}")
         if len(set(self.chain)) < len(self.chain):
             raise ValueError("chain: a name appears twice")
+        for principal in self.aliases:
+            if Principal.parse(principal).authenticator not in known:
+                raise ValueError(f"aliases: no authenticator that is set here knows {principal}")
 
     @property
     def names(self) -> list[str]:
         """The names of all authenticators that are set, in their order."""
         return ["token"] if self.tokens is not None else []
+
+    @property
+    def principals(self) -> list[str]:
+        """The authenticators whose principals come in, those that aliases name among them."""
+        named = [Principal.parse(principal).authenticator for principal in self.aliases.values()]
+        return list(dict.fromkeys([*self.names, *named]))
 
 
 class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,7 +214,17 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What those who come in may do: nothing that no rule grants."""
 
     rules: list[RuleSettings] = []
-    """They add up; their order has no meaning."""
+    """They add up; their order has no meaning. A ticket bears the names of kernelspecs: those of
+    all rules together must not be over 1,400 characters."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for more names than go into a ticket."""
+        names = {name for rule in self.rules for name in rule.kernelspecs or ()}
+        if sum(len(name) + len('"",') for name in names) > _KERNELSPEC_CHARACTERS:
+            raise ValueError(
+                "rules: the names of kernelspecs in all rules together are over "
+                f"{_KERNELSPEC_CHARACTERS} characters, more than a ticket bears"
+            )
 
     def policy(self) -> Policy:
         """The policy that they make."""
@@ -245,5 +269,12 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where its metrics are read."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where the two ports are one."""
+        """Raise ``ValueError`` where the two ports are one, or a rule can match nobody."""
         check_two_ports(self.https, self.wss)
+        known = self.authentication.principals
+        for number, rule in enumerate(self.policy.rules):
+            if rule.authenticator not in known:
+                raise ValueError(
+                    f"policy.rules.{number}: no authenticator is called {rule.authenticator}; "
+                    f"there is {', '.join(known)}"
+                )

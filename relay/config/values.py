@@ -15,10 +15,12 @@ from msgspec import Meta, Struct
 from relay.auth.origin import check_origin
 from relay.model import Principal
 from relay.routing.clusters import check_name
+from relay.routing.routes import is_kernelspec_name
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
+_AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
 
 
@@ -50,6 +52,20 @@ def check_visible(text: str) -> None:
         raise ValueError("expected printable characters, and no space at either end")
 
 
+def check_principal(text: str) -> None:
+    """Raise ``ValueError`` unless ``text`` is an authenticator's name, a colon and a user's."""
+    principal = Principal.parse(text)
+    if _AUTHENTICATOR.fullmatch(principal.authenticator) is None:
+        raise ValueError("expected the name of an authenticator before the colon")
+    check_visible(principal.subject)
+
+
+def check_kernelspec(name: str) -> None:
+    """Raise ``ValueError`` for what cannot be a kernelspec's name."""
+    if not is_kernelspec_name(name):
+        raise ValueError("expected a kernelspec's name: letters, digits, '.', '_' and '-'")
+
+
 # `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
 # for what the type alone cannot exclude, `path` takes a relative path from the right folder.
 A_DAY: Final = 86_400
@@ -66,9 +82,9 @@ ClusterName = Annotated[str, Meta(extra={"check": check_name})]
 Origin = Annotated[str, Meta(max_length=300, extra={"check": check_origin})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
 Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
-AuthenticatorName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_-]{0,30}\Z")]
-PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": Principal.parse})]
-KernelspecName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,128}\Z")]
+AuthenticatorName = Annotated[str, Meta(pattern=rf"\A{_AUTHENTICATOR.pattern}\Z")]
+PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": check_principal})]
+KernelspecName = Annotated[str, Meta(extra={"check": check_kernelspec})]
 EnvironmentName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", max_length=255)]
 EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z", max_length=255)]
 

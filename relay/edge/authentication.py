@@ -24,7 +24,7 @@ class TokenFile:
 
 
 def build(settings: AuthenticationSettings) -> Chain:
-    """Raises ``OSError`` and ``ValueError``, which name the setting."""
+    """Raises ``ValueError``, which names the setting."""
     known: dict[str, Authenticator] = {}
     if settings.tokens is not None:
         try:

@@ -741,3 +741,15 @@ def test_a_signer_takes_a_private_ed25519_key_only(pem: bytes) -> None:
     with pytest.raises(ValueError, match="Ed25519 private key") as caught:
         TicketSigner(pem)
     assert "PRIVATE KEY-----" not in str(caught.value)
+
+
+def test_more_than_fits_a_ticket_is_not_signed() -> None:
+    names = frozenset(f"kernel-{number}" for number in range(1000))
+    ticket = msgspec.structs.replace(TICKET, rights=Rights({Action.USE: names}))
+    with pytest.raises(ValueError, match="too many"):
+        SIGNER.sign(ticket, NOW, 30)
+
+
+@pytest.mark.parametrize("limit", [-1, -(2**40), 1.5, "1", True])
+def test_a_limit_that_is_no_number_of_kernels(limit: object) -> None:
+    assert_refused(forged(header(), claims(max_kernels=limit)))

@@ -8,6 +8,7 @@ import functools
 import itertools
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -119,7 +120,7 @@ class Arena:
             self._client = await self._stack.enter_async_context(script)
         if "gateway" in clients:
             self._server = JupyterServer(self.relay, CLUSTER)
-            self._stack.push_async_callback(asyncio.to_thread, self._server.stop)
+            self._stack.push_async_callback(asyncio.to_thread, self._end_server)
             await asyncio.to_thread(self._server.start)
         room = asyncio.Semaphore(_AT_ONCE)
 
@@ -130,6 +131,11 @@ class Arena:
         async with asyncio.TaskGroup() as opening:
             for client, name in self._wanted:
                 opening.create_task(open_in_turn(client, name), name=f"open {client} {name}")
+
+    def _end_server(self) -> None:
+        """It ends its kernels one after the other, busy as they are: no promise of ours."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._server.stop()
 
     async def _open(self, client: str, name: str) -> Post:
         title = f"{client}-{name}"

@@ -237,7 +237,13 @@ AUTHENTICATION = "authentication: {tokens: {file: tokens.json}}\n"
         ("{tokens: {file: t}, aliases: {'a:b': ':b'}}", ".aliases.a:b: a principal is written"),
         ("{tokens: {file: t}, aliases: {'a:b': null}}", ".aliases.a:b: Expected `str`, got `null`"),
         ("{tokens: {file: t}, aliases: {'a:b': [t]}}", ".aliases.a:b: Expected `str`"),
-        ("{tokens: {file: t}, aliases: {'a:b': 't:c', 'a:b': 't:d'}}", ".aliases.a:b: is there tw"),
+        (
+            "{tokens: {file: t}, aliases: {'token:b': 't:c', 'token:b': 't:d'}}",
+            ".aliases.token:b: is there twice",
+        ),
+        ("{tokens: {file: t}, aliases: {'a:b': 't:c'}}", ": aliases: no authenticator that is set"),
+        ("{tokens: {file: t}, aliases: {'token:b': '*:c'}}", ".aliases.token:b: expected the name"),
+        ("{tokens: {file: t}, aliases: {'token:b': 't:c '}}", ".aliases.token:b: expected print"),
     ],
 )
 def test_mistakes_in_who_may_come_in(file: Path, written: str, problem: str) -> None:
@@ -256,13 +262,14 @@ def test_who_may_come_in_has_to_be_said(file: Path) -> None:
 
 def test_who_may_come_in(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    written = "{tokens: {file: t}, chain: [token], aliases: {'corp:a:b': 'token:a'}}"
+    written = "{tokens: {file: t}, chain: [token], aliases: {'token:a:b': 'corp:a'}}"
     text = EDGE.replace(AUTHENTICATION, f"authentication: {written}\n")
     settings = edge(file, text).authentication
     assert settings.tokens is not None
     assert settings.tokens.file == str(tmp_path / "t")
     assert settings.chain == settings.names == ["token"]
-    assert settings.aliases == {"corp:a:b": "token:a"}
+    assert settings.principals == ["token", "corp"]
+    assert settings.aliases == {"token:a:b": "corp:a"}
     moved = edge(file, text, {"RELAY_AUTHENTICATION__TOKENS__FILE": "u"}).authentication
     assert moved.tokens is not None
     assert moved.tokens.file == "/u"
@@ -286,8 +293,8 @@ def test_who_may_come_in(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("authenticator: token, actions: [admin], kernelspecs: [ir]", ": admin is of a whole"),
         ("authenticator: token, actions: [use, admin], kernelspecs: []", ": admin is of a whole"),
         ("authenticator: token, actions: [use], kernelspecs: ir", ".kernelspecs: expected a list"),
-        ("authenticator: token, actions: [use], kernelspecs: ['*']", ".kernelspecs.0: Expected"),
-        ("authenticator: token, actions: [use], kernelspecs: [a/b]", ".kernelspecs.0: Expected"),
+        ("authenticator: token, actions: [use], kernelspecs: ['*']", ".kernelspecs.0: expected"),
+        ("authenticator: token, actions: [use], kernelspecs: [a/b]", ".kernelspecs.0: expected"),
         ("authenticator: token, actions: [use], clusters: alpha", ".clusters: expected a list"),
         ("authenticator: token, actions: [use], clusters: ['*']", f".clusters.0: {NAME}"),
         ("authenticator: token, actions: [use], clusters: [Alpha]", f".clusters.0: {NAME}"),
@@ -346,7 +353,10 @@ policy:
       actions: [list, list, view]
 """
     # What is not said is everything, what is said to be nothing is nothing.
-    assert edge(file, EDGE + text).policy.policy().rules == (
+    known = EDGE.replace(
+        AUTHENTICATION, "authentication: {tokens: {file: t}, aliases: {'token:a': 'corp:a'}}\n"
+    )
+    assert edge(file, known + text).policy.policy().rules == (
         Rule(authenticator="token", actions=frozenset()),
         Rule(
             authenticator="corp",
@@ -358,6 +368,26 @@ policy:
             actions=frozenset({Action.LIST, Action.VIEW}),
         ),
     )
+
+
+def test_a_rule_for_whom_nobody_knows(file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        edge(file, EDGE + "policy: {rules: [{authenticator: tokne, actions: [list]}]}\n")
+    (only,) = problems(error, file)
+    assert "policy.rules.0: no authenticator is called tokne; there is token" in only
+
+
+def test_more_names_of_kernelspecs_than_a_ticket_bears(file: Path) -> None:
+    for count, fine in ((100, True), (101, False)):
+        names = ", ".join(f"kernel-{number:04}" for number in range(count))
+        text = (
+            f"policy: {{rules: [{{authenticator: token, actions: [use], kernelspecs: [{names}]}}]}}"
+        )
+        if fine:
+            assert edge(file, f"{EDGE}{text}\n").policy.rules
+        else:
+            with pytest.raises(ConfigError, match="over 1400 characters"):
+                edge(file, f"{EDGE}{text}\n")
 
 
 @pytest.mark.parametrize(("clusters", "problem"), [("[]", "at least one"), ("[a, a]", "twice")])

@@ -175,7 +175,9 @@ async def test_whom_no_rule_is_for_sees_no_cluster(
     assert not desk.passed
 
 
-@pytest.mark.parametrize("token", ["", "x", TOKEN[:-1], "ada"])
+@pytest.mark.parametrize(
+    "token", ["", "x", TOKEN[:-1], "ada"], ids=["empty", "a letter", "cut", "a name"]
+)
 async def test_nobody_unknown_comes_in(token: str) -> None:
     desk = Desk(*EVERY)
     assert await desk.ask("GET", "/alpha/api", token) == 401

@@ -41,7 +41,11 @@ async def test_who_has_a_token_is_known(file: Path, chain: list[str]) -> None:
     assert (found.expires, found.credential) == (RECORD.expires, RECORD.id)
 
 
-@pytest.mark.parametrize("credential", [None, "", "alice", PREFIX, TOKEN[:-1], TOKEN + " "])
+@pytest.mark.parametrize(
+    "credential",
+    [None, "", "alice", PREFIX, TOKEN[:-1], TOKEN + " "],
+    ids=["none", "empty", "a name", "a prefix", "cut", "a space too many"],
+)
 async def test_nobody_else_is(file: Path, credential: str | None) -> None:
     for chain in (build(file), build(file, aliases={"token:alice": "token:root"})):
         with pytest.raises(Unauthorized):

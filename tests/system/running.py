@@ -343,7 +343,7 @@ class RunningRelay:
 
     def log_text(self) -> str:
         """The relay's log and those of the holders that are there."""
-        logs = [self.log, *self.state.glob("*/kernels/*/*.log")]
+        logs = [*self.folder.glob(self.log.name), *self.state.glob("*/kernels/*/*.log")]
         return "\n".join(f"=== {log}\n{log.read_text(errors='replace')}" for log in logs)
 
     def metrics(self, cluster: str | None = None) -> str:
