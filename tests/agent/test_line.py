@@ -55,7 +55,8 @@ async def holder(tmp_path: Path) -> AsyncIterator[Holder]:
 def place(tmp_path: Path) -> Place:
     folder = tmp_path / "k"
     folder.mkdir()
-    write_atomic(folder / "request.json", msgspec.json.encode({"socket": str(tmp_path / "s")}))
+    noted = {"socket": str(tmp_path / "s"), "owner": STATUS.owner, "name": STATUS.name}
+    write_atomic(folder / "request.json", msgspec.json.encode(noted))
     return Place(folder)
 
 

@@ -14,7 +14,7 @@ from tests.cli.checks.conftest import Place
 def test_whatever_else_keeps_an_edge_from_starting(
     place: Place, look: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(_: object) -> None:
+    def read(*_: object) -> None:
         raise ValueError("the moon is full")
 
     monkeypatch.setattr(worker.Secrets, "read", read)
