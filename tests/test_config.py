@@ -119,7 +119,7 @@ def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -
     assert mark
     shown, end, after = rest.partition("  # Who is another")
     shown = shown.replace("  # jupyterhub:", "  jupyterhub:").replace("  #   ", "    ")
-    text = "".join([before, shown, end, after])
+    text = f"{before}{shown}{end}{after}"
     (tmp_path / "edge.yaml").write_text(text)
     loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
     assert loaded.authentication.jupyterhub == JupyterHubSettings()

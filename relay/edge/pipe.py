@@ -51,6 +51,8 @@ _MOMENT: Final = 0.01
 _PROOF: Final = struct.Struct("<Q")
 _PIECE: Final = 65536
 """Bytes of text that are looked at together: decoded they may take four times as much."""
+_SLICE: Final = 8192
+"""Bytes that are parsed before it is looked at what they held: over a thousand frames, perhaps."""
 _PONG: Final = 0x80 | Opcode.PONG
 _COMPLAINTS: Final = frozenset(
     {
@@ -99,6 +101,8 @@ class Pipe(asyncio.Protocol):
         self._controls_since = -math.inf
         self._late_pong = b""
         """The newest that had to wait for a client that does not read."""
+        self._failed = False
+        """Whether what it sent ended it: nothing of it is looked at any more."""
         self._closed_here = False
         """Whether the client was sent away: what it says is not heard any more."""
         self._link: Link | None = None
@@ -247,10 +251,13 @@ class Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""
         self._last_heard = self._loop.time()
-        self._frames.receive_data(data)
-        for event in self._frames.events_received():
-            if isinstance(event, Frame):
-                self._on_frame(event)
+        for start in range(0, len(data), _SLICE):
+            self._frames.receive_data(data[start : start + _SLICE])
+            for event in self._frames.events_received():
+                if isinstance(event, Frame):
+                    self._on_frame(event)
+            if self._failed:
+                break
         if self._said_goodbye:
             self._drop_link(self._departure)
         self._flush()
@@ -311,7 +318,7 @@ class Pipe(asyncio.Protocol):
             self._refuse(1009, f"a message in more than {most} frames", "limits.message_frames")
         elif self._text and not self._any_text and not self._is_text(frame):
             log.info("bad_frame", problem="a text that is not UTF-8")
-            self.close(1007, "a text that is not UTF-8")
+            self._fail(1007, "a text that is not UTF-8")
         elif frame.fin and not self._pieces:
             self._on_message(bytes(frame.data))
         else:
@@ -345,7 +352,14 @@ class Pipe(asyncio.Protocol):
         """Send the client away for a limit that it hit."""
         log.info("too_much", setting=setting, problem=reason)
         hit(setting)
-        self.close(code, f"{reason} ({setting})")
+        self._fail(code, f"{reason} ({setting})")
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Fail the WebSocket (RFC 6455 §7.1.7): its answer is not waited for."""
+        self._failed = True
+        self._frames.fail(code, reason)
+        self.close(code, reason)
+        self._flush()
 
     def _on_message(self, payload: Buffer) -> None:
         self._number += 1

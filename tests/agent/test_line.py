@@ -55,8 +55,8 @@ async def holder(tmp_path: Path) -> AsyncIterator[Holder]:
 def place(tmp_path: Path) -> Place:
     folder = tmp_path / "k"
     folder.mkdir()
-    address = {"socket": str(tmp_path / "s"), "owner": "token:ada", "name": "ir"}
-    write_atomic(folder / "request.json", msgspec.json.encode(address))
+    noted = {"socket": str(tmp_path / "s"), "owner": STATUS.owner, "name": STATUS.name}
+    write_atomic(folder / "request.json", msgspec.json.encode(noted))
     return Place(folder)
 
 

@@ -250,6 +250,7 @@ def test_an_empty_set_has_no_keys() -> None:
         b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
         SECRET,
     ],
+    ids=["nothing", "a letter", "private", "two", "cut", "no key", "a secret"],
 )
 def test_what_is_not_one_public_key_in_pem_is_an_error(pem: bytes) -> None:
     with pytest.raises(ValueError, match="not one public key in PEM"):

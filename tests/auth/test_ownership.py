@@ -46,7 +46,7 @@ def allows(found: Access, actions: Collection[Action]) -> int:
 
 
 @pytest.mark.parametrize("who", WHO)
-@pytest.mark.parametrize("action", ON_KERNELS)
+@pytest.mark.parametrize("action", sorted(ON_KERNELS))
 def test_who_may_do_what(who: str, action: Action) -> None:
     principal, rights, grants, expected = WHO[who]
     found = access(principal, rights, kernel(grants))

@@ -66,7 +66,7 @@ class Refusal:
         (404, {"message": "Its holder died 4 times."}, NotFound, "Its holder died 4 times."),
         (404, {}, NotFound, "There is no such kernel."),
         (404, "not JSON", NotFound, "There is no such kernel."),
-        (403, {"message": "Not allowed."}, Forbidden, "Not allowed."),
+        (403, {"message": "It is another's."}, Forbidden, "It is another's."),
         (403, {}, Forbidden, "You may not open this kernel's channels."),
         (400, {"message": "secret"}, BadRequest, "The kernel's channels cannot be opened."),
         (503, {}, AgentUnavailable, "The kernel is not available just now."),
