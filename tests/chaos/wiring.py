@@ -12,7 +12,6 @@ import psutil
 from relay.registry import process_started
 from tests.system.running import RunningRelay
 
-
 CROWD: Final = {"RELAY_QUOTAS__USER_KERNELS": "null", "RELAY_QUOTAS__USER_SOCKETS": "1000"}
 """For a relay all of whose clients are one user's."""
 
