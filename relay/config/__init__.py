@@ -1,7 +1,7 @@
 """What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
 
-The structs are in ``edge``, ``agent`` and ``up``, one per subject; ``load`` is in ``loading``.
-Import all of them from here.
+The structs are in ``edge``, ``door``, ``agent`` and ``up``, one per subject; ``load`` is in
+``loading``. Import all of them from here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
+from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.config.edge import (
     AuthenticationSettings,
     ClusterSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "AuthenticationSettings",
     "ClusterSettings",
     "ConfigError",
+    "ConnectionSettings",
     "CullSettings",
     "EdgeConfig",
     "EdgeLimits",
@@ -47,10 +49,12 @@ __all__ = [
     "KernelSettings",
     "ListenSettings",
     "LogSettings",
+    "LoginSettings",
     "MetricsSettings",
     "PastSettings",
     "PolicySettings",
     "Problem",
+    "QuotaSettings",
     "RuleSettings",
     "SessionSettings",
     "TlsSettings",

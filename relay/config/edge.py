@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from relay.auth.policy import Action, Policy, Rule
+from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.config.values import (
     KIB,
     MIB,
@@ -248,6 +249,12 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds a ticket is good for; agents refuse more than 120."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     """What one client may send."""
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    """How many connections there may be, and how long they may take."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """What one user, and one cluster, may have."""
+    logins: LoginSettings = field(default_factory=LoginSettings)
+    """How often an address may be wrong."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)

@@ -12,6 +12,7 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
+from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.config.edge import EdgeLimits, PolicySettings, UpstreamSettings, WebSocketSettings
 from relay.config.values import (
     ClusterName,
@@ -55,6 +56,12 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which environment variables reach a kernel."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     """What one client may send."""
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    """How many connections there may be, and how long they may take."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    """What one user, and one cluster, may have."""
+    logins: LoginSettings = field(default_factory=LoginSettings)
+    """How often an address may be wrong."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)

@@ -1,6 +1,7 @@
 """The edge's parent process: keeps N workers running that share the two listening sockets.
 
-Keeps nothing about clients and touches no connection, so that it has little reason to die.
+Touches no connection, so that it has little reason to die; it keeps what the workers share about
+clients (`council`), and nothing of that is missed by the next one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from relay.config import EdgeConfig, MetricsSettings
+from relay.edge.council import Chair, council_path, private_folder
+from relay.edge.quotas import Quotas
 from relay.http import page_server
 from relay.log import get_logger
 from relay.metrics import ParentMetrics, SharedFolder, edge_registry, page
@@ -52,8 +55,12 @@ def run(config: EdgeConfig, path: Path) -> int:
         for listener in listeners.values():
             opened.enter_context(listener)
         scraped = None if config.metrics.port is None else Scraped.open(config.metrics, opened)
-        command = worker_command(path, listeners, scraped.folder.path if scraped else None)
-        return asyncio.run(Parent(config, command, listeners, scraped).run())
+        try:
+            folder = opened.enter_context(private_folder())
+        except OSError as error:
+            raise StartError(f"no folder for the workers' socket: {error.strerror}") from error
+        command = worker_command(path, listeners, folder, scraped.folder.path if scraped else None)
+        return asyncio.run(Parent(config, command, listeners, folder, scraped).run())
 
 
 class Scraped(NamedTuple):
@@ -92,14 +99,21 @@ def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
 
 
 def worker_command(
-    path: Path, listeners: Mapping[str, socket.socket], metrics_folder: Path | None = None
+    path: Path,
+    listeners: Mapping[str, socket.socket],
+    folder: Path,
+    metrics_folder: Path | None = None,
 ) -> Command:
-    """How a worker is started; the names in the order of `LISTENERS`."""
+    """How a worker is started; the names in the order of `LISTENERS`.
+
+    ``folder`` is where it finds the council's socket.
+    """
     return Command(
         name="edge worker",
         argv=(
             *(sys.executable, "-P", "-m", "relay.edge.worker"),
             *("--config", str(path), "--die-with-parent", str(os.getpid())),
+            *("--council", str(council_path(folder))),
             *(() if metrics_folder is None else ("--metrics-folder", str(metrics_folder))),
         ),
         environment=dict(os.environ),
@@ -115,6 +129,7 @@ class Parent:
         config: EdgeConfig,
         command: Command,
         listeners: Mapping[str, socket.socket],
+        folder: Path,
         scraped: Scraped | None = None,
     ) -> None:
         self._grace = config.drain + _MARGIN
@@ -124,6 +139,12 @@ class Parent:
         self._change = asyncio.Event()
         self._reported: tuple[int, ...] = ()
         self._scraped = scraped
+        self._chair = Chair(
+            council_path(folder),
+            Quotas(config.connections, config.quotas, config.logins),
+            welcome=self._is_worker,
+            notes={},
+        )
         self._workers: frozenset[int] = frozenset()
         self._ended = 0
 
@@ -133,6 +154,7 @@ class Parent:
         culprit: Keeper | None = None
         if self._scraped is not None:
             await self._serve_metrics(self._scraped)
+        await self._chair.listen()
         async with asyncio.TaskGroup() as group:
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
@@ -144,10 +166,14 @@ class Parent:
                     await self._stop.wait()
             finally:
                 await self._end()
+                self._chair.close()
         if culprit is None or culprit.last_exit is None:
             return 0
         log.error("edge workers do not start", exit_code=culprit.last_exit.code)
         return culprit.last_exit.code if culprit.last_exit.code > 0 else 1
+
+    def _is_worker(self, pid: int) -> bool:
+        return any(keeper.child is not None and keeper.child.pid == pid for keeper in self._keepers)
 
     def _changed(self) -> None:
         self._change.set()

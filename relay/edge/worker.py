@@ -26,6 +26,7 @@ from relay.config import EdgeConfig, TlsSettings, load
 from relay.edge import authentication
 from relay.edge.app import App
 from relay.edge.channels import Channels
+from relay.edge.council import Council
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
 from relay.http import server
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.edge.worker")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--die-with-parent", type=int)
+    parser.add_argument("--council", type=Path, required=True, help="the parent's socket")
     parser.add_argument("--metrics-folder", type=Path, help="shared with the parent")
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
@@ -53,7 +55,7 @@ def main() -> None:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, secrets, _metrics(arguments.metrics_folder)))
+    uvloop.run(_run(config, secrets, _metrics(arguments.metrics_folder), arguments.council))
 
 
 def _metrics(folder: Path | None) -> EdgeMetrics:
@@ -93,7 +95,9 @@ def _naming(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> None:
+async def _run(
+    config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics, council_path: Path
+) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,6 +105,7 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
     # To a daemon SIGHUP means "read the configuration again", never its end.
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     sockets = processes.inherited_listeners()
+    council = await Council.join(council_path, os.getppid(), stopped.set)
     async with Upstream(config, secrets.signer, metrics=metrics) as upstream:
         channels = Channels(config, upstream, metrics)
         rest = Rest(config, upstream, metrics)
@@ -131,6 +136,10 @@ async def _run(config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics) -> No
         processes.notify("READY=1")
         log.info("ready")
         await stopped.wait()
+        if council.gone:
+            # Nobody can be let in without the parent, and nobody else would end this process.
+            log.error("parent_gone")
+            sys.exit(1)
         log.info("stopping", drain=config.drain)
         app.ready = False
         for listener in listeners:

@@ -40,11 +40,13 @@ import asyncio, sys
 import msgspec
 from relay.config import EdgeConfig
 from relay.edge import parent
+from relay.edge.council import private_folder
 from relay.processes import Command
 config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
 command = Command(name="worker", argv=tuple(sys.argv[2:]), environment={})
 listeners = parent.listening_sockets(config)
-sys.exit(asyncio.run(parent.Parent(config, command, listeners).run()))
+with private_folder() as folder:
+    sys.exit(asyncio.run(parent.Parent(config, command, listeners, folder).run()))
 """
 
 
@@ -197,15 +199,17 @@ def test_a_taken_port_closes_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_how_a_worker_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as https, socket.socket() as wss:
-        command = parent.worker_command(Path("/e.yaml"), {"wss": wss, "https": https})
+        both = {"wss": wss, "https": https}
+        command = parent.worker_command(Path("/e.yaml"), both, Path("/f"))
         assert list(command.listeners.items()) == [("https", https.fileno()), ("wss", wss.fileno())]
     assert command.argv == (
         *(sys.executable, "-P", "-m", "relay.edge.worker"),
         *("--config", "/e.yaml", "--die-with-parent", str(os.getpid())),
+        *("--council", "/f/council"),
     )
 
 
-async def test_workers_find_the_shared_sockets() -> None:
+async def test_workers_find_the_shared_sockets(tmp_path: Path) -> None:
     """Both accept from the one socket: here each answers one connection and ends."""
     source = NOTIFY + (
         "s = socket.socket(fileno=3); s.setblocking(True); notify('READY=1')\n"
@@ -219,7 +223,7 @@ async def test_workers_find_the_shared_sockets() -> None:
         environment={},
         listeners={name: each.fileno() for name, each in listeners.items()},
     )
-    edge = parent.Parent(CONFIG, command, listeners)
+    edge = parent.Parent(CONFIG, command, listeners, tmp_path)
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         task = group.create_task(edge.run())
         for _ in range(4):
