@@ -47,6 +47,10 @@ class Chain:
             for authenticator in self._authenticators:
                 identity = await authenticator.authenticate(credential, now)
                 if identity is not None:
-                    principal = self._aliases.get(identity.principal, identity.principal)
-                    return msgspec.structs.replace(identity, principal=principal)
+                    return self.known_as(identity)
         raise Unauthorized("a valid token is required")
+
+    def known_as(self, identity: Identity) -> Identity:
+        """``identity`` as the principal that it is in truth."""
+        principal = self._aliases.get(identity.principal, identity.principal)
+        return msgspec.structs.replace(identity, principal=principal)

@@ -16,7 +16,13 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
+from relay.config.door import (
+    ConnectionSettings,
+    LoginSettings,
+    MtlsSettings,
+    ProxySettings,
+    QuotaSettings,
+)
 from relay.config.edge import (
     AuthenticationSettings,
     ClusterSettings,
@@ -51,9 +57,11 @@ __all__ = [
     "LogSettings",
     "LoginSettings",
     "MetricsSettings",
+    "MtlsSettings",
     "PastSettings",
     "PolicySettings",
     "Problem",
+    "ProxySettings",
     "QuotaSettings",
     "RuleSettings",
     "SessionSettings",

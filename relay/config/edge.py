@@ -7,7 +7,14 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from relay.auth.policy import Action, Policy, Rule
-from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
+from relay.config.door import (
+    ConnectionSettings,
+    LoginSettings,
+    MtlsSettings,
+    ProxySettings,
+    QuotaSettings,
+    ServerName,
+)
 from relay.config.values import (
     KIB,
     MIB,
@@ -82,10 +89,16 @@ class EdgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bytes of one header's value; beyond: 400."""
     headers: Count = 100
     """Headers of one request; beyond: 400."""
+    head_bytes: Size = 32 * KIB
+    """Bytes of a request's line and headers together; beyond: 400."""
     body_bytes: Size = MIB
     """Bytes of a request's body; beyond: 413."""
     message_bytes: Size = 64 * MIB
     """Bytes of one WebSocket message from a client; beyond: close code 1009."""
+    message_frames: Count = 4096
+    """Frames that one WebSocket message may come in; beyond: close code 1008."""
+    control_frames: Count = 50
+    """Pings and pongs that a client may send unasked in a second; beyond: close code 1008."""
     unacknowledged_bytes: Size = 8 * MIB
     """Bytes of a client's messages kept until the kernel's holder has them, to be sent again if
     the agent dies; at this many the edge stops reading from that client until some are through."""
@@ -140,6 +153,9 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Their names in the order in which they are asked; empty: all, in the order they have here."""
     tokens: TokenSettings | None = None
     """Static tokens."""
+    mtls: dict[ServerName, MtlsSettings] = {}
+    """Names of the edge under which clients show a certificate; their authenticator is called
+    ``mtls``, and is not in the chain: a connection's certificate counts before any token."""
     aliases: dict[PrincipalName, PrincipalName] = {}
     """Who is another authenticator's user in truth: ``corp:alice: token:alice``. Without this, two
     authenticators never speak of the same person."""
@@ -147,7 +163,7 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for a chain that is not made of the authenticators that are set."""
         known = self.names
-        if not known:
+        if not known and not self.mtls:
             raise ValueError("no authenticator is set: nobody could come in")
         for name in self.chain:
             if name not in known:
@@ -255,6 +271,8 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one user, and one cluster, may have."""
     logins: LoginSettings = field(default_factory=LoginSettings)
     """How often an address may be wrong."""
+    proxies: ProxySettings = field(default_factory=ProxySettings)
+    """Who speaks for others."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)

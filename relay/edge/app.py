@@ -17,9 +17,17 @@ from relay.auth import credentials
 from relay.auth.chain import Chain
 from relay.auth.policy import NO_CLUSTER, Action, Policy
 from relay.edge.channels import Channels
+from relay.edge.door import Door, agree
 from relay.edge.rest import Rest
 from relay.edge.upstream import Bearer, Upstream
-from relay.errors import BadRequest, MethodNotAllowed, NotFound, RelayError, Unauthorized
+from relay.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    RelayError,
+    TooSlow,
+    Unauthorized,
+)
 from relay.http import REQUEST_ID, SERVER_NAME, error_response
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
@@ -49,6 +57,7 @@ class App:
         *,
         chain: Chain,
         policy: Policy,
+        door: Door,
         upstream: Upstream,
         rest: Rest,
         channels: Channels,
@@ -57,6 +66,7 @@ class App:
     ) -> None:
         self._chain = chain
         self._policy = policy
+        self._door = door
         self._upstream = upstream
         self._rest = rest
         self._channels = channels
@@ -82,9 +92,10 @@ class App:
                 )
             except RelayError as error:
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
-                level("refused", status=error.http_status, problem=error.message)
+                address = self._door.address(request)
+                level("refused", status=error.http_status, problem=error.message, address=address)
                 response = error_response(error, request_id)
-                if isinstance(error, BadRequest):
+                if isinstance(error, BadRequest | TooSlow):
                     # What follows on this connection may be the rest of it: answer no more.
                     response.force_close()
                 if isinstance(error, MethodNotAllowed):
@@ -124,6 +135,7 @@ class App:
         actions = frozenset(map(Action, route.actions))
         rights = self._policy.authorise(identity, cluster, actions)
         besides = frozenset(map(Action, route.besides))
+        await self._door.admit(identity.principal, cluster)
         bearer = Bearer(identity.principal, rights.among(actions | besides | {Action.ADMIN}))
         log.info(
             "request",
@@ -132,19 +144,21 @@ class App:
             kind=route.kind,
             kernel_id=route.kernel_id,
             principal=str(identity.principal),
+            address=self._door.address(request),
         )
         if route.kind is Kind.CHANNELS:
             session_id = target.values("session_id")
             last_seq = target.values("last_seq")
-            return await self._channels.handle(
-                request,
-                cluster=cluster,
-                kernel_id=route.kernel_id or "",
-                bearer=bearer,
-                session_id=session_id[0] if session_id else "",
-                last_seq=last_seq[0] if last_seq else None,
-                request_id=request_id,
-            )
+            with await self._door.socket(identity.principal, cluster):
+                return await self._channels.handle(
+                    request,
+                    cluster=cluster,
+                    kernel_id=route.kernel_id or "",
+                    bearer=bearer,
+                    session_id=session_id[0] if session_id else "",
+                    last_seq=last_seq[0] if last_seq else None,
+                    request_id=request_id,
+                )
         if channels_only:
             msg = "This port serves kernel channels only."
             raise NotFound(msg)
@@ -161,12 +175,19 @@ class App:
         # The header alone is no WebSocket: anybody can send it along with a REST request.
         upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         channels = target.segments[-1] == "channels"
-        credential = credentials.from_request(
-            request.headers.getall(hdrs.AUTHORIZATION, []),
-            target.values("token"),
-            websocket=upgrade and channels,
-        )
-        return await self._chain.authenticate(credential, self._clock())
+        certified = self._door.certified(request)
+        if certified is not None:
+            certified = self._chain.known_as(certified)
+        async with self._door.counting_failures(request):
+            credential = credentials.from_request(
+                request.headers.getall(hdrs.AUTHORIZATION, []),
+                target.values("token"),
+                websocket=upgrade and channels,
+            )
+            if credential is not None:
+                identity = await self._chain.authenticate(credential, self._clock())
+                return agree(certified, identity)
+        return certified or await self._chain.authenticate(None, self._clock())
 
 
 def _allowed(segments: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar, cast
 
 import msgspec
 import structlog
@@ -200,8 +200,8 @@ class Council(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type alone
-        self._transport = transport
+        # uvloop's are no subclasses.
+        self._transport = transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Take answers."""
@@ -289,8 +289,8 @@ class _Seat(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or not."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type alone
-        self._transport = transport
+        # uvloop's are no subclasses.
+        self._transport = transport = cast("asyncio.Transport", transport)
         if not self._chair.admits(transport):
             log.warning("refused_peer")
             transport.abort()

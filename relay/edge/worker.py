@@ -22,14 +22,18 @@ from relay import limits, processes
 from relay import log as logging
 from relay.auth.chain import Chain
 from relay.auth.tickets import TicketSigner
-from relay.config import EdgeConfig, TlsSettings, load
+from relay.config import EdgeConfig, load
 from relay.edge import authentication
+from relay.edge.acceptor import Acceptor
 from relay.edge.app import App
+from relay.edge.certificates import Certificates, server_context
 from relay.edge.channels import Channels
 from relay.edge.council import Council
+from relay.edge.door import Door
+from relay.edge.proxies import Networks
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
-from relay.http import server
+from relay.http import HeadLimits, Patience, require_c_parser, server
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
@@ -50,6 +54,7 @@ def main() -> None:
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
     try:
+        require_c_parser()
         secrets = Secrets.read(config)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
@@ -74,6 +79,7 @@ class Secrets(NamedTuple):
     """What a worker reads once, when it starts."""
 
     tls: ssl.SSLContext
+    certificates: Certificates
     signer: TicketSigner
     chain: Chain
 
@@ -81,10 +87,12 @@ class Secrets(NamedTuple):
     def read(cls, config: EdgeConfig) -> Secrets:
         """Raises ``OSError`` and ``ValueError``, which name the setting."""
         with _naming("tls"):
-            context = _tls(config.tls)
+            context = server_context(config.tls)
+        with _naming("authentication.mtls"):
+            certificates = Certificates(config.tls, config.authentication.mtls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
-        return cls(context, signer, authentication.build(config.authentication))
+        return cls(context, certificates, signer, authentication.build(config.authentication))
 
 
 @contextlib.contextmanager
@@ -112,37 +120,47 @@ async def _run(
         app = App(
             chain=secrets.chain,
             policy=config.policy.policy(),
+            door=Door(council, config.proxies),
             upstream=upstream,
             rest=rest,
             channels=channels,
             metrics=metrics,
         )
-        bounds = {
-            "request_line_bytes": config.limits.request_line_bytes,
-            "header_bytes": config.limits.header_bytes,
-            "headers": config.limits.headers,
-        }
-        servers = [server(app.handle_https, **bounds), server(app.handle_wss, **bounds)]
-        listeners = [
-            await loop.create_server(
+        head, patience = _bounds(config)
+        servers = [
+            server(app.handle_https, head, patience),
+            server(app.handle_wss, head, patience),
+        ]
+        proxies = Networks(config.proxies.proxy_protocol)
+        acceptors = [
+            Acceptor(
+                sockets[name],
                 http,
-                sock=sockets[name],
-                ssl=secrets.tls,
-                ssl_handshake_timeout=10.0,
-                backlog=1024,
+                council=council,
+                tls=secrets.tls,
+                certificates=secrets.certificates,
+                proxies=proxies,
+                settings=config.connections,
             )
             for name, http in zip(("https", "wss"), servers, strict=True)
         ]
-        processes.notify("READY=1")
-        log.info("ready")
-        await stopped.wait()
-        if council.gone:
-            # Nobody can be let in without the parent, and nobody else would end this process.
-            log.error("parent_gone")
-            sys.exit(1)
-        log.info("stopping", drain=config.drain)
-        app.ready = False
-        for listener in listeners:
+        async with asyncio.TaskGroup() as accepting:
+            tasks = [
+                accepting.create_task(acceptor.run(), name="accept connections")
+                for acceptor in acceptors
+            ]
+            processes.notify("READY=1")
+            log.info("ready")
+            await stopped.wait()
+            if council.gone:
+                # Nobody can be let in without the parent, and nobody else would end this process.
+                log.error("parent_gone")
+                sys.exit(1)
+            log.info("stopping", drain=config.drain)
+            app.ready = False
+            for task in tasks:
+                task.cancel()
+        for listener in sockets.values():
             listener.close()
         # Not all at once: they come back together.
         await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
@@ -153,11 +171,22 @@ async def _run(
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
 
 
-def _tls(settings: TlsSettings) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(settings.certificate, settings.key)
-    return context
+def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Patience]:
+    head = HeadLimits(
+        request_line_bytes=config.limits.request_line_bytes,
+        header_bytes=config.limits.header_bytes,
+        headers=config.limits.headers,
+        head_bytes=config.limits.head_bytes,
+    )
+    patience = Patience(
+        head=config.connections.head_timeout,
+        body=config.connections.body_timeout,
+        write=config.connections.write_timeout,
+        idle=config.connections.idle_timeout,
+        # A body that nobody asked for is not read: the connection ends instead.
+        linger=0.0,
+    )
+    return head, patience
 
 
 if __name__ == "__main__":

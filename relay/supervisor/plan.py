@@ -67,6 +67,7 @@ def edge_config(
         connections=config.connections,
         quotas=config.quotas,
         logins=config.logins,
+        proxies=config.proxies,
         websocket=config.websocket,
         upstream=config.upstream,
         log=config.log,
