@@ -191,7 +191,9 @@ class Connection(RequestHandler):
         """Heads are complete. What may have come of the next counts from its next bytes on."""
         _stop(self._head_timer)
         self._head_timer, self._head_bytes = None, 0
-        _, self._body = self._messages[-1]
+        message, self._body = self._messages[-1]
+        # Behind what is no HTTP there is nothing to be found.
+        self._refused = isinstance(message, _ErrInfo)
         self._on_body()
 
     def _on_body(self) -> None:

@@ -44,6 +44,9 @@ _CLOSE_TIMEOUT: Final = 5.0
 """Seconds for a client to answer a close frame."""
 _REASON_BYTES: Final = 123
 """What a close frame holds beside its code (RFC 6455 §5.5)."""
+_SLICE: Final = 16 * 1024
+"""Bytes that are parsed before the limits on frames are looked at: these may be tiny."""
+_A_SECOND: Final = 1.0
 _MOMENT: Final = 0.01
 """Seconds past a deadline at which it has certainly passed."""
 _PROOF: Final = struct.Struct("<Q")
@@ -78,9 +81,16 @@ class Pipe(asyncio.Protocol):
         self._settings = settings
         self._traffic = traffic
         self._keep_bytes = limits.unacknowledged_bytes
+        self._most_frames = limits.message_frames
+        self._most_control_frames = limits.control_frames
         self._frames = Protocol(Side.SERVER, state=OPEN, max_size=limits.message_bytes)
         self._pieces = bytearray()
         """Frames so far of a message that comes in several; one buffer, however small they are."""
+        self._message_frames = 0
+        """Of the message that is on its way."""
+        self._control_frames = 0
+        """Unasked ones since then, in this second."""
+        self._control_since = -math.inf
         self._text = False
         self._link: Link | None = None
         self._number = 0
@@ -95,6 +105,8 @@ class Pipe(asyncio.Protocol):
         """The one ping in flight and when it was sent, in seconds of the loop."""
         self._pinged = -math.inf
         """When the last one was sent."""
+        self._refused = False
+        """Whether what else the client sends is looked at no more."""
         self._ended_here = False
         """Whether it was this side that cut the connection."""
         self._last_heard = self._loop.time()
@@ -213,10 +225,11 @@ class Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""
         self._last_heard = self._loop.time()
-        self._frames.receive_data(data)
-        for event in self._frames.events_received():
-            if isinstance(event, Frame):
-                self._on_frame(event)
+        for start in range(0, len(data), _SLICE):
+            self._frames.receive_data(data[start : start + _SLICE])
+            for event in self._frames.events_received():
+                if isinstance(event, Frame):
+                    self._on_frame(event)
         if self._said_goodbye:
             self._drop_link(self._departure)
         self._flush()
@@ -252,10 +265,17 @@ class Pipe(asyncio.Protocol):
                 self._client.close()
 
     def _on_frame(self, frame: Frame) -> None:
+        if self._refused:
+            return
         match frame.opcode:
             case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
                 if frame.opcode is not Opcode.CONT:
                     self._text = frame.opcode is Opcode.TEXT
+                    self._message_frames = 0
+                self._message_frames += 1
+                if self._message_frames > self._most_frames:
+                    self._refuse("limits.message_frames", "a message of too many frames")
+                    return
                 if frame.fin and not self._pieces:
                     self._on_message(bytes(frame.data))
                     return
@@ -263,11 +283,31 @@ class Pipe(asyncio.Protocol):
                 if frame.fin:
                     pieces, self._pieces = self._pieces, bytearray()
                     self._on_message(memoryview(pieces))
-            case Opcode.PONG:
+            case Opcode.PONG if self._ping is not None and frame.data == self._ping[0]:
                 self._on_pong(bytes(frame.data))
-            case _:
+            case Opcode.PING | Opcode.PONG:
                 # The library answers pings and close frames.
+                self._count_control_frame()
+            case _:
                 pass
+
+    def _count_control_frame(self) -> None:
+        now = self._loop.time()
+        if now - self._control_since >= _A_SECOND:
+            self._control_since, self._control_frames = now, 0
+        self._control_frames += 1
+        if self._control_frames > self._most_control_frames:
+            self._refuse("limits.control_frames", "too many pings and pongs in a second")
+
+    def _refuse(self, setting: str, problem: str) -> None:
+        """Send the client away, and look at nothing more of what it sends."""
+        self._refused = True
+        self._pieces = bytearray()
+        log.info("too_many_frames", setting=setting)
+        hit(setting)
+        self._frames.fail(CloseCode.POLICY_VIOLATION, f"{problem} ({setting})")
+        self._drop_link(self._departure)
+        self._loop.call_later(_CLOSE_TIMEOUT, self.abort)
 
     def _on_message(self, payload: Buffer) -> None:
         self._number += 1
@@ -361,8 +401,6 @@ class Pipe(asyncio.Protocol):
         return now - max(self._ping[1] if self._ping else now, self._last_heard)
 
     def _on_pong(self, payload: bytes) -> None:
-        if self._ping is None or payload != self._ping[0]:
-            return
         self._ping = None
         (seq,) = _PROOF.unpack(payload)
         if seq > self._proved:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +14,7 @@ from relay.auth.chain import Chain
 from relay.auth.policy import Action, Policy, Rights, Rule
 from relay.auth.tokens import TokenStore, generate
 from relay.edge.app import App
+from relay.edge.council import Lease
 from relay.edge.upstream import Bearer, Upstream
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
@@ -43,13 +46,33 @@ class Passed(NamedTuple):
     bearer: Bearer
 
 
+class OpenDoor:
+    """Lets everybody come as often as they like, and knows no certificates."""
+
+    def address(self, _: web.BaseRequest) -> str:
+        return "192.0.2.1"
+
+    def certified(self, _: web.BaseRequest) -> None:
+        return None
+
+    @contextlib.asynccontextmanager
+    async def counting_failures(self, _: web.BaseRequest) -> AsyncIterator[None]:
+        yield
+
+    async def admit(self, *_: object) -> None:
+        pass
+
+    async def socket(self, *_: object) -> Lease:
+        return Lease(lambda: None)
+
+
 class Desk:
     """REST and channels in one, behind the real entry."""
 
     def __init__(self, *actions: Action, identity: Any = None, **rule: Any) -> None:
         self.passed: list[Passed] = []
         metrics, signer, itself = EdgeMetrics.local(), Any, self
-        fakes: dict[str, Any] = {"rest": itself, "channels": itself}
+        fakes: dict[str, Any] = {"rest": itself, "channels": itself, "door": OpenDoor()}
         rules = [Rule(**{"authenticator": "token", "actions": frozenset(actions), **rule})]
         self.app = App(
             chain=Chain([Knows(**(identity or {}))]),

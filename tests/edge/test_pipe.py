@@ -218,6 +218,50 @@ async def test_what_is_no_websocket_ends_the_connection(frames: bytes, code: int
     assert agent.transport.is_closing()
 
 
+@virtual
+async def test_a_message_in_as_many_frames_as_it_may_and_one_more() -> None:
+    _, browser, agent = linked(message_frames=3)
+    browser.send(text(b"a", b"b", b"c"), text(b"d"), text(b"", b"", b"e"))
+    assert submitted(agent) == [(1, True, b"abc"), (2, True, b"d"), (3, True, b"e")]
+    browser.send(text(b"a", b"b", b"c", b"d"), text(b"never read"))
+    code, reason = close_of(browser.received()[-1])
+    assert (code, "limits.message_frames" in reason) == (1008, True)
+    assert submitted(agent) == []
+    assert browser.transport.is_closing()
+
+
+@virtual
+async def test_fragments_without_end_are_not_collected() -> None:
+    _, browser, agent = linked()
+    browser.send(client_frame(Opcode.TEXT, fin=False) + client_frame(Opcode.CONT, fin=False) * 5000)
+    assert close_of(browser.received()[-1])[0] == 1008
+    assert submitted(agent) == []
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
+@virtual
+async def test_as_many_control_frames_as_there_may_be_and_one_more(opcode: Opcode) -> None:
+    _, browser, agent = linked(control_frames=5)
+    for _ in range(3):
+        browser.send(client_frame(opcode, b"x") * 5)
+        await asyncio.sleep(1.001)
+    browser.send(text(b"good"))
+    assert submitted(agent) == [(1, True, b"good")]
+    assert not browser.transport.is_closing()
+    browser.send(client_frame(opcode, b"x") * 6, text(b"never read"))
+    code, reason = close_of(browser.received()[-1])
+    assert (code, "limits.control_frames" in reason) == (1008, True)
+    assert submitted(agent) == []
+    assert browser.transport.is_closing()
+
+
+@virtual
+async def test_a_flood_of_pings_is_not_answered_to_its_end() -> None:
+    _, browser, _ = linked(control_frames=5)
+    browser.send(client_frame(Opcode.PING) * 40_000)
+    assert len(browser.received()) < 4000
+
+
 @pytest.mark.parametrize(
     "frames",
     [
@@ -258,7 +302,7 @@ async def test_a_message_as_large_as_the_limit_goes_through() -> None:
 
 @virtual
 async def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
-    _, browser, agent = linked()
+    _, browser, agent = linked(message_frames=10_000)
     first = client_frame(Opcode.BINARY, b"", fin=False)
     many = client_frame(Opcode.CONT, b"ab", fin=False) * 100
     browser.send(first)
