@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 _PAUSE: Final = 0.2
 """Seconds without a new connection when there is no descriptor left for one."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_MOMENT: Final = 0.01
+"""Seconds before a deadline in which a timer may go off."""
 _STEP: Final = 4096
 """Bytes that are read of a PROXY header at once."""
 
@@ -165,18 +167,20 @@ class Acceptor:
         except BaseException as error:
             connection.close()
             visitor.end()
-            if isinstance(error, ConnectionAbortedError | TimeoutError):
-                if loop.time() >= deadline:
-                    log.info(
-                        "handshake_too_slow",
-                        address=visitor.address,
-                        setting="connections.tls_timeout",
-                    )
-                    limits.hit("connections.tls_timeout")
-            elif isinstance(error, OSError | ValueError):  # ssl's errors are among them
-                log.debug("no_handshake", address=visitor.address, problem=str(error))
-            else:
+            if not isinstance(error, Exception):
                 raise
+            self._tell(error, visitor, late=loop.time() >= deadline - _MOMENT)
+
+    def _tell(self, error: Exception, visitor: Visitor, *, late: bool) -> None:
+        """Why a connection came to nothing. Whatever it was, others go on."""
+        setting = "connections.tls_timeout"
+        if late and isinstance(error, ConnectionAbortedError | TimeoutError):
+            log.info("handshake_too_slow", address=visitor.address, setting=setting)
+            limits.hit(setting)
+        elif isinstance(error, OSError | ValueError):  # ssl's errors are among them
+            log.debug("no_handshake", address=visitor.address, problem=str(error))
+        else:
+            log.error("unforeseen", address=visitor.address, exc_info=error)
 
     async def _hear_proxy(self, connection: socket.socket, visitor: Visitor) -> bool:
         """Take the PROXY header, and count the connection for whom it is; whether it may stay.
