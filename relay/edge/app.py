@@ -25,7 +25,6 @@ from relay.errors import (
     MethodNotAllowed,
     NotFound,
     RelayError,
-    TooSlow,
     Unauthorized,
 )
 from relay.http import REQUEST_ID, SERVER_NAME, error_response
@@ -95,7 +94,7 @@ class App:
                 address = self._door.address(request)
                 level("refused", status=error.http_status, problem=error.message, address=address)
                 response = error_response(error, request_id)
-                if isinstance(error, BadRequest | TooSlow):
+                if isinstance(error, BadRequest) or not request.content.is_eof():
                     # What follows on this connection may be the rest of it: answer no more.
                     response.force_close()
                 if isinstance(error, MethodNotAllowed):

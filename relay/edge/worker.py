@@ -8,6 +8,7 @@ import contextlib
 import logging as stdlib_logging
 import os
 import random
+import resource
 import signal
 import ssl
 import sys
@@ -53,6 +54,7 @@ def main() -> None:
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
+    _raise_descriptor_limit()
     try:
         require_c_parser()
         secrets = Secrets.read(config)
@@ -61,6 +63,12 @@ def main() -> None:
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
     uvloop.run(_run(config, secrets, _metrics(arguments.metrics_folder), arguments.council))
+
+
+def _raise_descriptor_limit() -> None:
+    """Many systems begin with 1,024, which is less than the connections that there may be."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _metrics(folder: Path | None) -> EdgeMetrics:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -47,7 +47,7 @@ def door(parent: Parent, **proxies: Any) -> Door:
 
 def request(address: str = "192.0.2.1", visitor: Visitor | None = None, **headers: str) -> Any:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    protocol = SimpleNamespace(visitor=visitor or Visitor(address))
+    protocol = Mock(visitor=visitor or Visitor(address))
     return make_mocked_request("GET", "/", headers=names, protocol=protocol)
 
 

@@ -14,13 +14,17 @@ _TAIL: Final = 8_000
 """Characters of a relay's log that are shown for a failed test."""
 
 
+MANY: Final = {"RELAY_LOGINS__FAILURES": "1000000", "RELAY_QUOTAS__USER_BURST": "1000000"}
+"""All of a process's tests have one address and one token."""
+
+
 @pytest.fixture(scope="session")
 def relay() -> Iterator[RunningRelay]:
     """A relay with the clusters alpha and beta, shared by all test files of a test process.
 
     Take a `RunningRelay` of your own to kill parts of it, to stop it, or to configure it.
     """
-    with RunningRelay() as running:
+    with RunningRelay(environ=MANY) as running:
         yield running
 
 
