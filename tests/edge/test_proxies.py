@@ -150,7 +150,8 @@ def test_anything_is_read_or_refused(data: bytes) -> None:
             address = read_v1(line)
         except ValueError:
             continue
-        assert address is None or ipaddress.ip_address(address)
+        if address is not None:
+            ipaddress.ip_address(address)
 
 
 # --- headers ---
