@@ -8,6 +8,8 @@ a head or a body may take, nor on all headers together: those are here.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -264,6 +266,10 @@ class Connection(RequestHandler):
         limits.hit("connections.write_timeout")
         log.info("reader_too_slow", setting="connections.write_timeout")
         if self.transport is not None:
+            connection = self.transport.get_extra_info("socket")
+            if connection is not None:
+                # Else the kernel would keep what it has of the answer, for minutes.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
     def _after(
@@ -303,6 +309,8 @@ class Connection(RequestHandler):
         return response
 
 
+_RESET: Final = struct.pack("ii", 1, 0)
+"""On closing, nothing is waited for (socket(7), SO_LINGER)."""
 _GOODBYE: Final = 2.0
 """Seconds for a client that was refused to read why."""
 
