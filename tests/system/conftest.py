@@ -14,7 +14,11 @@ _TAIL: Final = 8_000
 """Characters of a relay's log that are shown for a failed test."""
 
 
-MANY: Final = {"RELAY_LOGINS__FAILURES": "1000000", "RELAY_QUOTAS__USER_BURST": "1000000"}
+MANY: Final = {
+    "RELAY_LOGINS__FAILURES": "1000000",
+    "RELAY_QUOTAS__USER_BURST": "1000000",
+    "RELAY_QUOTAS__USER_SOCKETS": "1000",
+}
 """All of a process's tests have one address and one token."""
 
 
