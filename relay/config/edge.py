@@ -162,12 +162,13 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for a chain that is not made of the authenticators that are set."""
-        known = self.names
-        if not known and not self.mtls:
+        known = self.authenticators
+        if not known:
             raise ValueError("no authenticator is set: nobody could come in")
         for name in self.chain:
-            if name not in known:
-                raise ValueError(f"chain: {name} is not set here; there is {', '.join(known)}")
+            if name not in self.names:
+                there = ", ".join(self.names)
+                raise ValueError(f"chain: {name} is not set here; there is {there}")
         if len(set(self.chain)) < len(self.chain):
             raise ValueError("chain: a name appears twice")
         for principal in self.aliases:
@@ -176,14 +177,19 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def names(self) -> list[str]:
-        """The names of all authenticators that are set, in their order."""
+        """The names of all authenticators that are set and can be in the chain, in their order."""
         return ["token"] if self.tokens is not None else []
+
+    @property
+    def authenticators(self) -> list[str]:
+        """The names of all that are set."""
+        return [*self.names, *(["mtls"] if self.mtls else [])]
 
     @property
     def principals(self) -> list[str]:
         """The authenticators whose principals come in, those that aliases name among them."""
         named = [Principal.parse(principal).authenticator for principal in self.aliases.values()]
-        return list(dict.fromkeys([*self.names, *named]))
+        return list(dict.fromkeys([*self.authenticators, *named]))
 
 
 class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
