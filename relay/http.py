@@ -14,8 +14,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
-import aiohttp.http
-import aiohttp.http_parser
 import msgspec
 import structlog
 from aiohttp import hdrs, web
@@ -115,13 +113,6 @@ class Visitor(Protocol):
 
     def end(self) -> None:
         """It is gone."""
-
-
-def require_c_parser() -> None:
-    """Raise ``ValueError`` where aiohttp would parse in Python, which is laxer and slower."""
-    if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
-        msg = "aiohttp runs without its C parser; is AIOHTTP_NO_EXTENSIONS set?"
-        raise ValueError(msg)
 
 
 class Connection(RequestHandler):

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,7 +20,6 @@ from relay.http import (
     error_response,
     json_response,
     read_body,
-    require_c_parser,
     server,
     transport_of,
 )
@@ -415,19 +411,6 @@ async def test_a_visitor_hears_of_begin_and_end() -> None:
     assert heard == ["begin"]
     caller.leave()
     assert heard == ["begin", "end"]
-
-
-def test_the_python_parser_is_not_good_enough() -> None:
-    require_c_parser()
-    code = "from relay.http import require_c_parser; require_c_parser()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "AIOHTTP_NO_EXTENSIONS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "ValueError: aiohttp runs without its C parser" in done.stderr
 
 
 @virtual

@@ -34,7 +34,7 @@ from relay.edge.door import Door
 from relay.edge.proxies import Networks
 from relay.edge.rest import Rest
 from relay.edge.upstream import Upstream
-from relay.http import HeadLimits, Patience, require_c_parser, server
+from relay.http import HeadLimits, Patience, server
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,6 @@ def main() -> None:
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
     _raise_descriptor_limit()
     try:
-        require_c_parser()
         secrets = Secrets.read(config)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
