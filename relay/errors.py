@@ -12,10 +12,14 @@ RelayError
 │   ├── RateLimited        429, with Retry-After
 │   ├── TooSlow            408
 │   ├── TooLarge           413, close code 1009
+│   ├── UnsupportedMedia   415: a compressed body
 │   └── MalformedMessage   400, close code 1007
+├── AuthenticatorUnavailable  503, close code 1012: nobody can tell just now whose it is
+├── NotReady           503: this process begins, or ends
 ├── AgentError         the cluster's side is wrong
 │   ├── AgentUnavailable   503, close code 1012; may come back
 │   └── AgentTimeout       503, close code 1012
+├── AuditFailed            503: what must leave a line in the audit log cannot
 └── KernelError        the kernel is wrong
     ├── StartFailed        500
     │   └── DiskFull       507: what is to be started cannot be noted
@@ -125,11 +129,34 @@ class TooLarge(ClientError):
     reason = "Too large"
 
 
+class UnsupportedMedia(ClientError):
+    """The body is coded in a way that is not spoken here."""
+
+    http_status = 415
+    reason = "Unsupported media type"
+
+
 class MalformedMessage(ClientError):
     """A WebSocket message that is not a Jupyter message."""
 
     close_code = 1007
     reason = "Malformed message"
+
+
+class AuthenticatorUnavailable(RelayError):
+    """Whoever could tell whose a credential is cannot just now: it may well be a good one."""
+
+    http_status = 503
+    close_code = 1012
+    reason = "Authentication unavailable"
+
+
+class NotReady(RelayError):
+    """The process takes nobody in just now; another one may."""
+
+    http_status = 503
+    close_code = 1012
+    reason = "Not ready"
 
 
 class AgentError(RelayError):
@@ -151,6 +178,14 @@ class AgentTimeout(AgentError):
     """
 
     reason = "Cluster timeout"
+
+
+class AuditFailed(RelayError):
+    """What must leave a line in the audit log cannot, and so does not happen."""
+
+    http_status = 503
+    close_code = 1012
+    reason = "Audit log unavailable"
 
 
 class KernelError(RelayError):

@@ -19,11 +19,20 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from relay import limits
-from relay.errors import BadRequest, RelayError, TooLarge, TooSlow
+from relay.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    RelayError,
+    TooLarge,
+    TooSlow,
+    UnsupportedMedia,
+)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -52,9 +61,11 @@ def error_response(error: RelayError, request_id: str) -> web.Response:
 async def read_body(request: web.BaseRequest, limit: int, setting: str) -> bytes:
     """The request's body. Raises `TooLarge` past ``limit`` bytes, naming the setting."""
     msg = f"The request body is over {limit} bytes ({setting})."
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+    codings = request.headers.getall(hdrs.CONTENT_ENCODING, [])
+    if any(coding.lower() != "identity" for coding in codings):
+        # Ten kilobytes of one compressed may be ten megabytes of the other.
         text = "Compressed request bodies are not accepted."
-        raise BadRequest(text)
+        raise UnsupportedMedia(text)
     if (request.content_length or 0) > limit:
         limits.hit(setting)
         raise TooLarge(msg)
@@ -79,6 +90,18 @@ class TakenOver(web.StreamResponse):
     async def write_eof(self, data: bytes = b"") -> None:
         """Send nothing."""
         del data
+
+
+ANSWER_HEADERS = web.RequestKey("answer_headers", dict[str, str])
+"""Set on a request, these go out with its answer, whichever that will be."""
+
+
+class _Request(web.BaseRequest):
+    """A request whose answer says what every answer says, and not what it was made with."""
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        response.headers[hdrs.SERVER] = SERVER_NAME
+        response.headers.update(self.get(ANSWER_HEADERS, {}))
 
 
 class HeadLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,7 +318,6 @@ class Connection(RequestHandler):
             log.error("unforeseen", request_id=request_id, exc_info=exc)
         response = error_response(error, request_id)
         response.headers[REQUEST_ID] = request_id
-        response.headers[hdrs.SERVER] = SERVER_NAME
         response.force_close()
         return response
 
@@ -358,6 +380,16 @@ class Server(web.Server):
         """One connection, of which ``visitor`` hears."""
         return Connection(self, loop=self._loop, visitor=visitor, **self._kwargs)
 
+    def _make_request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
+
 
 _HEAD: Final = HeadLimits()
 _PATIENCE: Final = Patience()
@@ -392,14 +424,21 @@ def page_server(path: str, page: Callable[[str], tuple[bytes, str]]) -> Server:
     It returns the body and its content type.
     """
 
+    def refused(error: RelayError) -> web.Response:
+        request_id = uuid.uuid4().hex
+        response = error_response(error, request_id)
+        response.headers[REQUEST_ID] = request_id
+        return response
+
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         if request.path != path:
-            return web.Response(status=404)
+            return refused(NotFound("no such resource"))
         if request.method not in {"GET", "HEAD"}:
-            return web.Response(status=405, headers={hdrs.ALLOW: "GET, HEAD"})
+            response = refused(MethodNotAllowed("this path takes GET, HEAD"))
+            response.headers[hdrs.ALLOW] = "GET, HEAD"
+            return response
         body, content_type = page(request.headers.get(hdrs.ACCEPT, ""))
-        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.SERVER: SERVER_NAME}
-        return web.Response(body=body, headers=headers)
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
     return server(answer)
 

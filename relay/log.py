@@ -47,11 +47,14 @@ _SECRETS: Final = (
     re.compile(r"(?P<keep>\btoken\s+)[\w.~+/=-]{16,}", re.IGNORECASE),
     # in a query, or in a query that was quoted once more
     re.compile(r"(?P<keep>token(?:=|%3d))[^&\s\"'#;]+", re.IGNORECASE),
+    # in a subprotocol, or in a path
+    re.compile(r"(?P<keep>token\.websocket\.jupyter\.org\.)[^\s\"',;]+", re.IGNORECASE),
+    re.compile(r"(?P<keep>/t/)[^/\s\"'?#]+"),
     # our own tokens, and JSON Web Tokens, wherever they are
     re.compile(r"(?P<keep>relay_)[\w-]{16,}"),
     re.compile(r"(?P<keep>\beyJ)[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?"),
 )
-_HINTS: Final = ("token", "authorization", "bearer", "relay_", "eyj")
+_HINTS: Final = ("token", "authorization", "bearer", "/t/", "relay_", "eyj")
 """One of these is in every text, lowered, that one of the patterns matches."""
 
 

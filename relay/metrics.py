@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, values
@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from relay import __version__
 
 _SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
-_KINDS: Final = ("counter", "gauge_livesum")
+_KINDS: Final = ("counter", "gauge_livesum", "gauge_livemin")
 """Beginnings of the names of a worker's files, after the types of metric that an edge has."""
 _FILE_BYTES: Final = 1024 * 1024
 """Of one file; some 7,000 combinations of labels."""
@@ -50,6 +50,12 @@ class EdgeMetrics:
             # Of the workers that live.
             return Gauge(
                 f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livesum"
+            )
+
+        def oldest(name: str, text: str, *labels: str) -> Gauge:
+            # Of the workers that live, the one that is behind.
+            return Gauge(
+                f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livemin"
             )
 
         self._requests = counter(
@@ -79,6 +85,35 @@ class EdgeMetrics:
         self.held = gauge("held_requests", "Requests that wait for an agent now.", "cluster")
         self.broken_answers = counter(
             "broken_answers", "Answers that an agent began and did not end.", "cluster"
+        )
+        self.sent_away = counter(
+            "sent_away",
+            "Clients whose WebSocket or stream was ended, since they may not have it any more.",
+            "reason",
+        )
+        self.reload_failures = counter(
+            "reload_failures",
+            "Times that a changed file could not be used, and what was known before was kept.",
+            "what",
+        )
+        self.key_fetches = counter(
+            "key_fetches", "Tries to fetch the keys of an issuer of JWTs.", "authenticator"
+        )
+        self.key_fetch_failures = counter(
+            "key_fetch_failures", "Those of them that failed.", "authenticator"
+        )
+        self.keys_fetched = oldest(
+            "keys_fetched_timestamp_seconds",
+            "When an issuer's keys were fetched last, in Unix time, by the worker with the oldest;"
+            " 0: never.",
+            "authenticator",
+        )
+        self.hub_requests = counter(
+            "hub_requests",
+            "What JupyterHub was asked (user: whose a token is; activity: to note one), and what"
+            " came of it: known, refused (no access to us), unknown, failed.",
+            "what",
+            "outcome",
         )
         self._limit_hits = Counter("relay_limit_hits", _LIMIT_HITS, ["setting"], registry=registry)
 
@@ -191,11 +226,27 @@ def _allocate(path: Path) -> None:
         os.close(descriptor)
 
 
+class AuditFigures(NamedTuple):
+    """What an edge's parent tells of its audit log."""
+
+    written: int = 0
+    """Lines, since the start."""
+    waiting: int = 0
+    """Lines that are to be written as soon as that can be done."""
+    lost: int = 0
+    """Lines that found no room to wait, since the start."""
+
+
 class ParentMetrics(Collector):
     """What an edge's parent tells of itself. ``workers`` says how many run, and how many ended."""
 
-    def __init__(self, workers: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], tuple[int, int]],
+        audit: Callable[[], AuditFigures] = AuditFigures,
+    ) -> None:
         self._workers = workers
+        self._audit = audit
 
     def collect(self) -> Iterator[Metric]:
         """One sample each."""
@@ -203,6 +254,18 @@ class ParentMetrics(Collector):
         yield _build()
         yield GaugeMetricFamily("relay_edge_workers", "Workers that run.", running)
         yield CounterMetricFamily("relay_edge_worker_ends", "Workers that ended.", ended)
+        audit = self._audit()
+        yield CounterMetricFamily(
+            "relay_edge_audit_lines", "Lines that were written to the audit log.", audit.written
+        )
+        yield GaugeMetricFamily(
+            "relay_edge_audit_waiting_lines",
+            "Lines that wait until the audit log can be written.",
+            audit.waiting,
+        )
+        yield CounterMetricFamily(
+            "relay_edge_audit_lost_lines", "Lines of the audit log that are lost.", audit.lost
+        )
 
 
 def edge_registry(folder: SharedFolder, parent: ParentMetrics) -> CollectorRegistry:

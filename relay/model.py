@@ -50,6 +50,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The clusters that the credential is good for; ``None`` for all."""
     expires: float = math.inf
     """Unix time in seconds at which the credential ends, and what was opened with it."""
+    recheck: float = math.inf
+    """Seconds after which whoever vouches for it wants to be asked again, while something is open
+    that was opened with it."""
     credential: str = ""
     """Names the credential in logs and lists, and is no secret."""
 

@@ -17,15 +17,26 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
+
+from relay.auth.ownership import Grant
+
+T = TypeVar("T")
 
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
 _DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
+_USER_BYTES: Final = len("/4294967294")
+"""Of the folder that each OS user has in a runtime folder that several share."""
+_LARGEST_FILE: Final = 16 * 1024 * 1024
+"""Bytes of the largest file that is read whole."""
+_NOT_PLAIN: Final = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EISDIR, errno.ENOTDIR})
+TRAVERSABLE: Final = 0o711
+"""Mode of a folder that others may pass through on the way to what is theirs, and not list."""
 
 
 KernelState = Literal["starting", "ready", "dead", "ending"]
@@ -34,6 +45,13 @@ KernelState = Literal["starting", "ready", "dead", "ending"]
 
 class RegistryError(Exception):
     """The state or runtime folder cannot be used; the message says why."""
+
+
+class NotPlain(OSError):
+    """What should be a file of ours is something else, or nothing that we may read.
+
+    A kernel's folder may be another user's, who puts there what he likes.
+    """
 
 
 class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +88,14 @@ class HolderAddress(msgspec.Struct, frozen=True):
     """The part of a ``HolderConfig`` that agents of every version read."""
 
     socket: Path
+    owner: str
+    """The principal whose kernel it is."""
+    name: str
+    """The kernelspec's name."""
+
+
+Grants = dict[str, Grant]
+"""What others may do with a kernel, by principal."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -123,9 +149,23 @@ class Place(msgspec.Struct, frozen=True):
         return self.folder / "holder.log"
 
     @property
+    def grants(self) -> Path:
+        """Whom the kernel's owner lets in (`Grants`)."""
+        return self.folder / "grants.json"
+
+    @property
     def connection_file(self) -> Path:
         """Jupyter's connection file."""
         return self.folder / "connection.json"
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def uid(self) -> int:
+        """The OS user whose folder it is. Raises ``OSError``."""
+        return self.folder.lstat().st_uid
 
     def exists(self) -> bool:
         """Whether anything is noted of this kernel."""
@@ -133,10 +173,13 @@ class Place(msgspec.Struct, frozen=True):
 
     def try_lock(self) -> int | None:
         """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
+            # protected_regular).
+            descriptor = open_plain(self._lock, os.O_RDWR)
+        except FileNotFoundError:
+            descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
+        if not try_flock(descriptor):
             os.close(descriptor)
             return None
         if not self._is_ours(descriptor):
@@ -147,16 +190,16 @@ class Place(msgspec.Struct, frozen=True):
 
     def _is_ours(self, lock: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(lock), (self.folder / "lock").stat())
+            return os.path.samestat(os.fstat(lock), self._lock.lstat())
         return False
 
     def read_address(self) -> HolderAddress | None:
         """Where the holder serves, or None where that is not noted (yet)."""
         try:
             return msgspec.json.decode(
-                self.request.read_bytes(), type=HolderAddress, dec_hook=lambda _, text: Path(text)
+                read_plain(self.request), type=HolderAddress, dec_hook=_socket_path
             )
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def read_record(self) -> KernelRecord | None:
@@ -164,10 +207,102 @@ class Place(msgspec.Struct, frozen=True):
 
         Raises ``OSError`` where it cannot be read just now: what it tells of may be running.
         """
+        return read_struct(self.record, KernelRecord)
+
+    def clear(self) -> None:
+        """Delete what is in the folder, its lock last: whoever waits for that finds nothing else.
+
+        For those who may not delete the folder itself, which stands among other users' folders.
+        """
+        for entry in list(self.folder.iterdir()):
+            if entry == self._lock:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        self._lock.unlink(missing_ok=True)
+
+    def is_ending(self) -> bool:
+        """Whether the kernel's end has begun, as far as its holder has noted."""
         try:
-            return msgspec.json.decode(self.record.read_bytes(), type=KernelRecord)
-        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
+            record = self.read_record()
+        except OSError:
+            return False
+        return record is not None and record.state == "ending"
+
+    def read_grants(self) -> Grants:
+        """Whom the owner lets in; nobody where that cannot be read."""
+        try:
+            return read_struct(self.grants, Grants) or {}
+        except OSError:
+            return {}
+
+
+_NOTHING: Final = (
+    FileNotFoundError,
+    NotPlain,
+    msgspec.MsgspecError,
+    UnicodeDecodeError,
+    RecursionError,
+)
+"""What reading a file raises of which nothing can be made."""
+
+
+def _socket_path(_: type, text: object) -> Path:
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError("no path")
+    return Path(text)
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Open a file in a kernel's folder, made for this user only: a descriptor to close.
+
+    Neither links nor pipes are followed. Raises ``OSError``, `NotPlain` among them.
+    """
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno in _NOT_PLAIN:
+            raise NotPlain(error.errno, error.strerror, str(path)) from error
+        raise
+    status = os.fstat(descriptor)
+    # A second name may be that of a file which whoever made it could not write to.
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise NotPlain(errno.EINVAL, "not a plain file", str(path))
+    return descriptor
+
+
+def read_plain(path: Path) -> bytes:
+    """The whole of a file in a kernel's folder. Raises as `open_plain`.
+
+    `NotPlain` is also one that is too large for what it is.
+    """
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise NotPlain(errno.EINVAL, f"over {_LARGEST_FILE} bytes", str(path))
+    return data
+
+
+def read_tail(path: Path, limit: int) -> bytes:
+    """The last ``limit`` bytes of a file in a kernel's folder. Raises as `open_plain`."""
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - limit, 0))
+        return file.read(limit)
+
+
+def read_struct(path: Path, struct_type: type[T]) -> T | None:
+    """What a JSON file in a kernel's folder holds; None where nothing can be made of it.
+
+    Raises ``OSError`` where it cannot be read just now.
+    """
+    try:
+        return msgspec.json.decode(read_plain(path), type=struct_type)
+    except _NOTHING:
+        return None
 
 
 def kernels_folder(state_dir: Path, cluster: str) -> Path:
@@ -182,7 +317,7 @@ def places(state_dir: Path, cluster: str) -> list[Place]:
             return [
                 Place(Path(entry.path))
                 for entry in entries
-                if entry.is_dir() and not entry.name.startswith(_HIDDEN)
+                if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name)
             ]
     except FileNotFoundError:
         return []
@@ -190,10 +325,27 @@ def places(state_dir: Path, cluster: str) -> list[Place]:
 
 def remove(place: Place) -> None:
     """Delete a kernel's folder; its id is free from the first moment on."""
-    doomed = place.folder.with_name(f"{_HIDDEN}{place.kernel_id}.{secrets.token_hex(4)}")
-    with contextlib.suppress(OSError):
+    doomed = place.folder.with_name(hidden_name(place.kernel_id))
+    try:
         place.folder.rename(doomed)
+    except PermissionError:
+        # The folder that it is in is another user's, who deletes it once it is empty.
+        with contextlib.suppress(OSError):
+            place.clear()
+    except OSError:
+        return
+    else:
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def hidden_name(kernel_id: str) -> str:
+    """A new name for a kernel's folder that is being deleted."""
+    return f"{_HIDDEN}{kernel_id}.{secrets.token_hex(4)}"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a kernel's folder of that name is being deleted."""
+    return name.startswith(_HIDDEN)
 
 
 def sweep(state_dir: Path, cluster: str) -> None:
@@ -202,12 +354,19 @@ def sweep(state_dir: Path, cluster: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file in one step, readable by its owner only."""
+def write_atomic(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file in one step, readable by its owner only: this user, or another uid and gid.
+
+    In a folder that its group may enter, by all who can enter it: the kernel's user and the agent.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
+        if path.parent.stat().st_mode & stat.S_IXGRP:
+            os.fchmod(descriptor, 0o644)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
+            if owner is not None:
+                os.fchown(descriptor, *owner)
             file.write(data)
         temporary.replace(path)
     except BaseException:
@@ -223,24 +382,45 @@ def is_disk_trouble(error: OSError) -> bool:
 def _write_new(path: Path, data: bytes) -> None:
     """Create a file in one step, whole. Raises ``FileExistsError``."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(data)
     try:
+        temporary.write_bytes(data)
         temporary.chmod(0o600)
         path.hardlink_to(temporary)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
-def private_folder(path: Path) -> Path:
-    """Make a folder for this user only. Raises `RegistryError` where somebody else could write."""
+def first_come(path: Path, text: str) -> str:
+    """What a file says, written by whoever came first: ``text`` where that is us."""
+    try:
+        _write_new(path, text.encode(errors="surrogatepass"))
+    except FileExistsError:
+        return path.read_bytes().decode(errors="surrogatepass")
+    return text
+
+
+def try_flock(descriptor: int) -> bool:
+    """Lock an open file for this process alone; false where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def private_folder(path: Path, mode: int = 0o700) -> Path:
+    """Make a folder for this user only. Raises `RegistryError` where somebody else could write.
+
+    ``mode`` may let others pass through (`TRAVERSABLE`).
+    """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         msg = f"{path} is not a folder of this user"
         raise RegistryError(msg)
-    if status.st_mode & 0o077:
-        path.chmod(0o700)
+    if status.st_mode & 0o077 != mode & 0o077:
+        path.chmod(mode)
     return path
 
 
@@ -272,8 +452,13 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
     return _short_enough(folder)
 
 
-def _short_enough(folder: Path) -> Path:
-    if len(os.fsencode(folder)) + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
+def shared_runtime_folder(setting: str) -> Path:
+    """Where unix sockets go in a folder for each OS user. Raises `RegistryError`."""
+    return _short_enough(private_folder(Path(setting), TRAVERSABLE), _USER_BYTES)
+
+
+def _short_enough(folder: Path, more: int = 0) -> Path:
+    if len(os.fsencode(folder)) + more + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
         msg = f"runtime_dir {folder} is too long for unix sockets, choose a shorter one"
         raise RegistryError(msg)
     return folder

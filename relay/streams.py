@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
 from relay.bridge.records import HEADER, Kind, check_header
 
@@ -20,6 +22,15 @@ async def read_head(reader: asyncio.StreamReader, max_payload: int) -> tuple[int
     """
     length, number = HEADER.unpack(await reader.readexactly(HEADER.size))
     return check_header(length, number, max_payload)
+
+
+def peer_uid(writer: asyncio.StreamWriter) -> int:
+    """The OS user at the other end of a unix socket, when it began to listen or connected."""
+    connection: socket.socket = writer.get_extra_info("socket")
+    size = struct.calcsize("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _, uid, _ = struct.unpack("iII", credentials)
+    return int(uid)
 
 
 def adopt(

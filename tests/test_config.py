@@ -13,7 +13,15 @@ import pytest
 import yaml
 
 from relay import config
-from relay.config import AgentConfig, EdgeConfig, UpConfig, load
+from relay.config import (
+    AgentConfig,
+    EdgeConfig,
+    JupyterHubSettings,
+    JwtSettings,
+    MtlsSettings,
+    UpConfig,
+    load,
+)
 from relay.config.loading import _locate
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +84,18 @@ def test_sample_loads_and_holds_every_setting_with_its_default(name: str) -> Non
     ("name", "replacements"),
     [
         ("edge.yaml", {"    tls: null\n": "", "    # tls:": "    tls:", "    #   ": "      "}),
-        ("agent.yaml", {"tls: null\n": "", "# tls:": "tls:", "#   ": "  "}),
+        (
+            "agent.yaml",
+            {
+                "tls: null\n": "",
+                "# tls:": "tls:",
+                "#   ": "  ",
+                "user: null\nlaunch_as: null\n": "",
+                "# user:": "user:",
+                "# launch_as:": "launch_as:",
+                "runtime_dir: null": "runtime_dir: /run/relay",
+            },
+        ),
     ],
 )
 def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
@@ -92,6 +111,46 @@ def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
     document = yaml.safe_load(text)
     written = document["clusters"]["alpha"]["tls"] if name == "edge.yaml" else document["tls"]
     assert written.keys() == {field.name for field in msgspec.structs.fields(holder.tls)}
+
+
+def test_the_section_for_certificates_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
+    before, mark, rest = (ROOT / "config" / "edge.yaml").read_text().partition("  mtls: {}\n")
+    assert mark
+    shown, end, after = rest.partition("  # Who is another")
+    (tmp_path / "edge.yaml").write_text(f"{before}{shown.replace('  # ', '  ')}{end}{after}")
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
+    assert loaded.authentication.mtls == {
+        "robots.relay.example": MtlsSettings(ca=str(tmp_path / "robots-ca.crt"))
+    }
+
+
+def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
+    before, mark, rest = (
+        (ROOT / "config" / "edge.yaml").read_text().partition("  jupyterhub: null\n")
+    )
+    assert mark
+    shown, end, after = rest.partition("  # Names of the edge")
+    shown = shown.replace("  # jupyterhub:", "  jupyterhub:").replace("  #   ", "    ")
+    text = f"{before}{shown}{end}{after}"
+    (tmp_path / "edge.yaml").write_text(text)
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
+    assert loaded.authentication.jupyterhub == JupyterHubSettings()
+    written = yaml.safe_load(text)["authentication"]["jupyterhub"]
+    assert written.keys() == {each.name for each in msgspec.structs.fields(JupyterHubSettings)}
+
+
+def test_the_issuer_that_is_shown_has_every_setting_with_its_default(tmp_path: Path) -> None:
+    before, mark, rest = (ROOT / "config" / "edge.yaml").read_text().partition("  jwt: {}\n")
+    assert mark
+    lines = rest.splitlines()
+    length = next(n for n, line in enumerate(lines) if not re.match(r"  #( jwt:|   )", line))
+    shown = [line.replace("# ", "", 1) for line in lines[:length]]
+    (tmp_path / "edge.yaml").write_text("\n".join([before, *shown, *lines[length:]]))
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {}).authentication.jwt["corp"]
+    sample = yaml.safe_load("\n".join(shown))["jwt"]["corp"]
+    assert list(differences(JwtSettings, sample, loaded, "")) == [
+        "keys.discovery is not the default"
+    ]
 
 
 def test_a_sample_that_lacks_or_changes_a_setting_is_noticed() -> None:
@@ -115,7 +174,7 @@ def test_every_variable_named_in_a_sample_is_one() -> None:
     assert seen > len(SAMPLES)
 
 
-SETTINGS = ("values", "edge", "agent", "up")
+SETTINGS = ("values", "edge", "jupyterhub", "agent", "up")
 """The files whose structs are settings."""
 
 

@@ -13,12 +13,14 @@ from multidict import CIMultiDict
 from relay import limits
 from relay.errors import AgentUnavailable, NotFound, RelayError
 from relay.http import (
+    ANSWER_HEADERS,
     SERVER_NAME,
     HeadLimits,
     Patience,
     TakenOver,
     error_response,
     json_response,
+    page_server,
     read_body,
     server,
     transport_of,
@@ -157,13 +159,76 @@ async def test_a_body_that_says_it_is_too_long_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "status"), [("gzip", 400), ("GZIP", 400), ("x", 400), ("Identity", 200)]
+    ("encoding", "status"),
+    [
+        ("gzip", 415),
+        ("GZIP", 415),
+        ("x", 415),
+        ("", 415),
+        ("identity, gzip", 415),
+        ("Identity", 200),
+    ],
 )
 @virtual
 async def test_compressed_bodies_are_refused(encoding: str, status: int) -> None:
-    # Ten kilobytes of one compressed may be ten megabytes of the other.
     caller = Caller(echo)
     assert (await caller.send(post(b"x", f"Content-Encoding: {encoding}"))).status == status
+    caller.leave()
+
+
+@virtual
+async def test_no_second_header_hides_a_compressed_body() -> None:
+    caller = Caller(echo)
+    twice = "Content-Encoding: identity", "Content-Encoding: gzip"
+    assert (await caller.send(post(b"x", *twice))).status == 415
+    caller.leave()
+
+
+# What every answer says
+
+
+@pytest.mark.parametrize("path", ["/", "/x"])
+@virtual
+async def test_no_answer_names_a_library(path: str) -> None:
+    async def any_answer(request: web.BaseRequest) -> web.StreamResponse:
+        request[ANSWER_HEADERS] = {"Vary": "Origin"}
+        if request.path == "/x":
+            return error_response(NotFound("x"), "r1")
+        response = web.StreamResponse(headers={"Content-Length": "0"})
+        await response.prepare(request)
+        return response
+
+    caller = Caller(any_answer)
+    answer = await caller.send(get().replace(b"/", path.encode(), 1))
+    assert answer.headers.getall("Server") == [SERVER_NAME]
+    assert answer.headers["Vary"] == "Origin"
+    caller.leave()
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET /metrics", 200),
+        ("GET /", 404),
+        ("GET /metrics/", 404),
+        ("GET /metrics/../x", 404),
+        ("POST /metrics", 405),
+        ("OPTIONS /metrics", 405),
+    ],
+)
+@virtual
+async def test_a_page_says_nothing_else(line: str, status: int) -> None:
+    caller = Caller(hello)
+    caller.transport = FakeTransport(page_server("/metrics", lambda _: (b"x", "text/plain"))())
+    caller.transport.protocol.connection_made(caller.transport)
+    answer = await caller.send(f"{line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answer.status == status
+    assert answer.headers.getall("Server") == [SERVER_NAME]
+    if status == 200:
+        assert answer.body == b"x"
+    else:
+        assert answer.json().keys() == {"message", "reason", "request_id"}
+        assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
     caller.leave()
 
 

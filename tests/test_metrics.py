@@ -102,6 +102,9 @@ def test_workers_count_together_and_their_counts_outlive_them(folder: SharedFold
     own = {
         "relay_edge_workers{}": 2.0,
         "relay_edge_worker_ends_total{}": 1.0,
+        "relay_edge_audit_lines_total{}": 0.0,
+        "relay_edge_audit_lost_lines_total{}": 0.0,
+        "relay_edge_audit_waiting_lines{}": 0.0,
         f"relay_build_info{{version={__version__}}}": 1.0,
     }
     live = "relay_edge_websockets{cluster=alpha}"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-REPOSITORY_CHECKS = {"test_deploy.py", "test_layers.py", "test_mirror.py"}
+REPOSITORY_CHECKS = {"test_deploy.py", "test_layers.py", "test_mirror.py", "test_security.py"}
 """Tests of the repository itself, at the top of tests/."""
 
 SYSTEM = "system"

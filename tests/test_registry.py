@@ -2,25 +2,35 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from relay.registry import (
+    TRAVERSABLE,
+    HolderAddress,
     KernelRecord,
+    NotPlain,
     Place,
     RegistryError,
+    first_come,
     kernels_folder,
+    open_plain,
     places,
     private_folder,
     process_started,
+    read_plain,
+    read_tail,
     remove,
     runtime_folder,
+    shared_runtime_folder,
     socket_name,
     sweep,
     write_atomic,
@@ -139,16 +149,28 @@ def test_a_record_that_cannot_be_read_is_none(place: Place, note: bytes) -> None
 
 def test_agents_read_the_address_out_of_any_versions_request(place: Place) -> None:
     assert place.read_address() is None
-    place.request.write_text(json.dumps({"socket": "/run/x.sock", "of_a_later_version": [1]}))
+    note = {"socket": "/run/x.sock", "owner": "token:ada", "name": "ir"}
+    place.request.write_text(json.dumps({**note, "of_a_later_version": [1]}))
     address = place.read_address()
-    assert address is not None
-    assert address.socket == Path("/run/x.sock")
+    assert address == HolderAddress(Path("/run/x.sock"), "token:ada", "ir")
 
 
-@pytest.mark.parametrize("note", [b"", b"{}", b'{"socket": 7}', b"\xff"])
+@pytest.mark.parametrize("note", [b"", b"{}", b'{"socket": 7}', b'{"socket": "x"}', b"\xff"])
 def test_an_address_that_cannot_be_read_is_none(place: Place, note: bytes) -> None:
     place.request.write_bytes(note)
     assert place.read_address() is None
+
+
+def test_whoever_comes_first_is_noted_for_good(tmp_path: Path) -> None:
+    note = tmp_path / "principal"
+    names = [f"token:{number} é\n" for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = set(pool.map(lambda name: first_come(note, name), names))
+    (first,) = found
+    assert first in names
+    assert first_come(note, "token:else") == first
+    assert note.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [note]
 
 
 def test_an_atomic_write_replaces_and_is_private(tmp_path: Path) -> None:
@@ -177,7 +199,140 @@ def test_a_failed_write_leaves_what_was_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_in_a_shared_folder_both_users_may_read(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    write_atomic(tmp_path / "note", b"1")
+    assert mode(tmp_path / "note") == 0o644
+
+
+# What another user has put there
+
+BAD = ["link", "dangling", "pipe", "folder", "second name", "socket"]
+
+
+def put(path: Path, what: str) -> None:
+    path.unlink(missing_ok=True)
+    other = path.with_name("other")
+    other.write_bytes(msgspec.json.encode(RECORD))
+    match what:
+        case "link":
+            path.symlink_to(other)
+        case "dangling":
+            path.symlink_to("nowhere")
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "second name":
+            path.hardlink_to(other)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(path))
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_no_plain_file_is_neither_read_nor_written(place: Place, what: str) -> None:
+    for path in (place.record, place.request, place.holder_log, place.folder / "lock"):
+        put(path, what)
+    assert place.read_record() is None
+    assert place.read_address() is None
+    with pytest.raises(NotPlain):
+        read_tail(place.holder_log, 10)
+    with pytest.raises(NotPlain):
+        place.try_lock()
+    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT):
+        with pytest.raises(NotPlain):
+            open_plain(place.record, flags)
+    assert not (place.folder / "nowhere").exists()
+
+
+def test_a_file_that_is_too_large_is_not_read(place: Place) -> None:
+    place.record.touch()
+    os.truncate(place.record, 1 << 40)
+    assert place.read_record() is None
+    assert place.read_address() is None
+    with pytest.raises(NotPlain):
+        read_plain(place.record)
+    assert read_tail(place.record, 10) == bytes(10)
+
+
+def test_the_largest_file_is_read(place: Place) -> None:
+    place.record.write_bytes(msgspec.json.encode(RECORD).ljust(16 << 20))
+    assert place.read_record() == RECORD
+    with place.record.open("ab") as file:
+        file.write(b" ")
+    assert place.read_record() is None
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b'{"socket": "/run/\\u0000x"}',
+        b'{"socket": ["x"]}',
+        b'{"socket": "x", "more": ' + b"[" * 100_000,
+    ],
+)
+def test_an_address_that_would_break_its_reader_is_none(place: Place, note: bytes) -> None:
+    place.request.write_bytes(note)
+    assert place.read_address() is None
+    place.record.write_bytes(note)
+    assert place.read_record() is None
+
+
+def test_a_folder_that_cannot_be_moved_is_emptied_its_lock_last(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    outside = place.folder.parent / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    place.journal.mkdir()
+    (place.journal / "1").touch()
+    for path in (place.folder / "lock", place.record, place.request):
+        path.touch()
+    (place.folder / "link").symlink_to(outside)
+    deleted: list[str] = []
+    unlink = Path.unlink
+
+    def note(self: Path, missing_ok: bool = False) -> None:  # noqa: FBT002 - as the real one
+        deleted.append(self.name)
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", note)
+    remove(place)
+    assert list(place.folder.iterdir()) == []
+    assert deleted[-1] == "lock"
+    assert deleted.count("lock") == 1
+    assert (outside / "kept").exists()
+
+
+def test_a_link_among_the_kernels_is_no_place(place: Place, tmp_path: Path) -> None:
+    (place.folder.parent / "k2").symlink_to(place.folder)
+    assert [found.kernel_id for found in places(tmp_path, "alpha")] == ["k1"]
+
+
 # Folders
+
+
+def test_others_may_pass_through_a_traversable_folder_and_not_list_it(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for before in (None, 0o777, 0o700, 0o755):
+        if before is not None:
+            path.chmod(before)
+        private_folder(path, TRAVERSABLE)
+        assert mode(path) == 0o711
+
+
+def test_a_shared_runtime_folder_has_room_for_users(tmp_path: Path) -> None:
+    room = 107 - len("/0123456789ab.sock") - len("/4294967294")
+    longest = tmp_path / ("x" * (room - len(str(tmp_path)) - 1))
+    assert shared_runtime_folder(str(longest)) == longest
+    assert mode(longest) == 0o711
+    with pytest.raises(RegistryError, match="too long"):
+        shared_runtime_folder(f"{longest}x")
 
 
 def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:

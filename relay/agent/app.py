@@ -10,6 +10,7 @@ from aiohttp import web
 
 from relay.agent.channels import Channels
 from relay.agent.holders import Holders
+from relay.agent.kernels import Kernels
 from relay.agent.rest import Rest
 from relay.agent.tally import failing
 from relay.auth.policy import Action
@@ -39,6 +40,7 @@ class App:
         *,
         verifier: TicketVerifier,
         holders: Holders,
+        kernels: Kernels,
         rest: Rest,
         max_record: int,
         clock: Callable[[], float] = time.time,
@@ -46,6 +48,7 @@ class App:
         self._config = config
         self._verifier = verifier
         self._holders = holders
+        self._kernels = kernels
         self._rest = rest
         self._max_record = max_record
         self._clock = clock
@@ -105,7 +108,7 @@ class App:
         if request.headers.get("Upgrade") != UPGRADE:
             msg = "Only an edge opens a kernel's channels here."
             raise BadRequest(msg)
-        line = await self._holders.get(route.kernel_id or "")
+        line, admission = await self._kernels.admit(route.kernel_id or "", ticket)
         transport = transport_of(request)
         connection = request.protocol
         streams = adopt(transport, _READ_AHEAD)
@@ -118,10 +121,11 @@ class App:
             message_bytes=self._config.kernels.message_bytes,
             gateway_bytes=self._config.kernels.gateway_message_bytes,
             max_record=self._max_record,
+            is_busy=lambda: line.status.execution_state == "busy",
         )
         self._links.add(channels)
         try:
-            await channels.run(line.socket, ticket.principal)
+            await channels.run(line.socket, admission)
         finally:
             self._links.discard(channels)
             connection.connection_lost(None)

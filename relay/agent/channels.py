@@ -8,7 +8,7 @@ subprotocol, so that any agent goes on where another one ended, in the middle of
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -16,10 +16,13 @@ import structlog
 
 from relay import limits
 from relay.agent.gateway import fitting
+from relay.agent.kernels import Admission
+from relay.agent.line import Address, connect
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out, with_seq
 from relay.bridge.records import (
+    BUSY,
     Attach,
     Attached,
     Close,
@@ -35,7 +38,6 @@ from relay.bridge.records import (
     submit_record,
 )
 from relay.errors import ClientError, RelayError, TooLarge
-from relay.model import Principal
 from relay.streams import read_record
 
 log = structlog.get_logger(__name__)
@@ -50,15 +52,22 @@ class Channels:
     """Carries one link between an edge and a holder.
 
     ``message_bytes`` bounds one message to the client, ``gateway_bytes`` one to a Jupyter Server in
-    gateway mode, ``max_record`` one record of either side.
+    gateway mode, ``max_record`` one record of either side. ``is_busy`` tells whether the kernel is.
     """
 
     def __init__(
-        self, edge: Streams, *, message_bytes: int, gateway_bytes: int, max_record: int
+        self,
+        edge: Streams,
+        *,
+        message_bytes: int,
+        gateway_bytes: int,
+        max_record: int,
+        is_busy: Callable[[], bool],
     ) -> None:
         self._edge_reader, self._edge = edge
         self._holder_reader: asyncio.StreamReader
         self._holder: asyncio.StreamWriter
+        self._is_busy = is_busy
         self._message_bytes = message_bytes
         self._max_record = max_record
         self._gateway_bytes = gateway_bytes
@@ -71,10 +80,10 @@ class Channels:
         self._skip = 0
         """Frames of the message after that which it has already."""
 
-    async def run(self, socket: Path, principal: Principal) -> None:
+    async def run(self, holder: Address, admission: Admission) -> None:
         """Serve until one of the sides hangs up."""
         try:
-            await self._attach(socket, principal)
+            await self._attach(holder, admission)
             async with asyncio.TaskGroup() as tasks:
                 both = [
                     tasks.create_task(self._towards_client(), name="towards client"),
@@ -97,20 +106,20 @@ class Channels:
         """Hang up on the edge; the rest follows."""
         self._edge.close()
 
-    async def _attach(self, socket: Path, principal: Principal) -> None:
+    async def _attach(self, holder: Address, admission: Admission) -> None:
         kind, payload = await read_record(self._edge_reader, self._max_record)
         if kind is not Kind.ATTACH:
             msg = f"a link begins with ATTACH, not {kind.name}"
             raise RecordError(msg)
-        # Who it is, the ticket says.
-        attach = msgspec.structs.replace(read_struct(payload, Attach), principal=str(principal))
+        # Who it is and what they may, the ticket says.
+        attach = msgspec.structs.replace(read_struct(payload, Attach), **admission._asdict())
         try:
             self._subprotocol = ws_codec.Subprotocol(attach.subprotocol)
         except ValueError as error:
             msg = "no such subprotocol"
             raise RecordError(msg) from error
         self._gateway, self._asks = attach.gateway, attach.asks
-        streams = await asyncio.open_unix_connection(socket, limit=2 * _BATCH)
+        streams = await connect(holder, 2 * _BATCH)
         self._holder_reader, self._holder = streams
         self._holder.write(struct_record(Kind.ATTACH, attach))
 
@@ -202,7 +211,7 @@ class Channels:
                     await self._holder.drain()
                     return
                 case Kind.PING:
-                    self._edge.write(record(Kind.PONG))
+                    self._edge.write(record(Kind.PONG, BUSY if self._is_busy() else b""))
                 case _:
                     msg = f"{kind.name} is not for this connection"
                     raise RecordError(msg)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from relay.agent.burial import bury_as_owner, kill_holder
 from relay.agent.line import Line
 from relay.agent.spawn import bury, is_free
 from relay.errors import RelayError
-from relay.registry import Place, places, process_started
+from relay.registry import NotPlain, Place, places
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +32,22 @@ async def end_kernels(state_dir: Path, timeout: float) -> int:
         for folder in state_dir.glob("*/kernels")
         for place in places(state_dir, folder.parent.name)
     ]
-    ended = await asyncio.gather(*(_end(place, timeout) for place in found))
+    ended = await asyncio.gather(*(_end_somehow(place, timeout) for place in found))
     return sum(ended)
 
 
+async def _end_somehow(place: Place, timeout: float) -> bool:
+    try:
+        return await _end(place, timeout)
+    except NotPlain as error:
+        # Its user has put something else in the place of its files.
+        log.warning("not_a_kernels_folder", kernel_id=place.kernel_id, problem=str(error))
+        await _bury(place)
+        return True
+
+
 async def _end(place: Place, timeout: float) -> bool:
+    unwilling = False
     if not is_free(place):
         try:
             async with asyncio.timeout(timeout):
@@ -47,30 +58,44 @@ async def _end(place: Place, timeout: float) -> bool:
         except* (OSError, EOFError, RelayError, TimeoutError) as group:
             problem = repr(group.exceptions[0])
             log.warning("holder_unwilling", kernel_id=place.kernel_id, problem=problem)
-            _kill_holder(place)
+            unwilling = True
         else:
             return True
+    if unwilling and _is_ours(place):
+        _kill_holder(place)
+    elif unwilling:
+        # As its user, which ends the holder too.
+        await _bury(place)
+        return True
     await asyncio.sleep(_RETRY)
     with contextlib.suppress(FileNotFoundError):
         lock = place.try_lock()
         if lock is not None:
             ran = place.exists()
             try:
-                bury(place)
-            except OSError as error:
-                log.warning("not_buried", kernel_id=place.kernel_id, problem=str(error))
+                await _bury(place)
             finally:
                 os.close(lock)
             return ran
     return False
 
 
+def _is_ours(place: Place) -> bool:
+    return place.uid == os.geteuid()
+
+
 def _kill_holder(place: Place) -> None:
     try:
-        record = place.read_record()
+        kill_holder(place)
     except OSError as error:
         log.warning("holder_unknown", kernel_id=place.kernel_id, problem=str(error))
-        return
-    if record is not None and process_started(record.holder_pid) == record.holder_started:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(record.holder_pid, signal.SIGKILL)
+
+
+async def _bury(place: Place) -> None:
+    try:
+        if _is_ours(place):
+            bury(place)
+        else:
+            await bury_as_owner(place, place.uid)
+    except OSError as error:
+        log.warning("not_buried", kernel_id=place.kernel_id, problem=str(error))

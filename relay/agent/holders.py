@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -20,8 +20,9 @@ import structlog
 
 from relay import limits
 from relay.agent.line import Line
-from relay.agent.spawn import is_free, log_tail, replace, spawn
+from relay.agent.spawn import Quarters, Starter, is_free, log_tail, replace, spawn
 from relay.agent.tally import Tally
+from relay.auth.ownership import Possession, no_such_kernel
 from relay.bridge.records import Phase, RecordError
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
@@ -29,6 +30,7 @@ from relay.errors import (
     AgentUnavailable,
     Conflict,
     DiskFull,
+    Forbidden,
     NotFound,
     RelayError,
     StartFailed,
@@ -37,14 +39,13 @@ from relay.errors import (
 from relay.model import Principal
 from relay.registry import (
     Place,
+    first_come,
     is_disk_trouble,
     kernels_folder,
     places,
-    private_folder,
     remove,
-    runtime_folder,
     socket_name,
-    sweep,
+    try_flock,
 )
 from relay.routing.routes import is_kernel_id
 
@@ -56,6 +57,8 @@ _CONNECT: Final = 15.0
 """Seconds a holder has from its start until it serves its socket."""
 _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
+_TURN: Final = 30.0
+"""Seconds that a start waits for other agents' starts to be begun."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
 _REASONS: Final = 1024
@@ -75,6 +78,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     working_folder: str | None
     cull: CullSettings
     launch_timeout: float
+    max_kernels: int | None = None
+    """How many kernels the owner may have on this cluster; None: as many as it takes."""
     request_id: str
 
 
@@ -84,21 +89,21 @@ class Holders:
     ``tasks`` owns the lines to the holders.
     """
 
-    def __init__(self, config: AgentConfig, max_record: int, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, config: AgentConfig, starter: Starter, max_record: int, tasks: asyncio.TaskGroup
+    ) -> None:
         self._config = config
+        self._starter = starter
         self._max_record = max_record
         self._tasks = tasks
         self._state_dir = Path(config.state_dir)
-        self._runtime = runtime_folder(self._state_dir, config.runtime_dir)
         self._lines: dict[str, Line] = {}
         self._gone: set[str] = set()
         """Ended, though their folders may be there for another moment."""
-        self._reasons: OrderedDict[str, str] = OrderedDict()
-        """Why kernels were ended that nobody wanted to end."""
+        self._reasons: OrderedDict[str, tuple[Possession, str]] = OrderedDict()
+        """Why kernels were ended that nobody wanted to end, and whose they were."""
         self._opening: dict[str, asyncio.Task[Line | RelayError | None]] = {}
         self.tally = Tally()
-        private_folder(kernels_folder(self._state_dir, config.cluster))
-        sweep(self._state_dir, config.cluster)
 
     @property
     def ready(self) -> list[Line]:
@@ -114,35 +119,67 @@ class Holders:
         else:
             log.info("kernels_found", count=len(lines))
 
-    async def all(self) -> list[Line]:
-        """Every kernel that runs. Raises `AgentUnavailable` rather than leave one out."""
+    async def all(self, wanted: Callable[[Possession], bool] = lambda _: True) -> list[Line]:
+        """Every kernel that runs and is ``wanted``.
+
+        Raises `AgentUnavailable` rather than leave one out.
+        """
         found = places(self._state_dir, self._config.cluster)
         self._gone &= {place.kernel_id for place in found}
-        lines = await self._within_answer(self._known(found))
-        return [line for line in lines if line.status.phase is Phase.READY]
+
+        def is_wanted(kernel_id: str, *, unknown: bool) -> bool:
+            kernel = self.possession(kernel_id)
+            return unknown if kernel is None else wanted(kernel)
+
+        # Nobody waits for the holder of somebody else's kernel.
+        asked = [place for place in found if is_wanted(place.kernel_id, unknown=True)]
+        return [
+            line
+            for line in await self._within_answer(self._known(asked))
+            if line.status.phase is Phase.READY and is_wanted(line.place.kernel_id, unknown=False)
+        ]
+
+    def possession(self, kernel_id: str) -> Possession | None:
+        """Whose a kernel is, or was that ended against everybody's will; None for no kernel."""
+        if not is_kernel_id(kernel_id):
+            # An id becomes a path.
+            return None
+        place, line = self._place(kernel_id), self._lines.get(kernel_id)
+        known = line.status if line is not None else place.read_address()
+        # A folder's user may write anything there: it is no proof of another's kernel.
+        if known is not None and self._starter.believes(place, known.owner):
+            grants = place.read_grants()
+            return Possession(owner=known.owner, kernelspec=known.name, grants=grants)
+        kernel, _ = self._reasons.get(kernel_id, (None, ""))
+        return kernel
+
+    def exists(self, kernel_id: str) -> bool:
+        """Whether there is a kernel of this id."""
+        return (
+            is_kernel_id(kernel_id)
+            and kernel_id not in self._gone
+            and self._place(kernel_id).exists()
+        )
 
     async def get(self, kernel_id: str) -> Line:
         """One kernel. Raises `NotFound`."""
         if not is_kernel_id(kernel_id):
-            # An id becomes a path.
-            raise self._no_such_kernel(kernel_id)
+            raise no_such_kernel(kernel_id)
         line = self._lines.get(kernel_id)
-        place = self._place(kernel_id)
-        if line is None and kernel_id not in self._gone and place.exists():
-            line = await self._within_answer(self._open(place))
+        if line is None and self.exists(kernel_id):
+            line = await self._within_answer(self._open(self._place(kernel_id)))
         if line is None or line.status.phase is not Phase.READY:
-            raise self._no_such_kernel(kernel_id)
+            if kernel_id in self._reasons:
+                _, reason = self._reasons[kernel_id]
+                raise NotFound(reason)
+            raise no_such_kernel(kernel_id)
         return line
-
-    def _no_such_kernel(self, kernel_id: str) -> NotFound:
-        # Jupyter Server's own words.
-        msg = f"Kernel does not exist: {kernel_id[:64]}"
-        return NotFound(self._reasons.get(kernel_id, msg))
 
     async def start(self, request: StartRequest) -> Line:
         """Start a kernel, or find the one that an earlier try with the same id started.
 
-        Raises `StartFailed`, `Conflict` for somebody else's kernel and `TooMany`.
+        Raises `StartFailed`, `Conflict` for somebody else's kernel, `TooMany`, and `Forbidden`
+        where it would share its user id with somebody else's.
         """
         self.tally.starts += 1
         try:
@@ -152,17 +189,14 @@ class Holders:
             raise
 
     async def _start(self, request: StartRequest) -> Line:
+        self._refuse_anothers(request)
         line = self._lines.get(request.kernel_id)
         if line is None:
-            self._check_room(request.kernel_id)
             line = await self._open(self._place(request.kernel_id), request)
         if line is None:
             msg = "The kernel ended while it started."
             raise StartFailed(msg)
-        if line.status.owner != str(request.owner):
-            # Somebody else's kernel: say no more than that the id is taken.
-            msg = "This kernel id is taken."
-            raise Conflict(msg)
+        self._refuse_anothers(request)
         try:
             await line.settled(2 * request.launch_timeout + _MARGIN)
         except TimeoutError:
@@ -177,13 +211,61 @@ class Holders:
             raise StartFailed(msg)
         return line
 
-    def _check_room(self, kernel_id: str) -> None:
-        limit = self._config.kernels.max_kernels
-        others = {place.kernel_id for place in places(self._state_dir, self._config.cluster)}
-        if limit and len((others - self._gone | self._opening.keys()) - {kernel_id}) >= limit:
+    def _refuse_anothers(self, request: StartRequest) -> None:
+        """Raise `Conflict` for an id that somebody else's kernel has, and say no more of it."""
+        if not self.exists(request.kernel_id):
+            return
+        kernel = self.possession(request.kernel_id)
+        if kernel is not None and kernel.owner != str(request.owner):
+            raise Conflict("This kernel id is taken.")
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Have the agents of this node count and start kernels one after the other.
+
+        Raises `AgentUnavailable`.
+        """
+        path = kernels_folder(self._state_dir, self._config.cluster).with_name("starts.lock")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + _TURN
+            while not try_flock(descriptor):
+                if time.monotonic() > deadline:
+                    raise AgentUnavailable("Another agent is busy starting kernels.", retry_after=1)
+                await asyncio.sleep(_RETRY)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_room(self, request: StartRequest) -> None:
+        """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
+        owner = str(request.owner)
+        alone = not self._config.shared_uid and self._config.launch_as is None
+        if alone and first_come(self._state_dir / "principal", owner) != owner:
+            raise Forbidden(
+                "All kernels of this relay run under one user id, and it is another user's: there "
+                "would be no isolation between you (shared_uid, --shared-uid)."
+            )
+        found = [
+            address.owner
+            for place in places(self._state_dir, self._config.cluster)
+            if place.kernel_id not in self._gone
+            and (address := place.read_address()) is not None
+            and self._starter.believes(place, address.owner)
+            # One that is being ended leaves its clients the time to read the rest.
+            and not place.is_ending()
+        ]
+        limit, quota = self._config.kernels.max_kernels, request.max_kernels
+        if limit and len(found) >= limit:
             log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
             limits.hit("kernels.max_kernels")
             raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
+        if quota is not None and found.count(owner) >= quota:
+            log.warning("too_many_kernels", limit=quota, setting="quotas.user_kernels")
+            limits.hit("quotas.user_kernels")
+            raise TooMany(
+                f"You have {quota} kernels on this cluster already (quotas.user_kernels)."
+            )
 
     async def stop(self, kernel_id: str, request_id: str) -> None:
         """End a kernel. Raises `NotFound`."""
@@ -258,8 +340,8 @@ class Holders:
 
     async def _look(self, place: Place) -> Line | None:
         """The line to a kernel that may run; a holder that died is replaced, as often as it may."""
-        while place.exists():
-            self._tend(place)
+        while place.exists() and place.kernel_id not in self._gone:
+            await self._tend(place)
             line = await self._connect(place)
             if line is not None:
                 return line
@@ -271,49 +353,60 @@ class Holders:
         for _ in range(_TRIES):
             # Another agent may take a folder without a holder for a left-over in between.
             with contextlib.suppress(FileNotFoundError):
-                try:
-                    private_folder(place.folder)
-                    self._spawn_unless_taken(place, request)
-                except OSError:
-                    _discard(place)
-                    raise
+                async with self._alone():
+                    await self._make(place, request)
             line = await self._connect(place)
             if line is not None:
                 return line
         return None
 
-    def _tend(self, place: Place) -> None:
+    async def _make(self, place: Place, request: StartRequest) -> None:
+        """Have a folder and a holder for a kernel, unless they are there."""
+        if not place.exists():
+            self._check_room(request)
+        try:
+            quarters = await self._starter.prepare(place, request.owner)
+            await self._spawn_unless_taken(place, request, quarters)
+        except OSError:
+            _discard(place)
+            raise
+
+    async def _tend(self, place: Place) -> None:
         """Replace the holder of a folder that no holder holds, or bury what is left of it."""
         with contextlib.suppress(FileNotFoundError):
             lock = place.try_lock()
             if lock is not None:
-                self._replace(place, lock)
+                await self._replace(place, lock)
 
-    def _replace(self, place: Place, lock: int) -> None:
+    async def _replace(self, place: Place, lock: int) -> None:
+        kernel = self.possession(place.kernel_id)
         try:
-            reason = replace(place, lock)
+            reason = await replace(self._starter, place, lock)
         finally:
             os.close(lock)
-        if reason:
-            self._reasons[place.kernel_id] = reason
+        if reason and kernel is not None:
+            self._reasons[place.kernel_id] = kernel, reason
             if len(self._reasons) > _REASONS:
                 self._reasons.popitem(last=False)
 
-    def _spawn_unless_taken(self, place: Place, request: StartRequest) -> None:
+    async def _spawn_unless_taken(
+        self, place: Place, request: StartRequest, quarters: Quarters
+    ) -> None:
         lock = place.try_lock()
         if lock is None:
             return
         try:
             left = place.read_record()
             if left is None:
-                spawn(place, self._holder_config(request), lock)
+                config = self._holder_config(request, quarters)
+                await spawn(self._starter, place, config, lock)
         except BaseException:
             os.close(lock)
             raise
         if left is None:
             os.close(lock)
         else:
-            self._replace(place, lock)
+            await self._replace(place, lock)
 
     async def _connect(self, place: Place) -> Line | None:
         deadline = time.monotonic() + _CONNECT
@@ -328,6 +421,11 @@ class Holders:
                     return None
                 await asyncio.sleep(_RETRY)
                 continue
+            if not self._starter.believes(place, line.status.owner):
+                log.warning("owner_not_believed", kernel_id=place.kernel_id)
+                self._gone.add(place.kernel_id)
+                line.close()
+                return None
             self._lines[place.kernel_id] = line
             self.tally.meet(line)
             self._tasks.create_task(self._follow(line), name=f"line {place.kernel_id}")
@@ -357,16 +455,19 @@ class Holders:
             del self._lines[line.place.kernel_id]
         line.close()
 
-    def _holder_config(self, request: StartRequest) -> HolderConfig:
+    def _holder_config(self, request: StartRequest, quarters: Quarters) -> HolderConfig:
+        working_folder = request.working_folder
+        if quarters.working_folder is not None and self._config.root_dir is None:
+            working_folder = quarters.working_folder
         return HolderConfig(
             name=request.name,
             owner=str(request.owner),
             request_id=request.request_id,
             created=time.time(),
-            socket=str(self._runtime / f"{socket_name()}.sock"),
-            environment=request.environment,
+            socket=str(quarters.runtime / f"{socket_name()}.sock"),
+            environment={**request.environment, **quarters.environment},
             parameters=request.parameters,
-            working_folder=request.working_folder,
+            working_folder=working_folder,
             culling=request.cull,
             max_record=self._max_record,
             kernels=msgspec.structs.replace(

@@ -1,4 +1,7 @@
-"""The kernelspecs of this machine, as Jupyter's REST API shows them."""
+"""The kernelspecs of this machine, as Jupyter's REST API shows them.
+
+To whom may not start kernels of a kernelspec it does not exist.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+from relay.auth.policy import Action, Rights
 from relay.errors import NotFound
 
 _USUAL_DEFAULT: Final = "python3"
@@ -20,35 +24,42 @@ class KernelSpecs:
         self._prefix = prefix
         self._manager = KernelSpecManager()
 
-    async def all(self) -> dict[str, Any]:
-        """``{"default": name, "kernelspecs": {name: model}}``."""
+    async def all(self, rights: Rights) -> dict[str, Any]:
+        """``{"default": name, "kernelspecs": {name: model}}``.
+
+        Raises `NotFound` where there is none: JupyterLab takes an empty list for an error too, but
+        does not say what is wrong.
+        """
         found = await asyncio.to_thread(self._manager.get_all_specs)
-        models = {name: self._model(name, item) for name, item in found.items()}
+        models = {
+            name: self._model(name, item)
+            for name, item in found.items()
+            if rights.cover(Action.START, name)
+        }
         return {"default": _default(list(models)), "kernelspecs": models}
 
-    async def get(self, name: str) -> dict[str, Any]:
+    async def get(self, name: str, rights: Rights) -> dict[str, Any]:
         """One kernelspec's model, under its own name. Raises `NotFound`.
 
         As everywhere in Jupyter, upper and lower case are the same.
         """
         found = await asyncio.to_thread(self._manager.get_all_specs)
         own = name.lower()
-        if own not in found:
+        if own not in found or not rights.cover(Action.START, own):
             msg = f"There is no kernelspec named {name!r}."
             raise NotFound(msg)
         return self._model(own, found[own])
 
-    async def default(self) -> str:
+    async def default(self, rights: Rights) -> str:
         """The kernelspec of those who name none. Raises `NotFound` where there is not any."""
-        names = list(await asyncio.to_thread(self._manager.find_kernel_specs))
-        if not names:
-            msg = "This cluster has no kernelspecs."
-            raise NotFound(msg)
-        return _default(names)
+        found = await asyncio.to_thread(self._manager.find_kernel_specs)
+        return _default([name for name in found if rights.cover(Action.START, name)])
 
-    async def resource(self, name: str, file: tuple[str, ...]) -> Path:
+    async def resource(self, name: str, file: tuple[str, ...], rights: Rights) -> Path:
         """The file of a kernelspec, such as its logo. Raises `NotFound`."""
         msg = "There is no such kernelspec resource."
+        if not rights.cover(Action.START, name.lower()):
+            raise NotFound(msg)
         try:
             spec = await asyncio.to_thread(self._manager.get_kernel_spec, name)
         except (NoSuchKernel, ValueError) as error:
@@ -80,4 +91,7 @@ class KernelSpecs:
 
 
 def _default(names: list[str]) -> str:
-    return _USUAL_DEFAULT if _USUAL_DEFAULT in names else min(names, default=_USUAL_DEFAULT)
+    """Raises `NotFound` where there is not any."""
+    if not names:
+        raise NotFound("This cluster has no kernelspecs of which you may start kernels.")
+    return _USUAL_DEFAULT if _USUAL_DEFAULT in names else min(names)

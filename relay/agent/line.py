@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from relay.bridge.records import (
     Call,
     Failure,
+    Granting,
     Kind,
     Phase,
     RecordError,
@@ -20,15 +21,50 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.errors import AgentTimeout, AgentUnavailable, KernelError
+from relay.errors import (
+    AgentTimeout,
+    AgentUnavailable,
+    DiskFull,
+    KernelError,
+    NotFound,
+    RelayError,
+    TooMany,
+)
 from relay.model import KernelModel, jupyter_time
 from relay.registry import Place
-from relay.streams import read_record
+from relay.streams import peer_uid, read_record
 
 log = structlog.get_logger(__name__)
 
+_BY_STATUS: Final[dict[int, type[RelayError]]] = {
+    error.http_status: error for error in (NotFound, TooMany, DiskFull)
+}
+_READ_AHEAD: Final = 64 * 1024
 _MAX_RECORD: Final = 1024 * 1024
 """Bytes of a record on a line: calls, results and statuses."""
+
+
+class Address(NamedTuple):
+    """Where a holder serves, and the OS user who has to be there."""
+
+    path: Path
+    uid: int
+
+
+async def connect(
+    address: Address, limit: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a holder; ``limit`` in bytes is how much is read ahead.
+
+    Raises ``OSError``, also where somebody else's process listens there: what the path names is in
+    the hands of the kernel's user.
+    """
+    reader, writer = await asyncio.open_unix_connection(address.path, limit=limit)
+    if peer_uid(writer) != address.uid:
+        writer.close()
+        log.warning("refused_holder", path=str(address.path), uid=peer_uid(writer))
+        raise PermissionError("the holder's socket is served by another OS user")
+    return reader, writer
 
 
 class Line:
@@ -37,7 +73,7 @@ class Line:
     def __init__(
         self,
         place: Place,
-        socket: Path,
+        socket: Address,
         status: Status,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
@@ -57,7 +93,8 @@ class Line:
         address = place.read_address()
         if address is None:
             raise FileNotFoundError(place.request)
-        reader, writer = await asyncio.open_unix_connection(address.socket)
+        holder = Address(address.socket, place.uid)
+        reader, writer = await connect(holder, _READ_AHEAD)
         writer.write(struct_record(Kind.CALL, Call(id=0, op="status")))
         try:
             while True:
@@ -65,7 +102,7 @@ class Line:
                 if kind is Kind.STATUS:
                     status = read_struct(payload, Status)
                     streams = reader, writer
-                    return cls(place, address.socket, status, streams)
+                    return cls(place, holder, status, streams)
         except BaseException:
             writer.close()
             raise
@@ -109,7 +146,11 @@ class Line:
     def _take(self, kind: Kind, payload: bytes) -> None:
         match kind:
             case Kind.STATUS:
-                self.status = read_struct(payload, Status)
+                status = read_struct(payload, Status)
+                if status.owner != self.status.owner:
+                    msg = "a kernel's owner does not change"
+                    raise RecordError(msg)
+                self.status = status
                 self._changed.set()
             case Kind.RESULT:
                 result = read_struct(payload, Result)
@@ -127,9 +168,15 @@ class Line:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def call(self, op: str, request_id: str, timeout: float) -> None:
-        """Have the holder do something. Raises `KernelError` and `AgentTimeout`."""
-        call = Call(id=next(self._ids), op=op, request_id=request_id)
+    async def call(
+        self, op: str, request_id: str, timeout: float, *, grant: Granting | None = None
+    ) -> None:
+        """Have the holder do something.
+
+        Raises `AgentTimeout`, and what the holder says: `KernelError`, or for a grant `NotFound`,
+        `TooMany` or `DiskFull`.
+        """
+        call = Call(id=next(self._ids), op=op, grant=grant, request_id=request_id)
         waiting = asyncio.get_running_loop().create_future()
         self._calls[call.id] = waiting
         try:
@@ -141,7 +188,7 @@ class Line:
         finally:
             del self._calls[call.id]
         if failure is not None:
-            raise KernelError(failure.message)
+            raise _BY_STATUS.get(failure.http_status, KernelError)(failure.message)
 
     def close(self) -> None:
         """Hang up; the holder and its kernel live on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -18,16 +19,21 @@ from relay import limits, processes
 from relay import log as logging
 from relay.agent.app import App
 from relay.agent.holders import Holders
+from relay.agent.kernels import Kernels
 from relay.agent.kernelspecs import KernelSpecs
+from relay.agent.launched import OtherUsers
+from relay.agent.orders import CHANNEL
 from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions
+from relay.agent.spawn import SameUser, Starter
 from relay.agent.starts import Starts
+from relay.agent.users import OsUsers
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
 from relay.http import Server, page_server, server
 from relay.metrics import AgentMetrics, agent_registry, page
-from relay.registry import RegistryError, runtime_folder
+from relay.registry import RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +52,8 @@ def run(config: AgentConfig) -> None:
         keys = [Path(path).read_bytes() for path in config.ticket_keys]
         verifier = TicketVerifier(keys, config.cluster)
         context = _tls(config.tls)
-        runtime_folder(Path(config.state_dir), config.runtime_dir)
+        starter = _starter(config)
+        starter.open_folders()
     except (OSError, ValueError, RegistryError) as error:  # ssl's errors are among them
         raise processes.StartError(str(error)) from error
     with contextlib.ExitStack() as opened:
@@ -54,11 +61,20 @@ def run(config: AgentConfig) -> None:
         if config.metrics.port is not None:
             listener = processes.listen_patiently(config.metrics.host, config.metrics.port)
             scraped = opened.enter_context(listener)
-        uvloop.run(_run(config, verifier, context, scraped))
+        uvloop.run(_run(config, starter, verifier, context, scraped))
+
+
+def _starter(config: AgentConfig) -> Starter:
+    """Who starts holders. Raises `StartError`, `RegistryError` and ``OSError``."""
+    if config.launch_as is None or config.user is None:
+        return SameUser(Path(config.state_dir), config.cluster, config.runtime_dir)
+    users = OsUsers.of_config(config.launch_as, config.user)
+    return OtherUsers(config, users, processes.inherited_channel(CHANNEL))
 
 
 async def _run(
     config: AgentConfig,
+    starter: Starter,
     verifier: TicketVerifier,
     context: ssl.SSLContext | None,
     scraped: socket.socket | None,
@@ -71,25 +87,35 @@ async def _run(
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     max_record = config.kernels.message_bytes + _RECORD_MARGIN
     async with asyncio.TaskGroup() as tasks:
-        holders = Holders(config, max_record, tasks)
+        holders = Holders(config, starter, max_record, tasks)
+        kernels = Kernels(holders)
         kernelspecs = KernelSpecs(f"/{config.cluster}")
         starts = Starts(config, holders, kernelspecs)
-        sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", holders, starts)
+        sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", kernels, starts)
         past = Past(config.past, message_bytes=config.kernels.message_bytes, max_record=max_record)
         rest = Rest(
             config,
-            holders=holders,
+            kernels=kernels,
             kernelspecs=kernelspecs,
             starts=starts,
             sessions=sessions,
             past=past,
         )
-        app = App(config, verifier=verifier, holders=holders, rest=rest, max_record=max_record)
+        app = App(
+            config,
+            verifier=verifier,
+            holders=holders,
+            kernels=kernels,
+            rest=rest,
+            max_record=max_record,
+        )
         http = server(app.handle)
         listener = await loop.create_server(http, sock=_listen(config), ssl=context, backlog=1024)
         if scraped is not None:
             await loop.create_server(_metrics_server(holders), sock=scraped)
         tasks.create_task(holders.find(), name="find kernels")
+        if config.shared_uid:
+            log.warning("no isolation between users", uid=os.geteuid())
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()

@@ -11,7 +11,6 @@ import contextlib
 import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +18,8 @@ import structlog
 from aiohttp import web
 
 from relay import limits
+from relay.agent.kernels import Admission
+from relay.agent.line import Address, connect
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     Entry,
@@ -115,17 +116,24 @@ class Past:
             writer.close()
 
     async def answer(
-        self, request: web.BaseRequest, target: Target, socket: Path, request_id: str
+        self,
+        request: web.BaseRequest,
+        target: Target,
+        holder: Address,
+        admission: Admission,
+        request_id: str,
     ) -> web.StreamResponse:
         """Stream what is asked for. Raises `RelayError` before the first byte only."""
         wanted = parse(target, self._settings)
-        reader, writer = await _connect(socket)
+        reader, writer = await _connect(holder)
         try:
             read = Read(
                 after=wanted.after,
                 limit=wanted.limit,
                 follow=wanted.follow,
                 message_bytes=self._message_bytes,
+                principal=admission.principal,
+                granted=admission.granted,
                 request_id=request_id,
             )
             writer.write(struct_record(Kind.READ, read))
@@ -254,9 +262,9 @@ def _chunks(pieces: Iterator[Buffer]) -> Iterator[bytes]:
         yield bytes(gathered)
 
 
-async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(holder: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     try:
-        return await asyncio.open_unix_connection(socket, limit=2 * _CHUNK)
+        return await connect(holder, 2 * _CHUNK)
     except OSError as error:
         raise _unavailable() from error
 

@@ -2,6 +2,9 @@
 
 ``STATE_DIR/<cluster>/sessions/<id>.json``. A session lives no longer than its kernel: one whose
 kernel is gone is forgotten the next time somebody looks.
+
+It is seen by who made it, and by admins, as long as they may see its kernel; not by others who may
+use that kernel: clients take a session with a document's path for that document's.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
-from relay.agent.holders import Holders
+from relay.agent.kernels import Kernels
 from relay.agent.line import Line
 from relay.agent.starts import StartBody, Starts
+from relay.auth.ownership import SEEING
+from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
-from relay.errors import BadRequest, DiskFull, NotFound
+from relay.errors import BadRequest, DiskFull, Forbidden, NotFound
 from relay.registry import private_folder, write_atomic
 
 log = structlog.get_logger(__name__)
@@ -69,32 +74,35 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 class Sessions:
     """The sessions of one cluster; agents that share the state folder share them."""
 
-    def __init__(self, folder: Path, holders: Holders, starts: Starts) -> None:
+    def __init__(self, folder: Path, kernels: Kernels, starts: Starts) -> None:
         self._folder = private_folder(folder)
-        self._holders = holders
+        self._kernels = kernels
         self._starts = starts
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def all(self) -> list[dict[str, Any]]:
+    async def all(self, ticket: Ticket) -> list[dict[str, Any]]:
         """Every session's model. Raises `AgentUnavailable` rather than leave one out."""
-        lines = {line.place.kernel_id: line for line in await self._holders.all()}
+        lines = {line.place.kernel_id: line for line in await self._kernels.all(ticket)}
         models = []
         for session in self._read_all():
+            if not _is_theirs(session, ticket):
+                continue
             # One that has come since the kernels were listed is no session without a kernel.
             with contextlib.suppress(NotFound):
-                line = lines.get(session.kernel_id) or await self._line(session)
+                line = lines.get(session.kernel_id) or await self._line(session, ticket)
                 models.append(_model(session, line))
         return models
 
-    async def get(self, session_id: str) -> dict[str, Any]:
+    async def get(self, session_id: str, ticket: Ticket) -> dict[str, Any]:
         """One session's model. Raises `NotFound`."""
-        session = self._read(session_id)
-        return _model(session, await self._line(session))
+        session = self._read_theirs(session_id, ticket)
+        return _model(session, await self._line(session, ticket))
 
     async def create(self, body: NewSession, ticket: Ticket) -> dict[str, Any]:
         """Make a session, and a kernel for it unless it names one that runs.
 
-        A path that has a session keeps it. Raises what `Starts.start` raises.
+        A path that has a session keeps it. Raises what `Starts.start` raises, and `Forbidden` for
+        a kernel that they may not use.
         """
         owner = str(ticket.principal)
         async with self._creating.setdefault((owner, body.path), asyncio.Lock()):
@@ -104,7 +112,7 @@ class Sessions:
         for session in self._read_all():
             if session.path == body.path and session.owner == owner:
                 with contextlib.suppress(NotFound):
-                    return _model(session, await self._line(session))
+                    return _model(session, await self._line(session, ticket))
         line, started = await self._kernel(body.kernel or KernelChoice(), body.path, ticket)
         session = Session(
             id=str(uuid.uuid4()),
@@ -120,10 +128,10 @@ class Sessions:
     async def change(self, session_id: str, body: SessionChange, ticket: Ticket) -> dict[str, Any]:
         """Rename a session or give it another kernel; the one it had is shut down.
 
-        Raises `NotFound` and what `Starts.start` raises.
+        Raises `NotFound` and what `create` raises.
         """
-        before = self._read(session_id)
-        line, started = await self._line(before), False
+        before = self._read_theirs(session_id, ticket)
+        line, started = await self._line(before, ticket), False
         if body.kernel is not None and (body.kernel.id or body.kernel.name):
             line, started = await self._kernel(body.kernel, body.path or before.path, ticket)
         session = msgspec.structs.replace(
@@ -135,14 +143,20 @@ class Sessions:
         )
         await self._keep(session, ticket, started=started)
         if session.kernel_id != before.kernel_id:
-            await self._stop(before.kernel_id, ticket)
+            # Who may not end the one it had leaves it running.
+            with contextlib.suppress(NotFound, Forbidden):
+                await self._kernels.stop(before.kernel_id, ticket)
         return _model(session, line)
 
     async def delete(self, session_id: str, ticket: Ticket) -> None:
-        """End a session and its kernel. Raises `NotFound`."""
-        session = self._read(session_id)
-        # In this order: what is asked again after an agent's death finds the session still.
-        await self._stop(session.kernel_id, ticket)
+        """End a session and its kernel. Raises `NotFound` and `Forbidden`."""
+        session = self._read_theirs(session_id, ticket)
+        try:
+            # In this order: what is asked again after an agent's death finds the session still.
+            await self._kernels.stop(session.kernel_id, ticket)
+        except NotFound:
+            if self._kernels.exists(session.kernel_id):
+                raise _no_such_session() from None
         self._forget(session)
 
     async def _keep(self, session: Session, ticket: Ticket, *, started: bool) -> None:
@@ -151,14 +165,15 @@ class Sessions:
             self._write(session)
         except DiskFull:
             if started:
-                await self._stop(session.kernel_id, ticket)
+                with contextlib.suppress(NotFound):
+                    await self._kernels.take_back(session.kernel_id, ticket)
             raise
 
     async def _kernel(self, choice: KernelChoice, path: str, ticket: Ticket) -> tuple[Line, bool]:
         """The kernel that was chosen, and whether it was started just now."""
         if choice.id is not None:
             try:
-                return await self._holders.get(choice.id), False
+                return await self._kernels.get(choice.id, ticket, {Action.USE}), False
             except NotFound:
                 if choice.name is None:
                     raise BadRequest("The session's kernel does not exist.") from None
@@ -171,18 +186,12 @@ class Sessions:
         )
         return await self._starts.start(body, ticket), True
 
-    async def _stop(self, kernel_id: str, ticket: Ticket) -> None:
+    async def _line(self, session: Session, ticket: Ticket) -> Line:
         try:
-            await self._holders.stop(kernel_id, ticket.request_id)
+            return await self._kernels.get(session.kernel_id, ticket, SEEING)
         except NotFound:
-            # It ended before its session did.
-            return
-
-    async def _line(self, session: Session) -> Line:
-        try:
-            return await self._holders.get(session.kernel_id)
-        except NotFound:
-            self._forget(session)
+            if not self._kernels.exists(session.kernel_id):
+                self._forget(session)
             raise _no_such_session() from None
 
     # Files.
@@ -195,6 +204,12 @@ class Sessions:
             return msgspec.json.decode(self._path(session_id).read_bytes(), type=Session)
         except (OSError, msgspec.MsgspecError):
             raise _no_such_session() from None
+
+    def _read_theirs(self, session_id: str, ticket: Ticket) -> Session:
+        session = self._read(session_id)
+        if not _is_theirs(session, ticket):
+            raise _no_such_session()
+        return session
 
     def _read_all(self) -> list[Session]:
         found = []
@@ -216,6 +231,10 @@ class Sessions:
 
     def _forget(self, session: Session) -> None:
         self._path(session.id).unlink(missing_ok=True)
+
+
+def _is_theirs(session: Session, ticket: Ticket) -> bool:
+    return session.owner == str(ticket.principal) or ticket.is_admins
 
 
 def _no_such_session() -> NotFound:

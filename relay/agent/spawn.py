@@ -1,7 +1,9 @@
 """Holders' processes: started, replaced when they died, and what is left of them buried.
 
 Everything here is done with the folder's lock taken; a holder that is started inherits it, so
-that there is no moment in which nobody has it.
+that there is no moment in which nobody has it. Whatever takes the rights of the kernel's own OS
+user is a `Starter`'s to do: the agent itself where they share one, else its launcher
+(``agent/launched.py``).
 """
 
 from __future__ import annotations
@@ -13,14 +15,30 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
 from relay import limits
 from relay.config.holder import HolderConfig
-from relay.registry import Place, process_started, remove, write_atomic
+from relay.config.values import THE_RELAYS
+from relay.model import Principal
+from relay.registry import (
+    Place,
+    kernels_folder,
+    open_plain,
+    private_folder,
+    process_started,
+    read_struct,
+    read_tail,
+    remove,
+    runtime_folder,
+    sweep,
+    write_atomic,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -29,25 +47,103 @@ _ALLOCATOR: Final = {
     "MALLOC_MMAP_THRESHOLD_": "524288",
     "MALLOC_TRIM_THRESHOLD_": "16777216",
 }
+"""Variables for a holder, which is no kernel: an allocator that gives back.
+
+Else glibc, having freed a few large messages, keeps the next ones' memory for itself
+(``mallopt(3)``, M_MMAP_THRESHOLD).
+"""
 _TAIL: Final = 250
-"""Characters of a failed holder's log that go into the agent's."""
+"""Bytes of a failed holder's log that go into the agent's."""
 
 
-def spawn(place: Place, config: HolderConfig, lock: int) -> None:
-    """Start the first holder of a folder. Raises ``OSError``."""
+class Quarters(NamedTuple):
+    """What a kernel's OS user brings along."""
+
+    runtime: Path
+    """The folder of its unix sockets."""
+    environment: Mapping[str, str] = {}
+    """Variables that take the place of others."""
+    working_folder: str | None = None
+    """Where its kernels start unless somebody says otherwise; None: where the agent runs."""
+
+
+class Starter(Protocol):
+    """Does what takes the rights of a kernel's OS user."""
+
+    def open_folders(self) -> None:
+        """Make what the kernels' folders stand in. Raises ``OSError`` and `RegistryError`."""
+
+    async def prepare(self, place: Place, owner: Principal) -> Quarters:
+        """Make a kernel's folder. Raises `Forbidden`, `Conflict` and ``OSError``."""
+
+    async def start(self, place: Place, owner: str, lock: int) -> int:
+        """Start a holder, which keeps the lock: its pid. Raises `Forbidden` and ``OSError``."""
+
+    async def bury(self, place: Place, lock: int) -> None:
+        """End what a dead holder left, and free the kernel's id. Raises ``OSError``."""
+
+    def believes(self, place: Place, owner: str) -> bool:
+        """Whether a folder can hold a kernel of ``owner``, whatever is written in it."""
+
+
+class SameUser:
+    """The `Starter` where agent, holders and kernels share one OS user."""
+
+    def __init__(self, state_dir: Path, cluster: str, runtime_dir: str | None) -> None:
+        self._state_dir = state_dir
+        self._cluster = cluster
+        self._runtime = runtime_folder(state_dir, runtime_dir)
+
+    def open_folders(self) -> None:
+        """As in `Starter`."""
+        private_folder(kernels_folder(self._state_dir, self._cluster))
+        sweep(self._state_dir, self._cluster)
+
+    async def prepare(self, place: Place, owner: Principal) -> Quarters:
+        """As in `Starter`."""
+        del owner
+        private_folder(place.folder)
+        return Quarters(self._runtime)
+
+    async def start(self, place: Place, owner: str, lock: int) -> int:
+        """As in `Starter`."""
+        del owner
+        log_file = open_log(place)
+        try:
+            return run_holder(place, lock, log_file, _own_environment())
+        finally:
+            os.close(log_file)
+
+    async def bury(self, place: Place, lock: int) -> None:
+        """As in `Starter`."""
+        del lock
+        bury(place)
+
+    def believes(self, place: Place, owner: str) -> bool:
+        """As in `Starter`."""
+        del place, owner
+        return True
+
+
+async def spawn(starter: Starter, place: Place, config: HolderConfig, lock: int) -> None:
+    """Start the first holder of a folder. Raises as `Starter.start`."""
     write_atomic(place.request, msgspec.json.encode(config))
-    process = _start(place, lock)
-    log.info("holder_started", kernel_id=place.kernel_id, holder_pid=process.pid)
+    pid = await starter.start(place, config.owner, lock)
+    log.info("holder_started", kernel_id=place.kernel_id, holder_pid=pid)
 
 
-def replace(place: Place, lock: int) -> str:
+async def replace(starter: Starter, place: Place, lock: int) -> str:
     """Start another holder, which adopts the kernel of one that died, or bury what is left.
 
     Returns why it was buried, where that is worth telling; "" otherwise. Raises ``OSError``.
     """
-    record, config = place.read_record(), _read_config(place)
+    record, config = place.read_record(), read_struct(place.request, HolderConfig)
     if record is None or config is None or not record.adoptable:
-        bury(place)
+        await starter.bury(place, lock)
+        return ""
+    if not starter.believes(place, config.owner):
+        log.error("owner_not_believed", kernel_id=place.kernel_id, owner=config.owner)
+        await starter.bury(place, lock)
         return ""
     limit, window = config.kernels.holder_restart_limit, config.kernels.holder_restart_window
     now = time.monotonic()
@@ -61,61 +157,63 @@ def replace(place: Place, lock: int) -> str:
             setting="kernels.holder_restart_limit",
         )
         limits.hit("kernels.holder_restart_limit")
-        bury(place)
+        await starter.bury(place, lock)
         return (
             f"The kernel was ended: its holder died {len(recent) + 1} times within {window:g} s "
             "(kernels.holder_restart_limit)."
         )
     # Noted before it is done, whoever dies.
     write_atomic(place.replacements, msgspec.json.encode([*recent, now]))
-    process = _start(place, lock)
-    log.warning("holder_replaced", kernel_id=place.kernel_id, holder_pid=process.pid)
+    pid = await starter.start(place, config.owner, lock)
+    log.warning("holder_replaced", kernel_id=place.kernel_id, holder_pid=pid)
     return ""
-
-
-def _read_config(place: Place) -> HolderConfig | None:
-    try:
-        return msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
 
 
 def _replacements(place: Place) -> list[float]:
     """Seconds since the machine started, a clock that all its processes share."""
     try:
-        return msgspec.json.decode(place.replacements.read_bytes(), type=list[float])
-    except (OSError, msgspec.MsgspecError):
+        return read_struct(place.replacements, list[float]) or []
+    except OSError:
         return []
 
 
-def _start(place: Place, lock: int) -> subprocess.Popen[bytes]:
-    # -P: the folder we happen to be in is no place to import from.
-    command = [sys.executable, "-P", "-m", "relay.holder", "--folder", str(place.folder)]
-    descriptor = os.open(place.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            [*command, "--lock", str(lock)],
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            pass_fds=(lock,),
-            start_new_session=True,
-            env=_holder_environment(),
-        )
-    finally:
-        os.close(descriptor)
-    _reap(process)
-    return process
+def run_holder(
+    place: Place,
+    lock: int,
+    log_file: int,
+    environment: Mapping[str, str],
+    arguments: Sequence[str] = (),
+    *,
+    ended: Callable[[], object] = lambda: None,
+    **user: Any,  # noqa: ANN401 - Popen's own
+) -> int:
+    """Run a holder, which keeps ``lock``: its pid. ``ended`` is called when it has ended.
 
-
-def _holder_environment() -> dict[str, str]:
-    """What a holder, which is no kernel, gets: ours, and an allocator that gives back.
-
-    Else glibc, having freed a few large messages, keeps the next ones' memory for itself
-    (``mallopt(3)``, M_MMAP_THRESHOLD).
+    ``user`` are arguments of ``subprocess.Popen`` that say as whom it runs. Raises ``OSError``.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-    return own | _ALLOCATOR
+    # -P: the folder we happen to be in is no place to import from.
+    command = (sys.executable, "-P", "-m", "relay.holder", "--folder", str(place.folder))
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [*command, "--lock", str(lock), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log_file,
+        stderr=log_file,
+        pass_fds=(lock,),
+        start_new_session=True,
+        env={**environment, **_ALLOCATOR},
+        **user,
+    )
+    when_ended(process, ended)
+    return process.pid
+
+
+def open_log(place: Place) -> int:
+    """The file that a holder writes its log to: a descriptor. Raises ``OSError``."""
+    return open_plain(place.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def _own_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(THE_RELAYS)}
 
 
 def is_free(place: Place) -> bool:
@@ -133,7 +231,7 @@ def is_free(place: Place) -> bool:
 def bury(place: Place) -> None:
     """End what a holder that died left running. Call it with the folder's lock taken."""
     record = place.read_record()
-    if record is not None and record.kernel_pid is not None:
+    if record is not None and record.kernel_pid and record.kernel_started is not None:
         alive = process_started(record.kernel_pid) == record.kernel_started
         log.warning("holder_died", kernel_id=place.kernel_id, kernel_alive=alive)
         if alive:
@@ -146,21 +244,22 @@ def bury(place: Place) -> None:
     remove(place)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Collect the holder's exit status when it ends, so that it leaves no zombie."""
+def when_ended(process: subprocess.Popen[bytes], ended: Callable[[], object]) -> None:
+    """Collect a child's exit status when it ends, so that it leaves no zombie; then call that."""
     loop = asyncio.get_running_loop()
     descriptor = os.pidfd_open(process.pid)
 
-    def ended() -> None:
+    def collect() -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
         process.wait()
+        ended()
 
-    loop.add_reader(descriptor, ended)
+    loop.add_reader(descriptor, collect)
 
 
 def log_tail(place: Place) -> str:
     """The end of what a holder wrote before it ended."""
     with contextlib.suppress(OSError):
-        return place.holder_log.read_text(errors="replace")[-_TAIL:]
+        return read_tail(place.holder_log, _TAIL).decode(errors="replace")
     return ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
+import unicodedata
 import uuid
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,9 +24,19 @@ from relay.routing.routes import is_kernel_id, is_kernelspec_name
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CLIENTS: Final = "KERNEL_"
 _USER: Final = "KERNEL_USERNAME"
+_IDENTITIES: Final = frozenset(
+    {
+        _USER,
+        *("KERNEL_USER", "KERNEL_USERID", "KERNEL_USER_ID", "KERNEL_UID"),
+        *("KERNEL_GROUP", "KERNEL_GROUPS", "KERNEL_GID", "KERNEL_TENANT_ID"),
+        # What Enterprise Gateway and its provisioners make of the user: who a pod is, and where.
+        *("KERNEL_ID", "KERNEL_POD_NAME", "KERNEL_NAMESPACE", "KERNEL_SERVICE_ACCOUNT_NAME"),
+    }
+)
+"""Names by which kernels and provisioners know who somebody is: no client ever says so."""
 _LAUNCH_TIMEOUT: Final = "KERNEL_LAUNCH_TIMEOUT"
-_CONTROL: Final = 32
-_DELETE: Final = 127
+_UNFIT: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of Unicode: control characters, halves of a pair, separators of lines."""
 
 
 class StartBody(msgspec.Struct, frozen=True):
@@ -50,16 +60,17 @@ class Starts:
     async def start(self, body: StartBody, ticket: Ticket) -> Line:
         """Start a kernel, or find the one with the id that was asked for.
 
-        Raises `BadRequest`, `NotFound`, `Conflict`, `TooMany` and `StartFailed`.
+        Raises `BadRequest`, `NotFound`, `Forbidden`, `Conflict`, `TooMany` and `StartFailed`.
         """
-        name = body.name or await self._kernelspecs.default()
+        name = body.name or await self._kernelspecs.default(ticket.rights)
         if not is_kernelspec_name(name):
             raise BadRequest("The kernelspec's name is malformed.")
         if body.kernel_id is not None and not is_kernel_id(body.kernel_id):
             raise BadRequest("A kernel_id is five groups of letters and digits joined by hyphens.")
-        kernelspec = await self._kernelspecs.get(name)
+        kernelspec = await self._kernelspecs.get(name, ticket.rights)
         settings = self._config.environment
         client_env = client_environment(body.env or {}, settings)
+        # Who it is, the ticket says.
         client_env[_USER] = ticket.principal.subject
         return await self._holders.start(
             StartRequest(
@@ -67,7 +78,7 @@ class Starts:
                 kernel_id=body.kernel_id or ticket.kernel or str(uuid.uuid4()),
                 name=kernelspec["name"],
                 owner=ticket.principal,
-                environment=inherited_environment(settings) | client_env,
+                environment=settings.inherited(os.environ) | client_env,
                 parameters=parameters.choose(
                     kernelspec,
                     body.parameters,
@@ -76,6 +87,7 @@ class Starts:
                 working_folder=working_folder(self._config.root_dir, body.path),
                 cull=self._config.culling.for_kernelspec(kernelspec["spec"].get("metadata")),
                 launch_timeout=self._launch_timeout(client_env),
+                max_kernels=ticket.max_kernels,
                 request_id=ticket.request_id,
             )
         )
@@ -121,15 +133,22 @@ def _is_folder(path: Path) -> bool:
 def client_environment(asked: dict[str, Any], settings: KernelEnvironment) -> dict[str, str]:
     """What a client may set of a kernel's environment; other names are left out, as elsewhere.
 
-    Raises `BadRequest` for a value that is no text, too long or has control characters.
+    None of those by which code is loaded (PATH, LD_*, PYTHON*, BASH_ENV, …) begins with KERNEL_:
+    they pass where the configuration names them. Raises `BadRequest` for a value that is no text,
+    too long or has control characters, and for too many or too much of them.
     """
+    if len(asked) > settings.variables:
+        raise _too_much(f"env has over {settings.variables} variables", "variables")
     passed = {}
     for name, value in asked.items():
         if not _NAME.fullmatch(name):
             raise BadRequest("A name in env is malformed.")
-        if not name.startswith(_CLIENTS) and name not in settings.allowed:
+        if name in _IDENTITIES or not (name.startswith(_CLIENTS) or name in settings.allowed):
             continue
         passed[name] = _checked(name, value, settings.value_bytes)
+    size = sum(len(name) + len(value.encode()) for name, value in passed.items())
+    if size > settings.bytes:
+        raise _too_much(f"env is over {settings.bytes} bytes", "bytes")
     return passed
 
 
@@ -137,19 +156,12 @@ def _checked(name: str, value: object, limit: int) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"env: the value of {name} is not a string.")
     if len(value.encode(errors="surrogatepass")) > limit:
-        limits.hit("environment.value_bytes")
-        raise BadRequest(
-            f"env: the value of {name} is over {limit} bytes (environment.value_bytes)."
-        )
-    if any(ord(character) < _CONTROL or ord(character) == _DELETE for character in value):
+        raise _too_much(f"env: the value of {name} is over {limit} bytes", "value_bytes")
+    if any(unicodedata.category(character) in _UNFIT for character in value):
         raise BadRequest(f"env: the value of {name} has control characters.")
     return value
 
 
-def inherited_environment(settings: KernelEnvironment) -> dict[str, str]:
-    """What a kernel gets of the agent's own environment."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.inherit)
-    }
+def _too_much(what: str, setting: str) -> BadRequest:
+    limits.hit(f"environment.{setting}")
+    return BadRequest(f"{what} (environment.{setting}).")

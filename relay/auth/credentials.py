@@ -1,18 +1,39 @@
 """Find the one credential a request shows.
 
 Clients send ``Authorization: token T`` (Jupyter), ``Authorization: Bearer T`` (RFC 6750 §2.1) and,
-on WebSockets, where browsers can set no header, ``?token=T``. VS Code sends header and query both.
+on WebSockets, where browsers can set no header, ``?token=T`` or a subprotocol that holds it
+(JEP 121). VS Code sends header and query both.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from relay.errors import Unauthorized
+from relay.model import Identity
 
-MAX_CREDENTIAL = 4096
-"""Longest credential that is looked at, in characters."""
+MAX_CREDENTIAL = 8192
+"""Longest credential that is looked at, in characters; JWTs with many groups come near it."""
+
+DISAGREE = "the request shows several credentials that disagree"
+TOKEN_PROTOCOL = "v1.token.websocket.jupyter.org"  # noqa: S105 - a name
+"""Offered beside ``v1.token.websocket.jupyter.org.<token>``, so that there is something to choose
+where a client offers nothing else: browsers want one of their subprotocols to be chosen."""
+
+
+class Shown(NamedTuple):
+    """All that a request shows of who it is."""
+
+    credential: str | None
+    """For the authenticators; ``None``: nothing."""
+    path_token: str | None = None
+    """What stood in the URL's path."""
+    certified: Identity | None = None
+    """Whom the connection's certificate names: by its own name, before any alias."""
+
 
 # A header's trailing space does not survive HTTP parsing, so "token " arrives as "token".
 _AUTHORIZATION = re.compile(r"(?:token|bearer)(?: +(.*))?", re.ASCII | re.IGNORECASE | re.DOTALL)
@@ -20,13 +41,18 @@ _CREDENTIAL = re.compile(r"[\x21-\x7e]+")
 
 
 def from_request(
-    authorization: Sequence[str], query_tokens: Sequence[str], *, websocket: bool
+    authorization: Sequence[str],
+    query_tokens: Sequence[str],
+    protocols: Sequence[str] = (),
+    *,
+    websocket: bool,
 ) -> str | None:
     """Return the credential of a request, or ``None`` for an anonymous one.
 
     ``authorization`` holds the values of every ``Authorization`` header, ``query_tokens`` the
-    decoded values of every ``token`` in the query. Query tokens count on WebSockets only: on REST
-    they are ignored, since URLs end up in logs and in ``Referer``. An empty credential is none:
+    decoded values of every ``token`` in the query, ``protocols`` the values of every
+    ``Sec-WebSocket-Protocol`` header. The latter two count on WebSockets only: on REST query tokens
+    are ignored, since URLs end up in logs and in ``Referer``. An empty credential is none:
     Jupyter's gateway client sends ``token `` when it has nothing to show.
 
     Raises ``Unauthorized`` when a credential cannot be read, is longer than ``MAX_CREDENTIAL``, or
@@ -35,8 +61,9 @@ def from_request(
     shown = set(_from_headers(authorization))
     if websocket:
         shown.update(_checked(token) for token in query_tokens if token)
+        shown.update(_checked(token) for token in _from_protocols(protocols) if token)
     if len(shown) > 1:
-        raise Unauthorized("the request shows several credentials that disagree")
+        raise Unauthorized(DISAGREE)
     return shown.pop() if shown else None
 
 
@@ -50,6 +77,23 @@ def _from_headers(authorization: Sequence[str]) -> Iterator[str]:
             raise Unauthorized("unknown authorization scheme: use 'Authorization: Bearer <token>'")
         if found[1]:
             yield _checked(found[1])
+
+
+def without_token(protocols: Sequence[str]) -> list[str]:
+    """Return the subprotocols of all ``protocols`` headers but those that hold a token."""
+    return [each for each in _offered(protocols) if not each.startswith(f"{TOKEN_PROTOCOL}.")]
+
+
+def _from_protocols(protocols: Sequence[str]) -> Iterator[str]:
+    for each in _offered(protocols):
+        if each.startswith(f"{TOKEN_PROTOCOL}."):
+            # Clients write it as encodeURIComponent does.
+            yield unquote(each.removeprefix(f"{TOKEN_PROTOCOL}."))
+
+
+def _offered(protocols: Sequence[str]) -> Iterator[str]:
+    for value in protocols:
+        yield from (each.strip(" \t") for each in value.split(","))
 
 
 def _checked(credential: str) -> str:

@@ -8,7 +8,6 @@ is passed in.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Collection, Sequence
@@ -21,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from relay.auth.base64url import decode, is_canonical
 from relay.auth.policy import Action, Rights
 from relay.errors import Forbidden, Unauthorized
 from relay.model import Principal
@@ -53,6 +53,11 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     max_kernels: int | None = None
     """How many kernels its bearer may have on this cluster; ``None``: as many as it takes."""
     request_id: str
+
+    @property
+    def is_admins(self) -> bool:
+        """Whether its bearer may do to everybody's kernels what others may to their own."""
+        return Action.ADMIN in self.rights.kernelspecs
 
     def require(self, actions: Collection[Action], kernel: str | None) -> None:
         """Return when the ticket is for one of ``actions`` on exactly this ``kernel``.
@@ -137,6 +142,11 @@ class TicketVerifier:
         self._cluster = cluster
         self._issuer = issuer
 
+    @property
+    def kids(self) -> frozenset[str]:
+        """Of the keys that are believed, as `TicketSigner.kid`."""
+        return frozenset(self._keys)
+
     def verify(self, text: str, now: float) -> Ticket:
         """Return the ticket in ``text`` if it holds at ``now`` (Unix seconds).
 
@@ -175,26 +185,12 @@ class TicketVerifier:
 def _header(text: str) -> _Header:
     """Return the header, not yet to be believed, of a ticket in the one canonical encoding."""
     found = _COMPACT.fullmatch(text) if len(text) <= MAX_TICKET else None
-    if found is None or not all(map(_is_canonical, found.groups())):
+    if found is None or not all(map(is_canonical, found.groups())):
         raise _refused("it is malformed")
     try:
-        return msgspec.json.decode(_decode(found[1]), type=_Header)
+        return msgspec.json.decode(decode(found[1]), type=_Header)
     except ValueError:
         raise _refused("its header is not a ticket's") from None
-
-
-def _is_canonical(segment: str) -> bool:
-    """Tell whether ``segment`` is the one spelling of its bytes (RFC 7515 §2, RFC 4648 §3.5).
-
-    Versions of PyJWT differ in the padding and the unused last bits that they tolerate.
-    """
-    if len(segment) % 4 == 1:
-        return False
-    return base64.urlsafe_b64encode(_decode(segment)).rstrip(b"=") == segment.encode()
-
-
-def _decode(segment: str) -> bytes:
-    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
 
 
 def _check_times(issued: float, expires: float, now: float) -> None:

@@ -30,6 +30,7 @@ _NUMBER: Final = struct.Struct("<Q")
 _ENTRY: Final = struct.Struct("<QBI")
 _LENGTH: Final = struct.Struct("<Q")
 _POSITION: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,18})", re.ASCII)
+BUSY: Final = b"\1"
 _JSON_PARTS: Final = 4
 """Parts that every message has: header, parent_header, metadata, content."""
 
@@ -50,8 +51,8 @@ class Kind(enum.IntEnum):
     CALL = 11  # agent → holder: Call
     RESULT = 12  # holder → agent: Result
     STATUS = 13  # holder → agent, unasked: Status
-    PING = 14  # either side of the edge-agent link: empty; answered by PONG
-    PONG = 15
+    PING = 14  # edge → agent: empty; answered by PONG
+    PONG = 15  # agent → edge: BUSY while the kernel is busy, else empty
     READ = 16  # agent → holder: Read, as the first record
     READING = 17  # holder → agent: Reading, the answer; then ENTRIES and GAP, at last CLOSE
     GAP = 18  # holder → agent: Gap
@@ -98,6 +99,10 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the client wants to hear the seq of every message, and repeats its requests."""
     last_seq: Position | None = None
     """How far the client says that it has come."""
+    views_only: bool = False
+    """Whether the client only listens; it, too, the agent says, whatever the edge does."""
+    granted: bool = False
+    """Whether the kernel's owner lets the client in, who is somebody else's, and can end that."""
     request_id: str = ""
 
 
@@ -135,11 +140,19 @@ class Detach(msgspec.Struct, frozen=True, kw_only=True):
     fragment: int = 0
 
 
+class Granting(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel's owner lets another principal do: ``use``, ``view``, nothing any more."""
+
+    principal: str
+    action: str | None
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a holder: ``interrupt``, ``restart`` or ``shutdown``."""
+    """One request to a holder: ``interrupt``, ``restart``, ``shutdown`` or ``grant``."""
 
     id: int
     op: str
+    grant: Granting | None = None
     request_id: str = ""
 
 
@@ -200,6 +213,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     figures: Figures | None = None
     """None of a holder that an older version started."""
+    knows_viewers: bool = False
+    """False of a holder that an older version started: whoever is let in is listened to."""
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +228,9 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to wait for more, until the kernel ends; else it ends with the newest message."""
     message_bytes: int
     """Bytes of the largest message that the agent takes."""
+    principal: str = ""
+    granted: bool = False
+    """As in `Attach`."""
     request_id: str = ""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from relay import __version__
-from relay.cli import agent, down, edge, up
+from relay.cli import agent, audit, check_config, down, edge, token, up
 
 app = typer.Typer(
     name="relay",
@@ -18,8 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings={"allow_extra_args": True})(up.up)
-for command in (down.down, edge.edge, agent.agent):
+for command in (down.down, edge.edge, agent.agent, check_config.check_config):
     app.command()(command)
+app.add_typer(token.app, name="token")
+app.add_typer(audit.app, name="audit")
 
 
 def _show_version(wanted: bool) -> None:

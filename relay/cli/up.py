@@ -33,6 +33,10 @@ def up(
         typer.Option(metavar="NAME ...", help="Local clusters (default: alpha beta)."),
     ] = None,
     edge_workers: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    shared_uid: Annotated[
+        bool,
+        typer.Option("--shared-uid", help="Several users may start kernels; they share one uid."),
+    ] = False,
 ) -> None:
     """Run an edge and local clusters, supervised, until Ctrl-C. Kernels live on after that."""
     # `--cluster a b` as well as `--cluster a --cluster b`.
@@ -41,7 +45,7 @@ def up(
     clusters = [*(cluster or ()), *context.args]
     with refusals():
         require_strict_parser(os.environ)
-        settings = _settings(config, https_port, wss_port, clusters, edge_workers)
+        settings = _settings(config, https_port, wss_port, clusters, edge_workers, shared_uid)
         chosen = state_dir or (Path(settings.state_dir) if settings.state_dir else None)
         _run(settings, chosen)
 
@@ -52,20 +56,29 @@ def _settings(
     wss_port: int | None,
     clusters: list[str],
     edge_workers: int | None,
+    shared_uid: bool,
 ) -> UpConfig:
     """The configuration with the options over it. Raises `StartError` where they make no sense."""
     from msgspec.structs import replace
 
     from relay.config import UpConfig, load
+    from relay.config.jupyterhub import base_url
     from relay.processes import StartError
     from relay.routing.clusters import check_name
 
     settings = load(UpConfig, path, os.environ)
+    try:
+        hub = None if settings.authentication is None else settings.authentication.jupyterhub
+        prefix = base_url(settings.base_url, hub, os.environ)
+    except ValueError as error:
+        raise StartError(str(error)) from None
     options = {
+        "base_url": prefix,
         "https": None if https_port is None else replace(settings.https, port=https_port),
         "wss": None if wss_port is None else replace(settings.wss, port=wss_port),
         "clusters": clusters or None,
         "edge_workers": edge_workers,
+        "shared_uid": shared_uid or None,
     }
     for name in clusters:
         try:
@@ -92,7 +105,9 @@ def _run(settings: UpConfig, state_dir: Path | None) -> None:
             settings,
             folder,
             os.environ,
-            lambda ready: words.show(words.ready(ready, path, os.getuid())),
+            lambda ready: words.show(
+                words.ready(ready, path, os.getuid(), shared=settings.shared_uid)
+            ),
         )
     except supervisor.Failed as error:
         failure = error

@@ -23,8 +23,11 @@ class Line(NamedTuple):
     style: Style = ""
 
 
-def ready(ready: Ready, state_dir: Path, uid: int) -> list[Line]:
-    """Everything that is needed to use the relay, in lines ready to paste."""
+def ready(ready: Ready, state_dir: Path, uid: int, *, shared: bool) -> list[Line]:
+    """Everything that is needed to use the relay, in lines ready to paste.
+
+    ``shared`` says that kernels of several users share ``uid``.
+    """
     cluster = ready.clusters[0]
     rest, channels = f"{ready.https_url}/{cluster}", f"{ready.wss_url}/{cluster}"
     ca = shlex.quote(ready.ca)
@@ -58,14 +61,21 @@ def ready(ready: Ready, state_dir: Path, uid: int) -> list[Line]:
         Line("  It must trust the CA: close it, then start it with", "dim"),
         Line(f"  NODE_EXTRA_CA_CERTS={ca} code", "cyan"),
         Line(""),
-        Line(
-            f"Whoever has a token shares uid {uid}, kernels included: no isolation between users.",
-            "yellow",
-        ),
+        _isolation(uid, shared=shared),
         Line("Logs: this terminal (stderr); kernels and their holders log to", "dim"),
         Line(f"  {state_dir}/<cluster>/kernels/<id>/*.log", "dim"),
         Line("Ctrl-C stops the relay. Kernels live on.", "dim"),
     ]
+
+
+def _isolation(uid: int, *, shared: bool) -> Line:
+    if shared:
+        text = f"All kernels share uid {uid}, whoever starts them: no isolation between users."
+        return Line(text, "yellow")
+    return Line(
+        f"All kernels run as uid {uid}: one user may start some, more of them with --shared-uid.",
+        "dim",
+    )
 
 
 def left_behind(kernels: Counter[str], option: str) -> list[Line]:

@@ -1,7 +1,7 @@
 """What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
 
-The structs are in ``edge``, ``door``, ``agent`` and ``up``, one per subject; ``load`` is in
-``loading``. Import all of them from here.
+The structs are in ``edge``, ``door``, ``jupyterhub``, ``agent`` and ``up``, one per subject;
+``load`` is in ``loading``. Import all of them from here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from relay.config.agent import (
     JournalSettings,
     KernelEnvironment,
     KernelSettings,
+    LaunchAs,
     PastSettings,
     SessionSettings,
 )
@@ -24,10 +25,16 @@ from relay.config.door import (
     QuotaSettings,
 )
 from relay.config.edge import (
+    AuditSettings,
     AuthenticationSettings,
+    ClaimSettings,
     ClusterSettings,
     EdgeConfig,
     EdgeLimits,
+    JwtSettings,
+    KeySettings,
+    PathTokenSettings,
+    PemSettings,
     PolicySettings,
     RuleSettings,
     TlsSettings,
@@ -36,14 +43,17 @@ from relay.config.edge import (
     UpstreamTls,
     WebSocketSettings,
 )
-from relay.config.loading import ConfigError, Problem, load
+from relay.config.jupyterhub import JupyterHubSettings
+from relay.config.loading import ConfigError, Loaded, Problem, load, load_located
 from relay.config.up import UpConfig
 from relay.config.values import ListenSettings, LogSettings, MetricsSettings
 
 __all__ = [
     "AgentConfig",
     "AgentTls",
+    "AuditSettings",
     "AuthenticationSettings",
+    "ClaimSettings",
     "ClusterSettings",
     "ConfigError",
     "ConnectionSettings",
@@ -51,14 +61,21 @@ __all__ = [
     "EdgeConfig",
     "EdgeLimits",
     "JournalSettings",
+    "JupyterHubSettings",
+    "JwtSettings",
     "KernelEnvironment",
     "KernelSettings",
+    "KeySettings",
+    "LaunchAs",
     "ListenSettings",
+    "Loaded",
     "LogSettings",
     "LoginSettings",
     "MetricsSettings",
     "MtlsSettings",
     "PastSettings",
+    "PathTokenSettings",
+    "PemSettings",
     "PolicySettings",
     "Problem",
     "ProxySettings",
@@ -72,4 +89,5 @@ __all__ = [
     "UpstreamTls",
     "WebSocketSettings",
     "load",
+    "load_located",
 ]

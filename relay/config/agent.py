@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,8 +11,11 @@ from msgspec.structs import replace
 
 from relay.config.values import (
     A_DAY,
+    KIB,
     LAST_PORT,
     MIB,
+    THE_RELAYS,
+    AuthenticatorName,
     ClusterName,
     Count,
     CountOrZero,
@@ -21,6 +25,10 @@ from relay.config.values import (
     ListenSettings,
     LogSettings,
     MetricsSettings,
+    OsUser,
+    OsUserId,
+    OsUserName,
+    PrincipalName,
     Seconds,
     SecondsOrZero,
     Size,
@@ -42,7 +50,8 @@ class KernelEnvironment(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Which environment variables reach a kernel."""
 
     allowed: list[EnvironmentName] = []
-    """Names that a client may set in ``env`` besides ``KERNEL_*``."""
+    """Names that a client may set in ``env`` besides ``KERNEL_*``, of which those that say who
+    somebody is never pass."""
     inherit: list[EnvironmentPattern] = field(
         default_factory=lambda: [
             "PATH",
@@ -65,6 +74,19 @@ class KernelEnvironment(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Names that a kernel gets from the agent's own environment; a last ``*`` is any ending."""
     value_bytes: Size = 4096
     """Bytes of one value in ``env``, as UTF-8; beyond: 400."""
+    variables: Count = 100
+    """Variables in one ``env``; beyond: 400."""
+    bytes: Size = 64 * KIB
+    """Bytes of all names and values in one ``env`` that pass; beyond: 400."""
+
+    def inherited(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """What a kernel gets of ``environ``, the agent's own; nothing of the relay's."""
+        return {
+            name: value
+            for name, value in environ.items()
+            if not name.startswith(THE_RELAYS)
+            and any(fnmatch.fnmatchcase(name, pattern) for pattern in self.inherit)
+        }
 
 
 class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +182,8 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Bytes kept of what the kernel's process itself writes to stdout and stderr."""
     max_kernels: CountOrZero = 0
     """Kernels of one cluster on this node; beyond: 403. 0: as many as are asked for."""
+    max_grants: Count = 100
+    """Users whom a kernel's owner lets use or view it; beyond: 403."""
     allow_free_parameters: bool = False
     """Whether clients may set parameters of a kernelspec that take any text, not just a choice."""
     transport: Literal["ipc", "tcp"] = "ipc"
@@ -180,6 +204,30 @@ class KernelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError("port_range: expected first-last with five ports at least")
 
 
+class LaunchAs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As which OS user the kernels of a principal run; nobody else may start any."""
+
+    map: dict[PrincipalName, OsUserName] = {}
+    """OS users by principal, as ``authenticator:subject``."""
+    template: Annotated[str, Meta(pattern=r"\A[a-z0-9._-]*\{subject\}[a-z0-9._-]*\Z")] | None = None
+    """OS users of principals that ``map`` lacks: ``{subject}`` stands for the subject."""
+    authenticators: list[AuthenticatorName] = []
+    """Whose principals ``template`` is for: their subjects become names of OS users."""
+    refuse: list[OsUser] = field(default_factory=lambda: ["root", "nobody"])
+    """OS users, by name or uid, as whom no kernel runs; never as uid 0 nor as the agent's user."""
+    min_uid: OsUserId = 1000
+    """The lowest uid that a kernel may have."""
+    umask: Annotated[str, Meta(pattern=r"\A0?[0-7]{3}\Z")] = "077"
+    """What is taken from the permissions of the files that kernels make, in octal."""
+    no_new_privileges: bool = True
+    """Whether programs that change the user, such as sudo, are of no use in a kernel."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a template that is for nobody, or authenticators without one."""
+        if (self.template is None) != (not self.authenticators):
+            raise ValueError("template and authenticators go together")
+
+
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay agent``."""
 
@@ -193,6 +241,11 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Folder of the kernels' records and journals; shared by the agents of one node."""
     runtime_dir: FilePath | None = None
     """Folder of unix sockets, with a short path; by default in the user's runtime folder."""
+    user: OsUserName | None = None
+    """OS user that the agent runs as where it launches kernels as others (``launch_as``)."""
+    launch_as: LaunchAs | None = None
+    """As which OS user each principal's kernels run; the agent is then started as root. null: as
+    the agent's own, where each kernel can read what the others and the agent can."""
     ticket_keys: list[FilePath]
     """PEM files: the public keys of the edges whose tickets count."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
@@ -207,6 +260,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How kernels are run."""
     culling: CullSettings = field(default_factory=CullSettings)
     """When a kernel that nobody uses is shut down."""
+    shared_uid: bool = False
+    """Whether the kernels of several users may run under one user id, the agent's: on one uid any
+    kernel can read every other's files. Without it only the first user who starts a kernel may."""
     root_dir: FilePath | None = None
     """Folder below which the ``path`` of a request says where its kernel starts; by default the
     folder that the agent was started in."""
@@ -223,3 +279,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """Raise ``ValueError`` where nobody could get in."""
         if not self.ticket_keys:
             raise ValueError("ticket_keys: without a key nobody gets in")
+        if (self.user is None) != (self.launch_as is None):
+            raise ValueError("user and launch_as go together")
+        if self.launch_as is not None and self.runtime_dir is None:
+            raise ValueError("runtime_dir: launch_as needs one, such as /run/kernel-relay")

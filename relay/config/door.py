@@ -55,6 +55,9 @@ class ProxySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class QuotaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one user, and one cluster, may have; exact over all workers."""
 
+    user_kernels: Count | None = 20
+    """Kernels of one user on each cluster; the next is refused (403). ``None``: as many as the
+    cluster takes."""
     user_sockets: Count = 64
     """Open WebSockets of one user; the next is refused (403)."""
     user_requests: PerSecond | None = 100.0

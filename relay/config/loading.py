@@ -11,9 +11,20 @@ from __future__ import annotations
 import contextlib
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 import yaml
@@ -49,11 +60,24 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
+class Loaded(NamedTuple, Generic[T]):
+    """Settings, and where each was written."""
+
+    settings: T
+    where: Callable[[str], str]
+    """The file and line, or the variable, of the setting with this path, else of its section."""
+
+
 def load(struct_type: type[T], path: Path | None, env: Mapping[str, str]) -> T:
     """Settings from the YAML file at ``path``, if any, under the ``RELAY_*`` variables of ``env``.
 
     Raises ``ConfigError`` with every problem that was found.
     """
+    return load_located(struct_type, path, env).settings
+
+
+def load_located(struct_type: type[T], path: Path | None, env: Mapping[str, str]) -> Loaded[T]:
+    """As `load`, with the places."""
     source = _Source()
     tree: Tree = None if path is None else source.read(path)
     tree = {} if tree is None else tree
@@ -64,7 +88,7 @@ def load(struct_type: type[T], path: Path | None, env: Mapping[str, str]) -> T:
     if source.problems:
         raise ConfigError(source.problems)
     assert isinstance(settings, struct_type)  # noqa: S101 -- without problems it was built
-    return settings
+    return Loaded(settings, lambda path: source.nearest(tuple(path.split("."))))
 
 
 class _Source:
@@ -76,13 +100,14 @@ class _Source:
 
     def report(self, keys: Keys, text: str) -> None:
         """Note a mistake at ``keys``; it is located by the nearest place that is known."""
-        self.problems.append(Problem(".".join(keys), text, self._nearest(keys)))
+        self.problems.append(Problem(".".join(keys), text, self.nearest(keys)))
 
     def from_env(self, keys: Keys) -> bool:
         """Tell whether the value at ``keys`` was a variable's."""
-        return self._nearest(keys).startswith("$")
+        return self.nearest(keys).startswith("$")
 
-    def _nearest(self, keys: Keys) -> str:
+    def nearest(self, keys: Keys) -> str:
+        """The nearest place above ``keys`` that is known; empty where there is none."""
         known = (keys[:length] for length in range(len(keys), -1, -1))
         return next((self.where[some] for some in known if some in self.where), "")
 

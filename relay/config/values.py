@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from relay.auth.origin import check_origin
 from relay.model import Principal
 from relay.routing.clusters import check_name
 from relay.routing.routes import is_kernelspec_name
@@ -21,6 +22,14 @@ MIB: Final = 1024 * KIB
 _UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
 _AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
+
+THE_RELAYS: Final = ("RELAY_", "JUPYTERHUB_", "JPY_API_TOKEN")
+"""Beginnings of the names of variables that are for the relay itself. They may hold tokens, a
+Hub's twice over: no kernel gets any, nor does a program that has nothing to do with them."""
+
+OS_USER_NAME: Final = re.compile(r"[a-z_][a-z0-9._-]{0,31}")
+"""Names of OS users that a kernel may run as; others exist, and mean trouble somewhere."""
+LAST_UID: Final = 2**32 - 2
 
 
 def read_size(value: object) -> object:
@@ -45,6 +54,26 @@ def check_agent_url(url: str) -> None:
         raise ValueError("expected nothing but scheme, host and port")
 
 
+def check_web_url(url: str) -> None:
+    """Raise ``ValueError`` unless ``url`` is an ``http(s)`` URL without anything secret in it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected https://host/path")
+    if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable():
+        raise ValueError("expected nothing but scheme, host, port, path and query")
+
+
+def check_fetched(url: str, *, allow_http: bool) -> None:
+    """Raise ``ValueError`` unless what comes from ``url`` is from whom it should be.
+
+    ``allow_http`` lets plain HTTP pass within this machine.
+    """
+    parts = urlsplit(url)
+    here = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if parts.scheme != "https" and not (allow_http and here):
+        raise ValueError(f"{url[:200]}: expected https")
+
+
 def check_visible(text: str) -> None:
     """Raise ``ValueError`` for text that could be shown as something else than it is."""
     if not text.isprintable() or text != text.strip():
@@ -65,6 +94,16 @@ def check_kernelspec(name: str) -> None:
         raise ValueError("expected a kernelspec's name: letters, digits, '.', '_' and '-'")
 
 
+def check_os_user(user: int | str) -> None:
+    """Raise ``ValueError`` for what is neither the name of an OS user nor a uid."""
+    if isinstance(user, int):
+        known = 0 <= user <= LAST_UID
+    else:
+        known = OS_USER_NAME.fullmatch(user) is not None
+    if not known:
+        raise ValueError("expected the name of an OS user, or a uid")
+
+
 # `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
 # for what the type alone cannot exclude, `path` takes a relative path from the right folder.
 A_DAY: Final = 86_400
@@ -78,11 +117,17 @@ Port = Annotated[int, Meta(ge=0, le=LAST_PORT)]
 Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
+WebUrl = Annotated[str, Meta(max_length=2000, extra={"check": check_web_url})]
+Origin = Annotated[str, Meta(max_length=300, extra={"check": check_origin})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
 Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
+ClaimPath = Annotated[str, Meta(pattern=r"\A[^\s]{1,255}\Z")]
 AuthenticatorName = Annotated[str, Meta(pattern=rf"\A{_AUTHENTICATOR.pattern}\Z")]
 PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": check_principal})]
 KernelspecName = Annotated[str, Meta(extra={"check": check_kernelspec})]
+OsUserName = Annotated[str, Meta(pattern=rf"\A{OS_USER_NAME.pattern}\Z")]
+OsUserId = Annotated[int, Meta(ge=0, le=LAST_UID)]
+OsUser = Annotated[int | str, Meta(extra={"check": check_os_user})]
 EnvironmentName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\Z", max_length=255)]
 EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z", max_length=255)]
 

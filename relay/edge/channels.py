@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,18 +17,21 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from relay import limits
+from relay.auth.credentials import TOKEN_PROTOCOL, without_token
 from relay.bridge.records import Attach, Position
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.link import Link
 from relay.edge.pipe import Pipe
+from relay.edge.standing import Visit
 from relay.edge.upstream import Bearer, Upstream
-from relay.errors import AgentError, BadRequest, NotFound, RelayError
+from relay.errors import AgentError, BadRequest, Forbidden, NotFound, RelayError
 from relay.http import TakenOver, transport_of
 from relay.metrics import EdgeMetrics
+from relay.model import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +44,22 @@ _RESTARTING: Final = (1012, "the relay is restarting")
 
 
 class Channels:
-    """Opens kernels' channels for clients that have been let in."""
+    """Opens kernels' channels for clients that have been let in.
 
-    def __init__(self, config: EdgeConfig, upstream: Upstream, metrics: EdgeMetrics) -> None:
+    ``follow`` is entered for each WebSocket while it is open.
+    """
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        upstream: Upstream,
+        metrics: EdgeMetrics,
+        follow: Callable[[Identity, Pipe], AbstractContextManager[None]],
+    ) -> None:
         self._config = config
         self._upstream = upstream
         self._metrics = metrics
+        self._follow = follow
         self._pipes: set[Pipe] = set()
 
     async def handle(
@@ -53,19 +68,22 @@ class Channels:
         *,
         cluster: str,
         kernel_id: str,
-        bearer: Bearer,
+        visit: Visit,
         session_id: str,
         last_seq: str | None,
         request_id: str,
+        opened: Callable[[], Awaitable[None]],
     ) -> web.StreamResponse:
-        """Serve one WebSocket from its handshake to its end.
+        """Serve one WebSocket from its handshake to its end, or to that of ``visit``.
 
-        Raises `RelayError` before the upgrade only.
+        ``opened`` is called once the kernel is reached, and may refuse yet. Raises `RelayError`
+        before the upgrade only.
         """
         accepted, subprotocol = _handshake(request)
         if len(session_id) > _SESSION_ID:
             msg = f"The session_id is over {_SESSION_ID} characters."
             raise BadRequest(msg)
+        bearer = visit.bearer
         attach = Attach(
             link=secrets.token_hex(16),
             principal=str(bearer.principal),
@@ -78,12 +96,19 @@ class Channels:
         )
         link = await self._open(cluster, kernel_id, attach, bearer)
         try:
+            if visit.ended is not None:
+                raise visit.ended
+            await opened()
             client = transport_of(request)
-        except ConnectionResetError:
+        except (RelayError, ConnectionError):
             link.close()
             raise
         pipe = Pipe(
-            client, self._config.limits, self._config.websocket, self._metrics.traffic(cluster)
+            client,
+            self._config.limits,
+            self._config.websocket,
+            self._metrics.traffic(cluster),
+            any_text=attach.gateway,
         )
         connection = request.protocol
         early = _Early()
@@ -94,10 +119,14 @@ class Channels:
         self._pipes.add(pipe)
         try:
             self._use(pipe, link)
+            visit.attend(lambda why: pipe.close(why.close_code, why.message), pipe.relink)
+            if visit.bearer != bearer:
+                pipe.relink()
             if early.data:
                 pipe.data_received(bytes(early.data))
-            with self._metrics.websockets.labels(cluster).track_inprogress():
-                await self._stay(pipe, cluster, kernel_id, attach, bearer)
+            websockets = self._metrics.websockets.labels(cluster)
+            with websockets.track_inprogress(), self._follow(visit.identity, pipe):
+                await self._stay(pipe, cluster, kernel_id, attach, visit, bearer)
         finally:
             self._pipes.discard(pipe)
             pipe.abort()
@@ -118,16 +147,28 @@ class Channels:
             raise
 
     async def _stay(
-        self, pipe: Pipe, cluster: str, kernel_id: str, attach: Attach, bearer: Bearer
+        self,
+        pipe: Pipe,
+        cluster: str,
+        kernel_id: str,
+        attach: Attach,
+        visit: Visit,
+        bearer: Bearer,
     ) -> None:
-        """Give the pipe a new link whenever it loses one, until the client is gone."""
+        """Give the pipe a new link whenever it loses one, until the client is gone.
+
+        ``bearer`` is in whose name it has the one that it has.
+        """
         while not pipe.finished.is_set():
             await pipe.unlinked.wait()
             if pipe.finished.is_set():
                 return
-            log.info("link_lost", cluster=cluster, kernel_id=kernel_id)
-            self._metrics.links_lost.labels(cluster).inc()
-            await asyncio.sleep(_PAUSE)
+            # The agent judges again, since only it knows whose the kernel is.
+            changed, bearer = visit.bearer != bearer, visit.bearer
+            if not changed:
+                log.info("link_lost", cluster=cluster, kernel_id=kernel_id)
+                self._metrics.links_lost.labels(cluster).inc()
+                await asyncio.sleep(_PAUSE)
             again = msgspec.structs.replace(attach, position=pipe.position)
             try:
                 link = await self._upstream.open_link(
@@ -135,13 +176,17 @@ class Channels:
                 )
             except NotFound as error:
                 # JupyterLab then asks for the kernel, hears 404 and shows it as dead.
-                pipe.close(1011, error.message)
+                pipe.close(Forbidden.close_code if changed else 1011, error.message)
                 await pipe.finished.wait()
             except RelayError as error:
                 limits.hit("upstream.reattach")
                 pipe.close(error.close_code, error.message)
                 await pipe.finished.wait()
             else:
+                if visit.bearer != bearer:
+                    # Changed once more.
+                    link.close()
+                    continue
                 log.info("link_restored", cluster=cluster, kernel_id=kernel_id)
                 self._use(pipe, link)
 
@@ -199,13 +244,18 @@ def _handshake(request: web.BaseRequest) -> tuple[bytes, str]:
     def select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
         nonlocal chosen
         chosen = choose(offered).value
+        with_token = len(without_token(offered)) < len(offered)
+        if not chosen and with_token and TOKEN_PROTOCOL in offered:
+            # For browsers something of theirs must be chosen; never what holds the token.
+            return Subprotocol(TOKEN_PROTOCOL)
         return Subprotocol(chosen) if chosen else None
 
     # Extensions are not offered: the frames that agents make are not compressed.
     protocol = ServerProtocol(extensions=None, select_subprotocol=select)
     version = f"HTTP/{request.version.major}.{request.version.minor}"
     response: Response = protocol.accept(
-        Request(request.raw_path, Headers(request.headers.items()), request.method, version)
+        # Not the path, in which a token may be: nothing hangs on it.
+        Request("/", Headers(request.headers.items()), request.method, version)
     )
     if response.status_code != _SWITCHING:
         msg = "This is a kernel's channels: open it as a WebSocket (RFC 6455)."

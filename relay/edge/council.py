@@ -47,10 +47,12 @@ class Free(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Note(Struct, frozen=True, tag=True, array_like=True):
-    """A worker has something for the parent to keep; there is no answer."""
+    """A worker has something for the parent to keep."""
 
     topic: str
     data: bytes
+    number: int = 0
+    """As of a question; 0: the worker waits for no answer."""
 
 
 class Answer(Struct, frozen=True, array_like=True):
@@ -153,33 +155,36 @@ class Council(asyncio.Protocol):
 
     async def hold(self, claim: Lasting) -> Lease:
         """Ask for something that lasts. Raises `Refused`, and ``ConnectionError`` once `gone`."""
-        number = await self._ask(claim)
+        number = await self._ask(lambda number: Ask(number, claim))
         return Lease(lambda: self._say(Free(number)))
 
     async def count(self, claim: Claim) -> None:
         """Ask for something that is over at once. Raises as `hold`."""
-        await self._ask(claim)
+        await self._ask(lambda number: Ask(number, claim))
 
     def note(self, topic: str, data: bytes) -> None:
         """Have the parent keep ``data``; raises ``ValueError`` where that is too long."""
-        if len(data) > MESSAGE_BYTES // 2:
-            msg = f"a note of {len(data)} bytes"
-            raise ValueError(msg)
+        _check(data)
         self._say(Note(topic, data))
+
+    async def tell(self, topic: str, data: bytes) -> None:
+        """Have the parent keep ``data``, and wait until it has. Raises as `note` and `hold`."""
+        _check(data)
+        await self._ask(lambda number: Note(topic, data, number))
 
     def close(self) -> None:
         """Leave: everything that was granted is freed."""
         if self._transport is not None:
             self._transport.close()
 
-    async def _ask(self, claim: Claim) -> int:
+    async def _ask(self, question: Callable[[int], Ask | Note]) -> int:
         if self.gone:
             raise _gone()
         self._last += 1
         number = self._last
         answer = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        self._say(Ask(number, claim))
+        self._say(question(number))
         try:
             refusal = await answer
         except asyncio.CancelledError:
@@ -200,8 +205,7 @@ class Council(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        # uvloop's are no subclasses.
-        self._transport = transport = cast("asyncio.Transport", transport)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """Take answers."""
@@ -220,6 +224,12 @@ class Council(asyncio.Protocol):
         self._on_gone()
 
 
+def _check(data: bytes) -> None:
+    if len(data) > MESSAGE_BYTES // 2:
+        msg = f"a note of {len(data)} bytes"
+        raise ValueError(msg)
+
+
 def _gone() -> ConnectionError:
     return ConnectionError("the edge's parent is gone")
 
@@ -236,7 +246,7 @@ class Chair:
         quotas: Quotas,
         *,
         welcome: Callable[[int], bool],
-        notes: Mapping[str, Callable[[bytes], None]],
+        notes: Mapping[str, Callable[[bytes], Refusal | None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
@@ -269,13 +279,13 @@ class Chair:
         """Take back what was granted."""
         self._quotas.free(claim)
 
-    def keep(self, note: Note) -> None:
-        """Do with a note what is done with those of its topic."""
+    def keep(self, note: Note) -> Refusal | None:
+        """Do with a note what is done with those of its topic, or say why not."""
         keep = self._notes.get(note.topic)
         if keep is None:
             log.error("note_of_no_topic", topic=note.topic)
-        else:
-            keep(note.data)
+            return Refusal(note.topic)
+        return keep(note.data)
 
 
 class _Seat(asyncio.Protocol):
@@ -289,11 +299,10 @@ class _Seat(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or not."""
-        # uvloop's are no subclasses.
-        self._transport = transport = cast("asyncio.Transport", transport)
-        if not self._chair.admits(transport):
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        if not self._chair.admits(self._transport):
             log.warning("refused_peer")
-            transport.abort()
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take what a worker says."""
@@ -308,7 +317,9 @@ class _Seat(asyncio.Protocol):
 
     def _hear(self, said: Said, transport: asyncio.Transport) -> None:
         if isinstance(said, Note):
-            self._chair.keep(said)
+            refusal = self._chair.keep(said)
+            if said.number:
+                transport.write(_packed(Answer(said.number, refusal)))
         elif isinstance(said, Free):
             claim = self._held.pop(said.number, None)
             if claim is not None:

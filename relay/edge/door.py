@@ -99,10 +99,3 @@ def _too_often(refusal: Refusal, text: str) -> NoReturn:
     limits.hit(refusal.setting)
     log.info("too_often", setting=refusal.setting)
     raise RateLimited(f"{text} ({refusal.setting}).", retry_after=refusal.retry_after) from None
-
-
-def agree(certified: Identity | None, shown: Identity) -> Identity:
-    """Who it is by a credential, which a certificate must not contradict. Raises `Unauthorized`."""
-    if certified is not None and certified.principal != shown.principal:
-        raise Unauthorized("the certificate and the token are two people's")
-    return shown

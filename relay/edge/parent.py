@@ -12,17 +12,23 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
+from relay.auth.audit import Event, Note
 from relay.config import EdgeConfig, MetricsSettings
+from relay.edge.audit import TOPIC
+from relay.edge.audit_file import AuditFile
 from relay.edge.council import Chair, council_path, private_folder
-from relay.edge.quotas import Quotas
+from relay.edge.quotas import Quotas, Refusal
 from relay.http import page_server
 from relay.log import get_logger
-from relay.metrics import ParentMetrics, SharedFolder, edge_registry, page
+from relay.metrics import AuditFigures, ParentMetrics, SharedFolder, edge_registry, page
 from relay.processes import (
     Command,
     Keeper,
@@ -60,7 +66,11 @@ def run(config: EdgeConfig, path: Path) -> int:
         except OSError as error:
             raise StartError(f"no folder for the workers' socket: {error.strerror}") from error
         command = worker_command(path, listeners, folder, scraped.folder.path if scraped else None)
-        return asyncio.run(Parent(config, command, listeners, folder, scraped).run())
+        audit = None
+        if config.audit.file is not None:
+            audit = AuditFile(Path(config.audit.file), config.audit.waiting)
+            opened.callback(audit.close)
+        return asyncio.run(Parent(config, command, listeners, folder, scraped, audit).run())
 
 
 class Scraped(NamedTuple):
@@ -131,6 +141,7 @@ class Parent:
         listeners: Mapping[str, socket.socket],
         folder: Path,
         scraped: Scraped | None = None,
+        audit: AuditFile | None = None,
     ) -> None:
         self._grace = config.drain + _MARGIN
         self._listeners = listeners
@@ -143,10 +154,14 @@ class Parent:
             council_path(folder),
             Quotas(config.connections, config.quotas, config.logins),
             welcome=self._is_worker,
-            notes={},
+            notes={} if audit is None else {TOPIC: partial(_keep, audit)},
         )
+        self._audit = audit
         self._workers: frozenset[int] = frozenset()
         self._ended = 0
+        self._reloads = 0
+        self._told: dict[int, int] = {}
+        """How many reloads each worker knows of, by its pid."""
 
     async def run(self) -> int:
         """Keep the workers until a signal; the exit code."""
@@ -156,6 +171,10 @@ class Parent:
             await self._serve_metrics(self._scraped)
         await self._chair.listen()
         async with asyncio.TaskGroup() as group:
+            trying = None
+            if self._audit is not None:
+                self._audit.keep(Note(time=time.time(), event=Event.EDGE_STARTED))
+                trying = group.create_task(self._audit.keep_trying(), name="keep the audit log")
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
             try:
@@ -167,6 +186,8 @@ class Parent:
             finally:
                 await self._end()
                 self._chair.close()
+                if trying is not None:
+                    trying.cancel()
         if culprit is None or culprit.last_exit is None:
             return 0
         log.error("edge workers do not start", exit_code=culprit.last_exit.code)
@@ -177,6 +198,7 @@ class Parent:
 
     def _changed(self) -> None:
         self._change.set()
+        self._pass_on_reload()
         workers = tuple(keeper.child.pid for keeper in self._keepers if keeper.child is not None)
         self._bury(self._workers.difference(workers))
         self._workers = frozenset(workers)
@@ -186,11 +208,16 @@ class Parent:
     def _bury(self, ended: frozenset[int]) -> None:
         self._ended += len(ended)
         for pid in ended:
+            self._told.pop(pid, None)
             if self._scraped is not None:
                 self._scraped.folder.retire(pid)
 
     async def _serve_metrics(self, scraped: Scraped) -> None:
-        metrics = ParentMetrics(lambda: (len(self._workers), self._ended))
+        audit = self._audit
+        metrics = ParentMetrics(
+            lambda: (len(self._workers), self._ended),
+            lambda: AuditFigures() if audit is None else audit.figures,
+        )
         serve = page_server("/metrics", partial(page, edge_registry(scraped.folder, metrics)))
         await asyncio.get_running_loop().create_server(serve, sock=scraped.listener)
 
@@ -198,8 +225,7 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        # To a daemon SIGHUP means "read the configuration again", never its end.
-        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -207,6 +233,21 @@ class Parent:
                 keeper.kill()
         self._stop.set()
         self._change.set()
+
+    def _on_hangup(self) -> None:
+        """To a daemon SIGHUP means "read it again, open your logs again", never its end."""
+        if self._audit is not None:
+            self._audit.write()
+        self._reloads += 1
+        self._pass_on_reload()
+
+    def _pass_on_reload(self) -> None:
+        # A worker that is starting may have read the old one: it hears of it once it is ready.
+        for keeper in self._keepers:
+            child = keeper.child
+            if child is not None and child.ready and self._told.get(child.pid, 0) < self._reloads:
+                self._told[child.pid] = self._reloads
+                child.signal(signal.SIGHUP)
 
     async def _end(self) -> None:
         notify("STOPPING=1")
@@ -221,3 +262,13 @@ class Parent:
             host, port, *_ = listener.getsockname()
             found[name] = f"{host}:{port}"
         return found
+
+
+def _keep(audit: AuditFile, note: bytes) -> Refusal | None:
+    """Write what a worker noted, if anything; refuses while not all that it ever noted is written.
+
+    Raises ``ValueError`` for what is no note.
+    """
+    if note:
+        audit.keep(msgspec.msgpack.decode(note, type=Note))
+    return Refusal("audit.file") if audit.problem else None

@@ -8,6 +8,7 @@ is read faster than the other side takes it.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import math
 import struct
@@ -21,6 +22,7 @@ from websockets.protocol import OPEN, Protocol, Side
 
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
+    BUSY,
     Close,
     Departure,
     Detach,
@@ -44,12 +46,14 @@ _CLOSE_TIMEOUT: Final = 5.0
 """Seconds for a client to answer a close frame."""
 _REASON_BYTES: Final = 123
 """What a close frame holds beside its code (RFC 6455 §5.5)."""
-_SLICE: Final = 16 * 1024
-"""Bytes that are parsed before the limits on frames are looked at: these may be tiny."""
-_A_SECOND: Final = 1.0
 _MOMENT: Final = 0.01
 """Seconds past a deadline at which it has certainly passed."""
 _PROOF: Final = struct.Struct("<Q")
+_PIECE: Final = 65536
+"""Bytes of text that are looked at together: decoded they may take four times as much."""
+_SLICE: Final = 8192
+"""Bytes that are parsed before it is looked at what they held: over a thousand frames, perhaps."""
+_PONG: Final = 0x80 | Opcode.PONG
 _COMPLAINTS: Final = frozenset(
     {
         CloseCode.PROTOCOL_ERROR,
@@ -67,6 +71,8 @@ class Pipe(asyncio.Protocol):
     """One client's WebSocket, and the link that feeds it, one after the other.
 
     ``finished`` is set when the client is gone; ``unlinked`` then too, and while a link is lost.
+    Text frames hold UTF-8 (RFC 6455 §8.1), but with ``any_text``: Jupyter Server in gateway mode
+    sends buffers in them, whatever these are.
     """
 
     def __init__(
@@ -75,23 +81,30 @@ class Pipe(asyncio.Protocol):
         limits: EdgeLimits,
         settings: WebSocketSettings,
         traffic: Traffic,
+        *,
+        any_text: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._settings = settings
         self._traffic = traffic
-        self._keep_bytes = limits.unacknowledged_bytes
-        self._most_frames = limits.message_frames
-        self._most_control_frames = limits.control_frames
+        self._limits = limits
         self._frames = Protocol(Side.SERVER, state=OPEN, max_size=limits.message_bytes)
         self._pieces = bytearray()
         """Frames so far of a message that comes in several; one buffer, however small they are."""
-        self._message_frames = 0
-        """Of the message that is on its way."""
-        self._control_frames = 0
-        """Unasked ones since then, in this second."""
-        self._control_since = -math.inf
+        self._pieces_count = 0
         self._text = False
+        self._any_text = any_text
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._controls = 0
+        """Control frames of the client since ``_controls_since``."""
+        self._controls_since = -math.inf
+        self._late_pong = b""
+        """The newest that had to wait for a client that does not read."""
+        self._failed = False
+        """Whether what it sent ended it: nothing of it is looked at any more."""
+        self._closed_here = False
+        """Whether the client was sent away: what it says is not heard any more."""
         self._link: Link | None = None
         self._number = 0
         self._kept: deque[tuple[int, bytes]] = deque()
@@ -105,13 +118,13 @@ class Pipe(asyncio.Protocol):
         """The one ping in flight and when it was sent, in seconds of the loop."""
         self._pinged = -math.inf
         """When the last one was sent."""
-        self._refused = False
-        """Whether what else the client sends is looked at no more."""
         self._ended_here = False
         """Whether it was this side that cut the connection."""
         self._last_heard = self._loop.time()
         self._timer = self._loop.call_later(settings.ping_interval, self._on_timer)
         self._timer_is_for_proof = False
+        self.last_activity = self._last_heard
+        """When something last went to or fro, or the kernel was busy, in seconds of the loop."""
         self.position: Position | None = None
         """How far the client has been sent the journal; None before the first link."""
         self.finished = asyncio.Event()
@@ -148,6 +161,13 @@ class Pipe(asyncio.Protocol):
             link.pause()
         self._balance()
 
+    def relink(self) -> None:
+        """Do without the link, as if it were lost: the next one comes with other rights."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+            self.unlinked.set()
+
     def _on_link_lost(self) -> None:
         self._link = None
         self.unlinked.set()
@@ -164,6 +184,7 @@ class Pipe(asyncio.Protocol):
             seq, fragment, frames = read_frames(payload)
             self._client.write(frames)
             self._traffic.sent(len(frames))
+            self.last_activity = self._loop.time()
             self.position = Position(self._epoch, seq, fragment)
             self._want_proof()
         elif kind is Kind.ACK:
@@ -173,7 +194,10 @@ class Pipe(asyncio.Protocol):
             close = read_struct(payload, Close)
             log.info("closing", code=close.code, reason=close.reason)
             self.close(close.code, close.reason)
-        elif kind is not Kind.PONG:
+        elif kind is Kind.PONG:
+            if payload == BUSY:
+                self.last_activity = self._loop.time()
+        else:
             log.error("bad_record", kind=kind.name)
 
     def _forget_kept(self, number: int) -> None:
@@ -182,7 +206,7 @@ class Pipe(asyncio.Protocol):
 
     def _balance(self) -> None:
         """Read from the client only while there is room for what it sends."""
-        pause = self._link_full or self._kept_bytes > self._keep_bytes
+        pause = self._link_full or self._kept_bytes > self._limits.unacknowledged_bytes
         if pause == self._client_paused or self._client.is_closing():
             return
         self._client_paused = pause
@@ -207,6 +231,8 @@ class Pipe(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close the client's WebSocket, and the connection once it has answered."""
+        self._closed_here = True
+        self._pieces = bytearray()
         if self._client_paused and not self._client.is_closing():
             # Its answer to the close frame is still to be read.
             self._client.resume_reading()
@@ -230,6 +256,8 @@ class Pipe(asyncio.Protocol):
             for event in self._frames.events_received():
                 if isinstance(event, Frame):
                     self._on_frame(event)
+            if self._failed:
+                break
         if self._said_goodbye:
             self._drop_link(self._departure)
         self._flush()
@@ -259,59 +287,84 @@ class Pipe(asyncio.Protocol):
 
     def _flush(self) -> None:
         for data in self._frames.data_to_send():
-            if data:
+            if data and data[0] == _PONG and self._client_full:
+                # Of several pings the newest may be answered alone (RFC 6455 §5.5.3).
+                self._late_pong = bytes(data)
+            elif data:
                 self._client.write(data)
             else:
                 self._client.close()
 
     def _on_frame(self, frame: Frame) -> None:
-        if self._refused:
+        if self._closed_here:
             return
-        match frame.opcode:
-            case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
-                if frame.opcode is not Opcode.CONT:
-                    self._text = frame.opcode is Opcode.TEXT
-                    self._message_frames = 0
-                self._message_frames += 1
-                if self._message_frames > self._most_frames:
-                    self._refuse("limits.message_frames", "a message of too many frames")
-                    return
-                if frame.fin and not self._pieces:
-                    self._on_message(bytes(frame.data))
-                    return
-                self._pieces += frame.data
-                if frame.fin:
-                    pieces, self._pieces = self._pieces, bytearray()
-                    self._on_message(memoryview(pieces))
-            case Opcode.PONG if self._ping is not None and frame.data == self._ping[0]:
-                self._on_pong(bytes(frame.data))
-            case Opcode.PING | Opcode.PONG:
-                # The library answers pings and close frames.
-                self._count_control_frame()
-            case _:
-                pass
+        if frame.opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
+            self._on_piece(frame)
+            return
+        # The library answers pings and close frames.
+        if frame.opcode is Opcode.PONG:
+            self._on_pong(bytes(frame.data))
+        self._count_control()
 
-    def _count_control_frame(self) -> None:
+    def _on_piece(self, frame: Frame) -> None:
+        """Take a frame of a message."""
+        if frame.opcode is not Opcode.CONT:
+            self._text = frame.opcode is Opcode.TEXT
+            self._pieces_count = 0
+            self._utf8.reset()
+        self._pieces_count += 1
+        if self._pieces_count > self._limits.message_frames:
+            most = self._limits.message_frames
+            self._refuse(1009, f"a message in more than {most} frames", "limits.message_frames")
+        elif self._text and not self._any_text and not self._is_text(frame):
+            log.info("bad_frame", problem="a text that is not UTF-8")
+            self._fail(1007, "a text that is not UTF-8")
+        elif frame.fin and not self._pieces:
+            self._on_message(bytes(frame.data))
+        else:
+            self._pieces += frame.data
+            if frame.fin:
+                pieces, self._pieces = self._pieces, bytearray()
+                self._on_message(memoryview(pieces))
+
+    def _is_text(self, frame: Frame) -> bool:
+        view, position = memoryview(frame.data), 0
+        try:
+            while position < len(view):
+                self._utf8.decode(view[position : position + _PIECE])
+                position += _PIECE
+            if frame.fin:
+                self._utf8.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _count_control(self) -> None:
         now = self._loop.time()
-        if now - self._control_since >= _A_SECOND:
-            self._control_since, self._control_frames = now, 0
-        self._control_frames += 1
-        if self._control_frames > self._most_control_frames:
-            self._refuse("limits.control_frames", "too many pings and pongs in a second")
+        if now - self._controls_since >= 1.0:
+            self._controls, self._controls_since = 0, now
+        self._controls += 1
+        if self._controls > self._limits.control_frames:
+            most = self._limits.control_frames
+            self._refuse(1008, f"more than {most} control frames a second", "limits.control_frames")
 
-    def _refuse(self, setting: str, problem: str) -> None:
-        """Send the client away, and look at nothing more of what it sends."""
-        self._refused = True
-        self._pieces = bytearray()
-        log.info("too_many_frames", setting=setting)
+    def _refuse(self, code: int, reason: str, setting: str) -> None:
+        """Send the client away for a limit that it hit."""
+        log.info("too_much", setting=setting, problem=reason)
         hit(setting)
-        self._frames.fail(CloseCode.POLICY_VIOLATION, f"{problem} ({setting})")
-        self._drop_link(self._departure)
-        self._loop.call_later(_CLOSE_TIMEOUT, self.abort)
+        self._fail(code, f"{reason} ({setting})")
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Fail the WebSocket (RFC 6455 §7.1.7): its answer is not waited for."""
+        self._failed = True
+        self._frames.fail(code, reason)
+        self.close(code, reason)
+        self._flush()
 
     def _on_message(self, payload: Buffer) -> None:
         self._number += 1
         self._traffic.received(len(payload))
+        self.last_activity = self._last_heard
         record = message_record(self._number, text=self._text, payload=payload)
         self._kept.append((self._number, record))
         self._kept_bytes += len(record)
@@ -349,6 +402,9 @@ class Pipe(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._client_full = False
+        pong, self._late_pong = self._late_pong, b""
+        if pong:
+            self._client.write(pong)
         if self._link is not None:
             self._link.resume()
 
@@ -401,6 +457,8 @@ class Pipe(asyncio.Protocol):
         return now - max(self._ping[1] if self._ping else now, self._last_heard)
 
     def _on_pong(self, payload: bytes) -> None:
+        if self._ping is None or payload != self._ping[0]:
+            return
         self._ping = None
         (seq,) = _PROOF.unpack(payload)
         if seq > self._proved:

@@ -7,29 +7,35 @@ from typing import Final
 from urllib.parse import urlencode
 
 import aiohttp
+import msgspec
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from relay import limits
 from relay.config import EdgeConfig
+from relay.edge.standing import Visit
 from relay.edge.upstream import Bearer, Call, Upstream
 from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
-from relay.http import REQUEST_ID, SERVER_NAME, TakenOver, read_body, transport_of
+from relay.http import REQUEST_ID, TakenOver, read_body, transport_of
 from relay.metrics import EdgeMetrics
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
 
 log = structlog.get_logger(__name__)
 
-_REPEATABLE: Final = STARTING | {Kind.STOP, Kind.END_SESSION}
-"""A start names its kernel's id, so that a second one finds the first; an end ends once."""
-_SLOW: Final = _REPEATABLE | {Kind.RESTART}
+_ENDING: Final = frozenset({Kind.STOP, Kind.END_SESSION})
+_REPEATABLE: Final = STARTING | _ENDING | {Kind.GRANT, Kind.REVOKE}
+"""A start names its kernel's id, so that a second one finds the first; an end ends once, and a
+grant says how it is to be."""
+_SLOW: Final = STARTING | _ENDING | {Kind.RESTART}
 _PARAMETERS: Final = {
     Kind.KERNELSPECS: ("user",),
     Kind.ME: ("permissions",),
     Kind.MESSAGES: ("since", "limit", "follow"),
 }
 """The query parameters that agents know."""
+_LINKING: Final = frozenset({Kind.KERNELSPECS, Kind.KERNELSPEC})
+"""Answers with URLs in them."""
 _PASSED: Final = (
     hdrs.CONTENT_TYPE,
     hdrs.ETAG,
@@ -56,8 +62,7 @@ class Rest:
     def drain(self) -> None:
         """Break off the answers that would go on for ever; their clients ask for the rest."""
         for answer in list(self._following):
-            # Closing the answer would leave whoever waits for more of it waiting.
-            answer.content.set_exception(aiohttp.ClientConnectionError("the edge is stopping"))
+            _break_off(answer, "the edge is stopping")
 
     async def handle(
         self,
@@ -67,9 +72,14 @@ class Rest:
         target: Target,
         route: Route,
         bearer: Bearer,
+        prefix: str,
+        visit: Visit | None,
         request_id: str,
     ) -> web.StreamResponse:
-        """Answer one request. Raises `RelayError`."""
+        """Answer one request; one that goes on for no longer than ``visit`` does.
+
+        ``prefix`` stands before the path in the client's URLs. Raises `RelayError`.
+        """
         settings = self._config.upstream
         body = await read_body(request, self._config.limits.body_bytes, "limits.body_bytes")
         slow = route.kind in _SLOW
@@ -109,8 +119,16 @@ class Rest:
             raise
         if follows:
             self._following.add(answer)
+        if visit is not None:
+            # Its client asks for the rest, and is judged anew.
+            visit.attend(
+                lambda why: _break_off(answer, why.message),
+                lambda: _break_off(answer, "rights have changed"),
+            )
         try:
-            return await self._pass_on(request, answer, cluster, request_id)
+            if prefix and route.kind in _LINKING:
+                return await _prefixed(answer, cluster, prefix)
+            return await self._pass_on(request, answer, cluster, prefix, request_id)
         finally:
             self._following.discard(answer)
             answer.release()
@@ -120,6 +138,7 @@ class Rest:
         request: web.BaseRequest,
         answer: aiohttp.ClientResponse,
         cluster: str,
+        prefix: str,
         request_id: str,
     ) -> web.StreamResponse:
         headers: dict[str, str] = {
@@ -127,12 +146,12 @@ class Rest:
         }
         location = answer.headers.get(hdrs.LOCATION)
         if location is not None:
-            headers[hdrs.LOCATION] = f"/{cluster}{location}"
+            headers[hdrs.LOCATION] = f"{prefix}/{cluster}{location}"
         stream = answer.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
         if request.method == "HEAD" or not (stream or (answer.content_length or 0) > _WHOLE):
             body = await _read_whole(answer, cluster)
             return web.Response(status=answer.status, headers=headers, body=body)
-        headers |= {REQUEST_ID: request_id, hdrs.SERVER: SERVER_NAME}
+        headers[REQUEST_ID] = request_id
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = answer.content_length
         # A client that does not read holds no more than this of our memory.
@@ -146,6 +165,24 @@ class Rest:
             return TakenOver()
         await response.write_eof()
         return response
+
+
+async def _prefixed(answer: aiohttp.ClientResponse, cluster: str, prefix: str) -> web.Response:
+    """Kernelspecs whose resources are found under ``prefix``, which agents know nothing of."""
+    body = await _read_whole(answer, cluster)
+    if answer.status == 200 and body:  # noqa: PLR2004 - OK; HEAD has no body
+        found = msgspec.json.decode(body)
+        for model in found.get("kernelspecs", {"": found}).values():
+            resources = model["resources"]
+            model["resources"] = {name: f"{prefix}{url}" for name, url in resources.items()}
+        body = msgspec.json.encode(found)
+    headers = {hdrs.CONTENT_TYPE: answer.headers.get(hdrs.CONTENT_TYPE, "")}
+    return web.Response(status=answer.status, headers=headers, body=body)
+
+
+def _break_off(answer: aiohttp.ClientResponse, why: str) -> None:
+    # Closing the answer would leave whoever waits for more of it waiting.
+    answer.content.set_exception(aiohttp.ClientConnectionError(why))
 
 
 async def _read_whole(answer: aiohttp.ClientResponse, cluster: str) -> bytes:

@@ -31,6 +31,7 @@ from relay.errors import (
     AgentTimeout,
     AgentUnavailable,
     BadRequest,
+    Forbidden,
     NotFound,
     RelayError,
 )
@@ -341,6 +342,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> RelayError:
     """What an agent answers instead of an upgrade, as an error of ours."""
     if response.status == NotFound.http_status:
         return NotFound(await _message(response) or "There is no such kernel.")
+    if response.status == Forbidden.http_status:
+        return Forbidden(await _message(response) or "You may not open this kernel's channels.")
     response.close()
     if response.status < 500:  # noqa: PLR2004 - the client's fault
         return BadRequest("The kernel's channels cannot be opened.")

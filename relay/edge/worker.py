@@ -12,27 +12,32 @@ import resource
 import signal
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 import uvloop
 
 from relay import limits, processes
 from relay import log as logging
-from relay.auth.chain import Chain
 from relay.auth.tickets import TicketSigner
-from relay.config import EdgeConfig, load
+from relay.config import ConfigError, EdgeConfig, load
+from relay.config.jupyterhub import base_url
 from relay.edge import authentication
 from relay.edge.acceptor import Acceptor
-from relay.edge.app import App
+from relay.edge.app import App, Parts
+from relay.edge.audit import TOPIC, Audit
+from relay.edge.authentication import Authentication
 from relay.edge.certificates import Certificates, server_context
 from relay.edge.channels import Channels
-from relay.edge.council import Council
+from relay.edge.council import Council, Refused
 from relay.edge.door import Door
 from relay.edge.proxies import Networks
 from relay.edge.rest import Rest
+from relay.edge.standing import Standing
 from relay.edge.upstream import Upstream
 from relay.http import HeadLimits, Patience, server
 from relay.metrics import EdgeMetrics
@@ -50,18 +55,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
         processes.die_with_parent(arguments.die_with_parent)
-    config = load(EdgeConfig, arguments.config, os.environ)
+    path: Path = arguments.config
+    config = load(EdgeConfig, path, os.environ)
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
     _raise_descriptor_limit()
+    metrics = _metrics(arguments.metrics_folder)
     try:
-        secrets = Secrets.read(config)
+        secrets = Secrets.read(config, metrics)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, secrets, _metrics(arguments.metrics_folder), arguments.council))
+    uvloop.run(_run(config, path, secrets, metrics, arguments.council))
 
 
 def _raise_descriptor_limit() -> None:
@@ -83,15 +90,16 @@ def _metrics(folder: Path | None) -> EdgeMetrics:
 
 
 class Secrets(NamedTuple):
-    """What a worker reads once, when it starts."""
+    """What a worker reads when it starts."""
 
     tls: ssl.SSLContext
     certificates: Certificates
     signer: TicketSigner
-    chain: Chain
+    authentication: Authentication
+    base_url: str
 
     @classmethod
-    def read(cls, config: EdgeConfig) -> Secrets:
+    def read(cls, config: EdgeConfig, metrics: EdgeMetrics) -> Secrets:
         """Raises ``OSError`` and ``ValueError``, which name the setting."""
         with _naming("tls"):
             context = server_context(config.tls)
@@ -99,7 +107,9 @@ class Secrets(NamedTuple):
             certificates = Certificates(config.tls, config.authentication.mtls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
-        return cls(context, certificates, signer, authentication.build(config.authentication))
+        prefix = base_url(config.base_url, config.authentication.jupyterhub, os.environ)
+        who = authentication.build(config.authentication, metrics)
+        return cls(context, certificates, signer, who, prefix)
 
 
 @contextlib.contextmanager
@@ -111,28 +121,37 @@ def _naming(setting: str) -> Iterator[None]:
 
 
 async def _run(
-    config: EdgeConfig, secrets: Secrets, metrics: EdgeMetrics, council_path: Path
+    config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics, council_path: Path
 ) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    # To a daemon SIGHUP means "read the configuration again", never its end.
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     sockets = processes.inherited_listeners()
+    standing = Standing(secrets.authentication.identify, metrics)
     council = await Council.join(council_path, os.getppid(), stopped.set)
-    async with Upstream(config, secrets.signer, metrics=metrics) as upstream:
-        channels = Channels(config, upstream, metrics)
+    async with (
+        secrets.authentication,
+        Upstream(config, secrets.signer, metrics=metrics) as upstream,
+        _background(
+            standing=standing.run(), watching=secrets.authentication.watch(standing.judge_all)
+        ),
+    ):
+        channels = Channels(config, upstream, metrics, secrets.authentication.follow)
         rest = Rest(config, upstream, metrics)
-        app = App(
-            chain=secrets.chain,
-            policy=config.policy.policy(),
+        parts = Parts(
             door=Door(council, config.proxies),
+            authentication=secrets.authentication,
+            standing=standing,
+            audit=Audit(config.audit, partial(_tell, council)),
             upstream=upstream,
             rest=rest,
             channels=channels,
             metrics=metrics,
         )
+        app = App(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
+        reload = Reload(config, path, app, metrics)
+        loop.add_signal_handler(signal.SIGHUP, reload)
         head, patience = _bounds(config)
         servers = [
             server(app.handle_https, head, patience),
@@ -194,6 +213,59 @@ def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Patience]:
         linger=0.0,
     )
     return head, patience
+
+
+class Reload:
+    """Reads the configuration again, and takes what can change in mid-run: the policy's rules."""
+
+    def __init__(self, config: EdgeConfig, path: Path, app: App, metrics: EdgeMetrics) -> None:
+        self._config = config
+        self._path = path
+        self._app = app
+        self._metrics = metrics
+
+    def __call__(self) -> None:
+        """A configuration that cannot be used changes nothing."""
+        try:
+            config = load(EdgeConfig, self._path, os.environ)
+        except ConfigError as error:
+            self._metrics.reload_failures.labels("configuration").inc()
+            for problem in error.problems:
+                log.error("configuration_not_read", problem=str(problem))  # noqa: TRY400 - says it
+            return
+        self._app.change_policy(config.policy.policy())
+        log.info("policy_read", rules=len(config.policy.rules), other_changes=self._others(config))
+
+    def _others(self, config: EdgeConfig) -> list[str]:
+        """What else has changed: it takes a restart."""
+        return [
+            name
+            for name in config.__struct_fields__
+            if name != "policy" and getattr(config, name) != getattr(self._config, name)
+        ]
+
+
+@contextlib.asynccontextmanager
+async def _background(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these, by name, as long as the block; one that fails ends it."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(each, name=name) for name, each in work.items()]
+        yield
+        for task in running:
+            task.cancel()
+
+
+async def _tell(council: Council, note: bytes) -> bool:
+    """Have the parent write to the audit log; whether all is written.
+
+    Raises ``ConnectionError`` once the parent is gone, with which the client's connection ends:
+    nobody hears of a decision that nobody will write down.
+    """
+    try:
+        await council.tell(TOPIC, note)
+    except Refused:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.bridge.session import EVERYBODY
-from relay.errors import MalformedMessage
+from relay.errors import Forbidden, MalformedMessage
 from relay.holder.hub import Hub
 from relay.holder.store import Batch
 from relay.holder.store import Entry as JournalEntry
@@ -37,6 +37,9 @@ from relay.streams import read_record
 log = structlog.get_logger(__name__)
 
 _BATCH_BYTES: Final = 256 * 1024
+_VIEWERS_PAUSE: Final = 0.05
+"""Seconds between two answers to who may only view: in the journal they take the room of what the
+kernel says."""
 _POISON: Final = "three connections of this client ended on it"
 
 
@@ -59,6 +62,7 @@ class Channels:
         self._bounds = bounds
         self._start: Start
         self._close: Close | None = None
+        self._was_cut = False
         self._more = asyncio.Event()
 
     # What the hub calls.
@@ -82,8 +86,17 @@ class Channels:
         """There is more in the journal."""
         self._more.set()
 
+    def cut(self, reason: str) -> None:
+        """Close the client's WebSocket, whatever it has not read yet."""
+        self._was_cut = True
+        self._writer.write(struct_record(Kind.CLOSE, Close(Forbidden.close_code, reason)))
+        self._more.set()
+
     async def run(self, reader: asyncio.StreamReader, max_record: int) -> None:
-        """Serve until the client or the kernel is done."""
+        """Serve until the client or the kernel is done.
+
+        Raises `Forbidden` where the client may not come in any more.
+        """
         connection = self._hub.attach(self, self._attach)
         detach = None
         try:
@@ -104,6 +117,8 @@ class Channels:
             match kind:
                 case Kind.SUBMIT:
                     self._submit(connection, payload)
+                    if self._hub.views_only(connection):
+                        await asyncio.sleep(_VIEWERS_PAUSE)
                 case Kind.PROVED:
                     self._hub.prove(connection, read_number(payload))
                 case Kind.DETACH:
@@ -126,7 +141,7 @@ class Channels:
     async def _pump(self, start: Start) -> None:
         after, fragment = start.position.seq, start.position.fragment
         poison = start.poison
-        while True:
+        while not self._was_cut:
             self._more.clear()
             batch = self._hub.journal.read(after, _BATCH_BYTES)
             if batch.gap and not self._bridge_gap(batch, fragment):

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from relay import limits
+from relay.auth.ownership import Grant
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -44,6 +46,7 @@ from relay.bridge.session import is_answered
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
 from relay.holder.activity import NO_PARENT, Activity, state_in
+from relay.holder.guests import Guests
 from relay.holder.memory import Memory
 from relay.holder.probe import Probe
 from relay.holder.requests import MAIN, Request, Requests, request
@@ -70,9 +73,14 @@ class Reader(Protocol):
     def wake(self) -> None:
         """There is more in the journal."""
 
+    def cut(self, reason: str) -> None:
+        """Close the client's WebSocket, whatever it has not read yet: it may not any more."""
+
 
 _PROBES: Final = 64
 """Requests of the holder's own that are remembered though they were answered."""
+_VIEW_ONLY: Final = "RelayViewOnly"
+"""The error that answers who may only view and asks for more."""
 _ID_CHARACTERS: Final = 1024
 """Of what clients name their messages by; theirs have some 40."""
 
@@ -88,6 +96,7 @@ class Hub:
         memory: Memory,
         journal: Journal,
         requests: Requests,
+        guests: Guests,
         on_change: Callable[[], None],
     ) -> None:
         self.journal = journal
@@ -99,6 +108,7 @@ class Hub:
         self.voice = Voice()
         self._memory = memory
         self._requests = requests
+        self._guests = guests
         self._on_change = on_change
         self._readers: dict[int, Reader] = {}
         self._next_connection = 0
@@ -112,6 +122,10 @@ class Hub:
         self._disk_failed = False
         self._info: Buffer | None = None
         """The content of the present kernel process's last kernel_info_reply."""
+        self._last_info: Buffer | None = None
+        """The same of any process that there has been: who only views is never the first to ask."""
+        self._curious: dict[int, Message] = {}
+        """Who only views and has asked before there was an answer, by connection."""
         self._held: list[Message] | None = None
         """Requests that wait until the kernel has done what an earlier holder sent it."""
         self._gaps = 0
@@ -153,9 +167,15 @@ class Hub:
         return self._memory.sessions.connections
 
     def attach(self, reader: Reader, attach: Attach) -> int:
-        """A client comes; returns the number its connection has from now on."""
+        """A client comes; returns the number its connection has from now on.
+
+        Raises `Forbidden` where the kernel's owner has just taken back that it may.
+        """
         self._next_connection += 1
         connection = self._next_connection
+        self._guests.admit(
+            connection, attach.principal, granted=attach.granted, views_only=attach.views_only
+        )
         self._readers[connection] = reader
         self._perform(Attached(connection, attach))
         self._on_change()
@@ -163,20 +183,47 @@ class Hub:
 
     def detach(self, connection: int, detach: Detach | None) -> None:
         """A client's connection ended; without a ``detach``, its edge or agent did."""
-        self._readers.pop(connection, None)
+        self._part(connection)
         told = detach or Detach()
         self._perform(Detached(connection, told.departure, told.seq, told.fragment > 0))
         self._on_change()
 
-    def watch(self, reader: Reader) -> int:
-        """Wake and end somebody who only reads; the number is for `unwatch`."""
+    def watch(self, reader: Reader, principal: str, *, granted: bool) -> int:
+        """Wake and end somebody who only reads; the number is for `unwatch`.
+
+        Raises `Forbidden` as `attach` does.
+        """
         self._next_connection += 1
-        self._readers[self._next_connection] = reader
-        return self._next_connection
+        number = self._next_connection
+        self._guests.admit(number, principal, granted=granted, views_only=True)
+        self._readers[number] = reader
+        return number
 
     def unwatch(self, number: int) -> None:
         """The reader of `watch` is gone."""
+        self._part(number)
+
+    def _part(self, number: int) -> None:
         self._readers.pop(number, None)
+        self._guests.leave(number)
+        self._curious.pop(number, None)
+
+    def grant(self, principal: str, grant: Grant | None) -> None:
+        """Let somebody use or view the kernel, or no more; whom that leaves out is sent away.
+
+        Raises `NotFound`, `TooMany` and `DiskFull`.
+        """
+        for connection, reason in self._guests.change(principal, grant).items():
+            log.info("sent_away", principal=principal, problem=reason)
+            reader = self._readers.pop(connection, None)
+            # What it says from now on is not heard, though it may hang up later.
+            self._perform(Detached(connection))
+            if reader is not None:
+                reader.cut(reason)
+
+    def views_only(self, connection: int) -> bool:
+        """Whether nothing that comes over a connection gets to the kernel."""
+        return self._guests.views_only(connection)
 
     def prove(self, connection: int, seq: int) -> None:
         """A client has received everything up to ``seq``."""
@@ -189,6 +236,7 @@ class Hub:
         header = parse_header(message.header)
         if max(map(len, (header.msg_id, header.session, header.msg_type))) > _ID_CHARACTERS:
             raise MalformedMessage(f"An id in a header has at most {_ID_CHARACTERS} characters.")
+        views_only = self._guests.views_only(connection)
         info = self._info if self._is_answered_here(message, header) else None
         event = Submitted(
             connection,
@@ -198,9 +246,12 @@ class Hub:
             header.session,
             header.msg_type,
             header.subshell,
-            answered=info is not None,
+            answered=views_only or info is not None,
         )
         if any(isinstance(action, Forward) for action in self._perform(event)):
+            if views_only:
+                self._hear_viewer(connection, message, header)
+                return
             self.activity.asked(header.msg_type)
             if info is not None:
                 self._answer(connection, message, info)
@@ -231,11 +282,30 @@ class Hub:
         The client takes the kernel for idle after that, as after any request; so it is told once
         more what the kernel does. Nobody else hears of it.
         """
-        busy, reply, idle = self.voice.known_info(info, asked.header)
-        for message in (busy, reply, idle):
+        for message in self.voice.known_info(asked.channel, info, asked.header):
             self._tell(message, connection)
-        # Of no cell: the one that runs has said so itself, to whom it concerns.
-        self._tell(self.voice.status("busy", NO_PARENT), connection)
+        if self.activity.state == "busy":
+            # Of no cell: the one that runs has said so itself, to whom it concerns.
+            self._tell(self.voice.status("busy", NO_PARENT), connection)
+
+    def _hear_viewer(self, connection: int, message: Message, header: Header) -> None:
+        """Answer who may only view: nothing that they ask gets to the kernel."""
+        if not is_answered(message.channel, header.msg_type):
+            return
+        # Of a long header no more than what the reply is known by: it is in every answer, and
+        # the journal has room for the kernel's output, not for what others say.
+        asked = request(message.channel, message.header)
+        message = msgspec.structs.replace(message, header=bytes(asked.header))
+        if header.msg_type != "kernel_info_request":
+            why = "You may only view this kernel."
+            for each in self.voice.refusal(
+                message.channel, header.msg_type, _VIEW_ONLY, why, message.header
+            ):
+                self._tell(each, connection)
+        elif self._last_info is None:
+            self._curious[connection] = message
+        else:
+            self._answer(connection, message, self._last_info)
 
     def _send(self, message: Message) -> None:
         if self._sockets is None:
@@ -363,7 +433,10 @@ class Hub:
         if header.msg_type == "status":
             self.activity.note_status(message, parent)
         if header.msg_type == "kernel_info_reply" and channel is Channel.SHELL:
-            self._info = message.content
+            self._info = self._last_info = message.content
+            curious, self._curious = self._curious, {}
+            for connection, asked in curious.items():
+                self._answer(connection, asked, message.content)
         if parent.session == self.voice.own_session:
             self._note_probe(channel, parent.msg_id, message)
             return

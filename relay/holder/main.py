@@ -29,6 +29,7 @@ from relay.errors import KernelError
 from relay.holder.adoption import NOTICE, make_up
 from relay.holder.channels import ChannelLimits
 from relay.holder.culling import Usage, is_idle
+from relay.holder.guests import Guests
 from relay.holder.hub import Hub
 from relay.holder.kernel import KernelProcess, LaunchPlan
 from relay.holder.life import Life
@@ -36,10 +37,12 @@ from relay.holder.memory import Memory
 from relay.holder.requests import Requests
 from relay.holder.serve import Server
 from relay.holder.store import Journal
+from relay.processes import hide_from_user, refuse_new_privileges
 from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
 
 log = structlog.get_logger(__name__)
 
+_ROOT: Final = 0
 _FAREWELL: Final = 20.0
 """Seconds in which clients may read the rest of what a kernel said that is gone."""
 _TICK: Final = 1.0
@@ -51,18 +54,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.holder")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--lock", type=int, required=True, help="descriptor of the taken lock")
+    parser.add_argument("--agent-uid", type=int, help="the OS user of agents; ours by default")
+    parser.add_argument("--no-new-privileges", action="store_true", help="for the kernel, too")
     arguments = parser.parse_args()
+    agents = {os.geteuid()}
+    if arguments.agent_uid is not None:
+        # Our own user is the kernel's, too.
+        agents = {arguments.agent_uid, _ROOT}
+        hide_from_user()
+    if arguments.no_new_privileges:
+        refuse_new_privileges()
     place = Place(arguments.folder)
     # The lock is held by this process alone, for as long as it lives: no child inherits it.
     os.set_inheritable(arguments.lock, False)
     config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
     logging.configure(config.log.level, config.log.format, component="holder")
     structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id, request_id=config.request_id)
-    uvloop.run(_run(place, config))
+    uvloop.run(_run(place, config, frozenset(agents)))
 
 
-async def _run(place: Place, config: HolderConfig) -> None:
-    holder = Holder(place, config, place.read_record())
+async def _run(place: Place, config: HolderConfig, agents: frozenset[int]) -> None:
+    holder = Holder(place, config, agents, place.read_record())
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 
@@ -80,11 +92,16 @@ async def _run(place: Place, config: HolderConfig) -> None:
 class Holder:
     """Puts journal, sessions, kernel and server together.
 
-    ``left`` is the record of a holder that died: its kernel is adopted.
+    ``agents`` are the OS users that it serves. ``left`` is the record of a holder that died: its
+    kernel is adopted.
     """
 
     def __init__(
-        self, place: Place, config: HolderConfig, left: KernelRecord | None = None
+        self,
+        place: Place,
+        config: HolderConfig,
+        agents: frozenset[int],
+        left: KernelRecord | None = None,
     ) -> None:
         self._place = place
         self._config = config
@@ -100,7 +117,8 @@ class Holder:
         remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
         self._memory = Memory.open(place.sessions, remembered, journal.last_seq, time.time())
         self._requests = Requests(place.requests, remembered.requests)
-        self._hub = Hub(self._memory, journal, self._requests, self._changed)
+        guests = Guests(place, config.kernels.max_grants)
+        self._hub = Hub(self._memory, journal, self._requests, guests, self._changed)
         if left is not None:
             self._hub.voice.kernel_session = left.kernel_session
         self._process = KernelProcess(_plan(place, config))
@@ -116,6 +134,7 @@ class Holder:
             self._hub,
             status=self._status,
             operate=self.operate,
+            agents=agents,
             max_record=config.max_record,
             limits=ChannelLimits(
                 message_bytes=config.kernels.message_bytes, journal_bytes=config.journal.bytes
@@ -184,6 +203,7 @@ class Holder:
             connections=self._hub.connections,
             failure=self._life.failure,
             figures=self._hub.figures,
+            knows_viewers=True,
         )
 
     def _note(self) -> None:

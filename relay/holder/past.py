@@ -64,10 +64,19 @@ class Past:
         """There is more in the journal."""
         self._more.set()
 
+    def cut(self, reason: str) -> None:
+        """Break off: the reader may not any more."""
+        del reason
+        self._writer.close()
+
     async def run(self, payload: bytes) -> None:
-        """Answer a READ. Raises `RecordError`, and ``OSError`` where the reader hangs up."""
+        """Answer a READ.
+
+        Raises `RecordError`, ``OSError`` where the reader hangs up, and `Forbidden` where it may
+        not read any more.
+        """
         read = read_struct(payload, Read)
-        number = self._hub.watch(self)
+        number = self._hub.watch(self, read.principal, granted=read.granted)
         try:
             with structlog.contextvars.bound_contextvars(request_id=read.request_id):
                 log.info("read", after=read.after, limit=read.limit, follow=read.follow)

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from relay.auth.ownership import Grant
 from relay.bridge.records import (
     Attach,
     Call,
     Failure,
+    Granting,
     Kind,
     RecordError,
     Result,
@@ -28,11 +27,11 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.errors import RelayError
+from relay.errors import BadRequest, Forbidden, RelayError
 from relay.holder.channels import ChannelLimits, Channels
 from relay.holder.hub import Hub
 from relay.holder.past import Past
-from relay.streams import read_record
+from relay.streams import peer_uid, read_record
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +43,7 @@ Operation = Callable[[str], Coroutine[None, None, None]]
 
 
 class Server:
-    """Serves one kernel's hub to agents of the same user.
+    """Serves one kernel's hub to agents, which are the processes of the OS users ``agents``.
 
     ``max_record`` in bytes bounds one record from an agent.
     """
@@ -55,12 +54,14 @@ class Server:
         *,
         status: Callable[[], Status],
         operate: Operation,
+        agents: frozenset[int],
         max_record: int,
         limits: ChannelLimits,
     ) -> None:
         self._hub = hub
         self._status = status
         self._operate = operate
+        self._agents = agents
         self._max_record = max_record
         self._limits = limits
         self._version = 0
@@ -71,10 +72,10 @@ class Server:
         self._waker = asyncio.Event()
 
     async def listen(self, path: Path) -> None:
-        """Serve on ``path``, for this user only."""
+        """Serve on ``path``; its group is the agents' where they are another user's."""
         path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, path, limit=_BATCH_BYTES)
-        path.chmod(0o600)
+        path.chmod(0o660)
 
     def changed(self) -> None:
         """The status has changed: every agent is told, in a moment."""
@@ -99,8 +100,8 @@ class Server:
         self._connected += 1
         self._nobody.clear()
         try:
-            if not _is_this_user(writer):
-                log.warning("refused_peer")
+            if peer_uid(writer) not in self._agents:
+                log.warning("refused_peer", uid=peer_uid(writer))
                 return
             kind, payload = await read_record(reader, self._max_record)
             if kind is Kind.ATTACH:
@@ -118,6 +119,9 @@ class Server:
             pass
         except* RecordError as group:
             log.warning("bad_record", problem=str(group.exceptions[0]))
+        except* Forbidden:
+            # Whoever asks the agent once more hears it there.
+            log.info("not_admitted")
         finally:
             writer.close()
             self._connected -= 1
@@ -155,17 +159,18 @@ class Server:
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 log.info("call", op=call.op)
-                await self._operate(call.op)
+                if call.grant is not None:
+                    self._grant(call.grant)
+                else:
+                    await self._operate(call.op)
             except RelayError as error:
                 log.warning("call_failed", op=call.op, problem=error.message)
                 failure = Failure(error.message, error.reason, error.http_status)
         writer.write(struct_record(Kind.RESULT, Result(id=call.id, failure=failure)))
 
-
-def _is_this_user(writer: asyncio.StreamWriter) -> bool:
-    connection: socket.socket = writer.get_extra_info("socket")
-    credentials = connection.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-    )
-    _, uid, _ = struct.unpack("3i", credentials)
-    return bool(uid == os.geteuid())
+    def _grant(self, granting: Granting) -> None:
+        try:
+            grant = None if granting.action is None else Grant(granting.action)
+        except ValueError:
+            raise BadRequest("A holder knows no such grant.") from None
+        self._hub.grant(granting.principal, grant)

@@ -49,11 +49,23 @@ class Voice:
         content = {"status": "error", "ename": ename, "evalue": evalue, "traceback": []}
         return self.say(channel, reply, content, to)
 
-    def known_info(self, info: Buffer, request: Buffer) -> tuple[Message, Message, Message]:
+    def known_info(self, channel: Channel, info: Buffer, request: Buffer) -> list[Message]:
         """What a kernel says to a kernel_info_request: busy, the reply with ``info``, idle."""
-        reply = self.say(Channel.SHELL, "kernel_info_reply", {}, request)
+        reply = self.say(channel, "kernel_info_reply", {}, request)
         reply = msgspec.structs.replace(reply, content=info)
-        return self.status("busy", request), reply, self.status("idle", request)
+        return [self.status("busy", request), reply, self.status("idle", request)]
+
+    def refusal(
+        self, channel: Channel, request: str, ename: str, evalue: str, to: Buffer
+    ) -> list[Message]:
+        """What a kernel says to a request of that type, whose header is ``to``, that fails."""
+        reply = self.error(channel, request, ename, evalue, to)
+        said = [self.status("busy", to), reply, self.status("idle", to)]
+        if request == "execute_request":
+            # Clients show what comes on iopub, and nothing of the reply.
+            content = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
+            said.insert(1, self.say(Channel.IOPUB, "error", content, to))
+        return said
 
     def ask_info(self, channel: Channel, subshell: str = "") -> tuple[str, Message]:
         """A kernel_info_request to a kernel, or one of its subshells, and its ``msg_id``."""

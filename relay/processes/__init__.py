@@ -10,11 +10,13 @@ from relay.processes.errors import StartError
 from relay.processes.inherited import (
     claim_notify_socket,
     die_with_parent,
+    inherited_channel,
     inherited_listeners,
     notify,
 )
 from relay.processes.keeper import Backoff, Keeper, stop_all, until_ready
 from relay.processes.ports import PortInUse, listen, listen_patiently, reserve
+from relay.processes.privileges import become, hide_from_user, refuse_new_privileges
 
 __all__ = [
     "Backoff",
@@ -23,12 +25,16 @@ __all__ = [
     "Keeper",
     "PortInUse",
     "StartError",
+    "become",
     "claim_notify_socket",
     "die_with_parent",
+    "hide_from_user",
+    "inherited_channel",
     "inherited_listeners",
     "listen",
     "listen_patiently",
     "notify",
+    "refuse_new_privileges",
     "reserve",
     "stop_all",
     "until_ready",

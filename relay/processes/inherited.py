@@ -65,6 +65,22 @@ def notify(text: str) -> bool:
     return True
 
 
+def inherited_channel(name: str) -> socket.socket:
+    """Take over the one socket of ``$LISTEN_FDS``, which has this name and is connected.
+
+    It does not block and is not inherited any further. Raises `StartError` where there is none.
+    """
+    if (os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_FDNAMES", "")) != ("1", name):
+        raise StartError(f"this program is started by its {name} only")
+    try:
+        fcntl.fcntl(_FIRST_LISTENER, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        channel = socket.socket(fileno=_FIRST_LISTENER)
+    except OSError as error:
+        raise StartError(f"LISTEN_FDS: the {name} left no socket: {error.strerror}") from error
+    channel.settimeout(0)
+    return channel
+
+
 def inherited_listeners() -> dict[str, socket.socket]:
     """Take over the listening sockets of ``$LISTEN_FDS``, by their ``$LISTEN_FDNAMES``.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
 
-from relay.errors import BadRequest
+from relay.errors import BadRequest, NotFound
 
 MAX_TARGET = 8192
 """Longest target that is looked at, in characters."""
@@ -38,6 +38,19 @@ class Target(NamedTuple):
     """The path exactly as received: forward this."""
     query: str
     """What followed the first ``?``, as received, without it."""
+
+    def below(self, *base: str) -> Target:
+        """Return what is left of this target below the path with the segments ``base``.
+
+        They are compared one by one, and whole. Raises ``NotFound`` for what is not below them.
+        """
+        count = len(base)
+        if self.segments[:count] != base:
+            msg = "There is nothing here."
+            raise NotFound(msg)
+        # A segment of the path is one of `segments`, however it is written.
+        path = "/" + "/".join(self.path.split("/")[count + 1 :])
+        return Target(self.segments[count:] or ("",), path, self.query)
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return the decoded values of every ``name`` in the query, in order."""

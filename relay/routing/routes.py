@@ -71,6 +71,9 @@ class Route(NamedTuple):
 
 _Methods = dict[str, Route]
 
+_SEEING = ("view", "use")
+"""With one of these somebody may know of a kernel, and hear that something else is forbidden."""
+
 
 def _route(kind: Kind, *actions: str, besides: tuple[str, ...] = ()) -> Route:
     return Route(kind, frozenset(actions), frozenset(besides))
@@ -82,26 +85,30 @@ def _get(kind: Kind, *actions: str, besides: tuple[str, ...] = ()) -> _Methods:
 
 _VERSION = _get(Kind.VERSION, "list")
 _STATUS = _get(Kind.STATUS, "list")
-_ME = _get(Kind.ME, "list")
+# It says what else one may do.
+_ME = _get(Kind.ME, "list", besides=("start", "use", "view", "interrupt", "stop"))
 _KERNELS = {
     # What one may neither view nor use isn't there.
-    **_get(Kind.KERNELS, "list", besides=("view", "use")),
+    **_get(Kind.KERNELS, "list", besides=_SEEING),
     "POST": _route(Kind.START, "start"),
 }
-_KERNEL = {**_get(Kind.KERNEL, "view", "use"), "DELETE": _route(Kind.STOP, "stop")}
+_KERNEL = {
+    **_get(Kind.KERNEL, *_SEEING),
+    "DELETE": _route(Kind.STOP, "stop", besides=_SEEING),
+}
 # What one may not start isn't there either.
 _KERNELSPECS = _get(Kind.KERNELSPECS, "list", besides=("start",))
 _KERNELSPEC = _get(Kind.KERNELSPEC, "list", besides=("start",))
 _RESOURCE = _get(Kind.RESOURCE, "list", besides=("start",))
 _SESSIONS = {
-    **_get(Kind.SESSIONS, "list", besides=("view", "use")),
-    "POST": _route(Kind.NEW_SESSION, "start", besides=("use",)),
+    **_get(Kind.SESSIONS, "list", besides=_SEEING),
+    "POST": _route(Kind.NEW_SESSION, "start", besides=_SEEING),
 }
 _SESSION = {
-    **_get(Kind.SESSION, "view", "use"),
+    **_get(Kind.SESSION, *_SEEING),
     # A session that is given another kernel starts one, and ends the one it had.
-    "PATCH": _route(Kind.CHANGE_SESSION, "start", besides=("use", "stop")),
-    "DELETE": _route(Kind.END_SESSION, "stop"),
+    "PATCH": _route(Kind.CHANGE_SESSION, "start", besides=(*_SEEING, "stop")),
+    "DELETE": _route(Kind.END_SESSION, "stop", besides=_SEEING),
 }
 _FIXED: dict[tuple[str, ...], _Methods] = {
     ("api",): _VERSION,
@@ -112,17 +119,20 @@ _FIXED: dict[tuple[str, ...], _Methods] = {
     ("api", "sessions"): _SESSIONS,
 }
 _ON_KERNEL: dict[str, _Methods] = {
-    "interrupt": {"POST": _route(Kind.INTERRUPT, "interrupt")},
+    "interrupt": {"POST": _route(Kind.INTERRUPT, "interrupt", besides=_SEEING)},
     # What the kernel holds in memory is gone after a restart, as after a stop.
-    "restart": {"POST": _route(Kind.RESTART, "stop")},
+    "restart": {"POST": _route(Kind.RESTART, "stop", besides=_SEEING)},
     # Who may only view hears what is printed, and is not listened to.
     "channels": {"GET": _route(Kind.CHANNELS, "use", "view")},
     # What it has said; nothing can be asked of it here.
-    "messages": _get(Kind.MESSAGES, "view", "use"),
+    "messages": _get(Kind.MESSAGES, *_SEEING),
     # Whom else its owner lets in.
-    "grants": _get(Kind.GRANTS, "use"),
+    "grants": _get(Kind.GRANTS, "use", besides=("view",)),
 }
-_GRANT: _Methods = {"PUT": _route(Kind.GRANT, "use"), "DELETE": _route(Kind.REVOKE, "use")}
+_GRANT: _Methods = {
+    "PUT": _route(Kind.GRANT, "use", besides=("view",)),
+    "DELETE": _route(Kind.REVOKE, "use", besides=("view",)),
+}
 
 
 def match(method: str, segments: tuple[str, ...]) -> Route:

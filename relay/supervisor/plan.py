@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from relay import registry
 from relay.auth.policy import Action
@@ -24,20 +25,11 @@ from relay.config import (
     TokenSettings,
     UpConfig,
 )
+from relay.config.values import THE_RELAYS
 from relay.processes import Command
 from relay.supervisor.state import StateFolder
 
 LOCAL_HOST = "127.0.0.1"
-
-_EVERYBODY = PolicySettings(
-    rules=[
-        RuleSettings(
-            authenticator=AUTHENTICATOR,
-            actions=[action for action in Action if action is not Action.ADMIN],
-        )
-    ]
-)
-"""Whoever has a token may do everything with kernels of their own."""
 
 
 def edge_config(
@@ -51,18 +43,21 @@ def edge_config(
 ) -> EdgeConfig:
     """The edge's configuration: the ports it really has, and the agents' ports by cluster."""
     certificate, key = folder.server
+    authentication = _authentication(folder, config)
     return EdgeConfig(
         https=ListenSettings(host=config.https.host, port=https),
         wss=ListenSettings(host=config.wss.host, port=wss),
+        base_url=config.base_url,
         tls=TlsSettings(certificate=str(certificate), key=str(key)),
         workers=config.edge_workers,
         clusters={
             name: ClusterSettings(agents=[f"http://{LOCAL_HOST}:{port}"])
             for name, port in agents.items()
         },
-        authentication=AuthenticationSettings(tokens=TokenSettings(file=str(folder.tokens))),
-        policy=config.policy or _EVERYBODY,
+        authentication=authentication,
+        policy=config.policy or _everybody(authentication),
         ticket_key=str(folder.ticket_keys[1]),
+        origins=config.origins,
         limits=config.limits,
         connections=config.connections,
         quotas=config.quotas,
@@ -72,6 +67,28 @@ def edge_config(
         upstream=config.upstream,
         log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
+        audit=replace(config.audit, file=config.audit.file or str(folder.audit_log)),
+    )
+
+
+def _everybody(authentication: AuthenticationSettings) -> PolicySettings:
+    """Whoever comes in may do everything with kernels of their own."""
+    actions: list[Action] = [action for action in Action if action is not Action.ADMIN]
+    names = authentication.authenticators
+    return PolicySettings(
+        rules=[RuleSettings(authenticator=name, actions=actions) for name in names]
+    )
+
+
+def _authentication(folder: StateFolder, config: UpConfig) -> AuthenticationSettings:
+    """The state folder's tokens first, then what is configured."""
+    tokens = TokenSettings(file=str(folder.tokens))
+    besides = config.authentication
+    if besides is None:
+        return AuthenticationSettings(tokens=tokens, path_tokens=config.path_tokens)
+    chain = [AUTHENTICATOR, *besides.chain] if besides.chain else []
+    return msgspec.structs.replace(
+        besides, tokens=tokens, path_tokens=config.path_tokens, chain=chain
     )
 
 
@@ -89,6 +106,7 @@ def agent_config(
         past=config.past,
         sessions=config.sessions,
         culling=config.culling,
+        shared_uid=config.shared_uid,
         root_dir=config.root_dir,
         kernels=config.kernels,
         # One limit, wherever a body is refused.
@@ -116,15 +134,17 @@ def command(
 ) -> Command:
     """``relay edge`` or ``relay agent``, ending with its parent.
 
-    Our own settings are in its file, so no ``RELAY_*`` variable is handed on. ``-P`` keeps the
-    working directory, where anything may lie, off the path of imports.
+    Our own settings are in its file, so no ``RELAY_*`` variable is handed on; what a Hub told us,
+    its token among it, is for the edge alone. ``-P`` keeps the working directory, where anything
+    may lie, off the path of imports.
     """
+    dropped = THE_RELAYS if program == "agent" else ("RELAY_",)
     return Command(
         name=name,
         argv=(
             *(sys.executable, "-P", "-m", "relay", program),
             *("--config", str(config), "--die-with-parent", str(parent)),
         ),
-        environment={k: v for k, v in environ.items() if not k.startswith("RELAY_")},
+        environment={k: v for k, v in environ.items() if not k.startswith(dropped)},
         listeners=listeners or {},
     )

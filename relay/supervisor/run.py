@@ -57,6 +57,8 @@ def run(
     """
     claim_notify_socket()
     folder.create()
+    if config.shared_uid:
+        log.warning("no isolation between users", uid=os.geteuid())
     with Lock(folder), contextlib.ExitStack() as ports:
         folder.status.unlink(missing_ok=True)
         with _writing(folder):
@@ -125,7 +127,10 @@ class _Supervisor:
             edge=pages[_EDGE], agents={name: pages[name] for name in config.clusters}
         )
         https, wss = (_port(listeners[name]) for name in ("https", "wss"))
-        self._urls = _url("https", config.https.host, https), _url("wss", config.wss.host, wss)
+        self._urls = (
+            _url("https", config.https.host, https) + config.base_url,
+            _url("wss", config.wss.host, wss) + config.base_url,
+        )
         settings = plan.edge_config(
             folder, config, https=https, wss=wss, metrics=metrics[_EDGE], agents=ports
         )

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from relay import pki, registry
-from relay.auth.tokens import TokenRecord, TokenStore, generate, is_user_name
+from relay import pki, registry, tokenfile
+from relay.auth.tokens import TokenRecord, TokenStore, generate, is_name
 from relay.config import UpConfig
 from relay.processes import StartError
 from relay.supervisor.state import StateFolder
@@ -67,24 +67,25 @@ def _pair(
 
 
 def _first_token(folder: StateFolder, now: float) -> str:
-    try:
-        store = TokenStore.parse(folder.tokens.read_bytes())
-    except FileNotFoundError:
-        store = TokenStore()
-    except ValueError as error:
-        raise StartError(f"{folder.tokens} is damaged: {error}") from error
-    token = _shown_before(folder)
-    if token and store.authenticate(token, now):
-        return token
-    token, record = generate(user_name(), now, note="made by relay up")
-    _add(folder, store, token, record)
+    with tokenfile.locked(folder.tokens):
+        try:
+            store = tokenfile.read(folder.tokens)
+        except FileNotFoundError:
+            store = TokenStore()
+        except ValueError as error:
+            raise StartError(f"{folder.tokens} is damaged: {error}") from error
+        token = _shown_before(folder)
+        if token and store.authenticate(token, now):
+            return token
+        token, record = generate(user_name(), now, note="made by relay up")
+        _add(folder, store, token, record)
     return token
 
 
 def _add(folder: StateFolder, store: TokenStore, token: str, record: TokenRecord) -> None:
     # The token first: killed in between, it is unknown and made anew, and no hash is left over.
     registry.write_atomic(folder.first_token, f"{token}\n".encode())
-    registry.write_atomic(folder.tokens, TokenStore((*store.records, record)).dump())
+    tokenfile.write(folder.tokens, TokenStore((*store.records, record)))
 
 
 def _shown_before(folder: StateFolder) -> str:
@@ -100,4 +101,4 @@ def user_name() -> str:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container's uid without an entry in passwd
         return "relay"
-    return name if is_user_name(name) else "relay"
+    return name if is_name(name) else "relay"

@@ -91,6 +91,11 @@ class StateFolder(msgspec.Struct, frozen=True):
         return self.path / "run"
 
     @property
+    def audit_log(self) -> Path:
+        """The audit log, unless the configuration says where it is."""
+        return self.path / "audit.log"
+
+    @property
     def status(self) -> Path:
         """``relay.json``: there as long as the relay is ready."""
         return self.path / "relay.json"

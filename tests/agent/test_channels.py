@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from relay.agent.channels import Channels
+from relay.agent.kernels import Admission
+from relay.agent.line import Address
 from relay.bridge import ws_codec
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
+    BUSY,
     HEADER,
     Attach,
     Attached,
@@ -33,12 +37,11 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.bridge.ws_codec import FRAGMENT_SIZE, Subprotocol
-from relay.model import Principal
 from relay.streams import read_record
 from tests.virtualtime import settle, virtual
 
 V1, LEGACY = Subprotocol.V1, Subprotocol.LEGACY
-ADA = Principal("token", "ada")
+ADA = Admission("token:ada")
 EPOCH = "e1"
 HEAD = Position(EPOCH, 0)
 MAX_RECORD = 2**23
@@ -75,6 +78,7 @@ class Bench:
     holder: End
     channels: Channels
     task: asyncio.Task[None]
+    busy = False
 
     async def frames(self) -> tuple[int, int, bytes]:
         kind, payload = await self.edge.next()
@@ -96,7 +100,11 @@ class Bench:
 
 @asynccontextmanager
 async def connected(
-    tmp_path: Path, *, message_bytes: int = MAX_RECORD, max_record: int = MAX_RECORD
+    tmp_path: Path,
+    *,
+    message_bytes: int = MAX_RECORD,
+    max_record: int = MAX_RECORD,
+    admission: Admission = ADA,
 ) -> AsyncIterator[Bench]:
     """Channels that have been started but not asked for anything."""
     bench = Bench()
@@ -110,10 +118,14 @@ async def connected(
     bench.edge = End(*await asyncio.open_unix_connection(sock=far))
     streams = await asyncio.open_unix_connection(sock=near)
     bench.channels = Channels(
-        streams, message_bytes=message_bytes, gateway_bytes=1000, max_record=max_record
+        streams,
+        message_bytes=message_bytes,
+        gateway_bytes=1000,
+        max_record=max_record,
+        is_busy=lambda: bench.busy,
     )
     async with asyncio.TaskGroup() as tasks:
-        bench.task = tasks.create_task(bench.channels.run(path, ADA))
+        bench.task = tasks.create_task(bench.channels.run(Address(path, os.geteuid()), admission))
         yield bench
         bench.edge.close()
         async with asyncio.timeout(1):
@@ -174,17 +186,25 @@ CUTS = [
 # Attaching
 
 
+@pytest.mark.parametrize("views_only", [False, True])
+@pytest.mark.parametrize("granted", [False, True])
 @virtual
-async def test_who_attaches_the_ticket_says(tmp_path: Path) -> None:
+async def test_who_attaches_and_what_they_may_the_ticket_says(
+    tmp_path: Path, views_only: bool, granted: bool
+) -> None:
     attach = Attach(
         link="ab",
         principal="token:mallory",
+        # What an edge says of it is nothing.
+        views_only=not views_only,
+        granted=not granted,
         session_id="s",
         subprotocol=V1.value,
         position=Position(EPOCH, 3, 1),
         request_id="r",
     )
-    async with connected(tmp_path) as bench:
+    admission = Admission("token:ada", views_only, granted)
+    async with connected(tmp_path, admission=admission) as bench:
         bench.edge.send(struct_record(Kind.ATTACH, attach))
         await settle()
         kind, payload = await bench.holder.next()
@@ -192,6 +212,8 @@ async def test_who_attaches_the_ticket_says(tmp_path: Path) -> None:
         assert read_struct(payload, Attach) == Attach(
             link="ab",
             principal="token:ada",
+            views_only=views_only,
+            granted=granted,
             session_id="s",
             subprotocol=V1.value,
             position=Position(EPOCH, 3, 1),
@@ -505,6 +527,15 @@ async def test_a_ping_is_answered_here(tmp_path: Path) -> None:
     async with attached(tmp_path) as bench:
         bench.edge.send(record(Kind.PING))
         assert await bench.edge.next() == (Kind.PONG, b"")
+
+
+@virtual
+async def test_a_sign_of_life_says_whether_the_kernel_is_busy(tmp_path: Path) -> None:
+    async with attached(tmp_path) as bench:
+        for busy, says in ((True, BUSY), (False, b"")):
+            bench.busy = busy
+            bench.edge.send(record(Kind.PING))
+            assert await bench.edge.next() == (Kind.PONG, says)
 
 
 @pytest.mark.parametrize("departure", [None, *Departure])

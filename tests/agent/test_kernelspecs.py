@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from relay.agent.kernelspecs import KernelSpecs
+from relay.auth.policy import Action, Rights
 from relay.errors import NotFound
 
+ALL = Rights({Action.START: None})
 SPEC = {"argv": ["true", "{connection_file}"], "display_name": "Nothing", "language": "none"}
 
 
@@ -50,7 +52,7 @@ async def test_a_kernelspec_is_shown_as_jupyter_shows_it(
     jupyter: Folder, specs: KernelSpecs
 ) -> None:
     jupyter.add("one", "logo-64x64.png", "logo-svg.svg", "kernel.js", "kernel.css", "other.png")
-    model = await specs.get("one")
+    model = await specs.get("one", ALL)
     assert model["name"] == "one"
     assert model["spec"].items() >= SPEC.items()
     assert model["resources"] == {
@@ -59,12 +61,12 @@ async def test_a_kernelspec_is_shown_as_jupyter_shows_it(
         "logo-64x64": "/alpha/kernelspecs/one/logo-64x64.png",
         "logo-svg": "/alpha/kernelspecs/one/logo-svg.svg",
     }
-    assert await specs.all() == {"default": "one", "kernelspecs": {"one": model}}
+    assert await specs.all(ALL) == {"default": "one", "kernelspecs": {"one": model}}
 
 
 async def test_what_a_kernelspec_brings_along_is_kept(jupyter: Folder, specs: KernelSpecs) -> None:
     jupyter.add("one", env={"A": "b"}, metadata={"c": [1]}, interrupt_mode="message")
-    spec = (await specs.get("one"))["spec"]
+    spec = (await specs.get("one", ALL))["spec"]
     assert (spec["env"], spec["metadata"]) == ({"A": "b"}, {"c": [1]})
     assert spec["interrupt_mode"] == "message"
 
@@ -75,9 +77,9 @@ async def test_an_unknown_kernelspec_is_not_found(
 ) -> None:
     jupyter.add("one", "logo-64x64.png")
     with pytest.raises(NotFound):
-        await specs.get(name)
+        await specs.get(name, ALL)
     with pytest.raises(NotFound):
-        await specs.resource(name, ("logo-64x64.png",))
+        await specs.resource(name, ("logo-64x64.png",), ALL)
 
 
 @pytest.mark.parametrize(
@@ -89,30 +91,68 @@ async def test_the_default_is_python3_or_the_first(
 ) -> None:
     for name in names:
         jupyter.add(name)
-    assert await specs.default() == default
-    assert (await specs.all())["default"] == default
+    assert await specs.default(ALL) == default
+    assert (await specs.all(ALL))["default"] == default
 
 
-async def test_without_kernelspecs_there_is_no_default(specs: KernelSpecs) -> None:
-    with pytest.raises(NotFound, match="no kernelspecs"):
-        await specs.default()
-    assert (await specs.all())["kernelspecs"] == {}
+async def test_without_kernelspecs_there_is_no_list(specs: KernelSpecs) -> None:
+    for ask in (specs.default(ALL), specs.all(ALL)):
+        with pytest.raises(NotFound, match="no kernelspecs"):
+            await ask
+
+
+# Whose they are
+
+
+async def test_what_one_may_not_start_is_not_there(jupyter: Folder, specs: KernelSpecs) -> None:
+    for name in ("python3", "ir", "julia"):
+        jupyter.add(name, "logo-64x64.png")
+    some = Rights({Action.START: frozenset({"julia", "ir", "absent"}), Action.USE: None})
+    found = await specs.all(some)
+    assert (found["default"], set(found["kernelspecs"])) == ("ir", {"ir", "julia"})
+    assert await specs.default(some) == "ir"
+    assert (await specs.get("julia", some))["name"] == "julia"
+    await specs.resource("julia", ("logo-64x64.png",), some)
+    for name in ("python3", "Python3", "PYTHON3"):
+        with pytest.raises(NotFound, match=f"There is no kernelspec named '{name}'"):
+            await specs.get(name, some)
+        with pytest.raises(NotFound, match="no such kernelspec resource"):
+            await specs.resource(name, ("logo-64x64.png",), some)
+
+
+@pytest.mark.parametrize(
+    "rights",
+    [
+        Rights(),
+        Rights(dict.fromkeys(set(Action) - {Action.START})),
+        Rights({Action.START: frozenset()}),
+        Rights({Action.START: frozenset({"On", "one "}), Action.ADMIN: None}),
+    ],
+)
+async def test_who_may_start_nothing_is_told_so(
+    jupyter: Folder, specs: KernelSpecs, rights: Rights
+) -> None:
+    jupyter.add("one", "logo-64x64.png")
+    asked = [specs.all(rights), specs.default(rights), specs.get("one", rights)]
+    for each in (*asked, specs.resource("one", ("logo-64x64.png",), rights)):
+        with pytest.raises(NotFound):
+            await each
 
 
 async def test_a_new_kernelspec_is_seen_at_once(jupyter: Folder, specs: KernelSpecs) -> None:
     jupyter.add("one")
-    await specs.get("one")
+    await specs.get("one", ALL)
     jupyter.add("two")
-    assert set((await specs.all())["kernelspecs"]) == {"one", "two"}
+    assert set((await specs.all(ALL))["kernelspecs"]) == {"one", "two"}
 
 
 async def test_resources_are_files_of_the_folder(jupyter: Folder, specs: KernelSpecs) -> None:
     folder = jupyter.add("one", "logo-64x64.png")
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "deep" / "er" / "file.js").touch()
-    logo = await specs.resource("one", ("logo-64x64.png",))
+    logo = await specs.resource("one", ("logo-64x64.png",), ALL)
     assert logo == (folder / "logo-64x64.png").resolve()
-    script = await specs.resource("one", ("deep", "er", "file.js"))
+    script = await specs.resource("one", ("deep", "er", "file.js"), ALL)
     assert script == (folder / "deep" / "er" / "file.js").resolve()
 
 
@@ -153,7 +193,7 @@ async def test_nothing_outside_of_the_folder_is_served(
     (folder / "to_nowhere").symlink_to("nowhere")
     os.mkfifo(folder / "a_pipe")
     with pytest.raises(NotFound, match="no such kernelspec resource"):
-        await specs.resource("one", file)
+        await specs.resource("one", file, ALL)
 
 
 async def test_a_link_within_the_folder_may_be_followed(
@@ -161,7 +201,7 @@ async def test_a_link_within_the_folder_may_be_followed(
 ) -> None:
     folder = jupyter.add("one", "logo-64x64.png")
     (folder / "logo-32x32.png").symlink_to("logo-64x64.png")
-    logo = await specs.resource("one", ("logo-32x32.png",))
+    logo = await specs.resource("one", ("logo-32x32.png",), ALL)
     assert logo == (folder / "logo-64x64.png").resolve()
 
 
@@ -171,5 +211,5 @@ async def test_a_folder_that_is_a_link_itself_is_served(
     folder = jupyter.add("one", "logo-64x64.png")
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    logo = await specs.resource("one", ("logo-64x64.png",))
+    logo = await specs.resource("one", ("logo-64x64.png",), ALL)
     assert logo == tmp_path.resolve() / "elsewhere" / "logo-64x64.png"

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import StreamReader, web
@@ -13,6 +14,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from relay.agent.holders import StartRequest
+from relay.agent.kernels import Kernels
 from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions
@@ -42,16 +44,16 @@ class FakeHolders:
 
 
 class FakeSpecs:
-    async def get(self, name: str) -> dict[str, Any]:
-        if name not in {"python3", "ir"}:
+    async def get(self, name: str, rights: Rights) -> dict[str, Any]:
+        if name not in {"python3", "ir"} or not rights.cover(Action.START, name):
             raise NotFound("no such kernelspec")
         return {"name": name, "spec": {}}
 
-    async def default(self) -> str:
-        return "python3"
+    async def default(self, rights: Rights) -> str:
+        return "python3" if rights.cover(Action.START, "python3") else "ir"
 
-    async def all(self) -> dict[str, Any]:
-        return {"default": "python3", "kernelspecs": {}}
+    async def all(self, rights: Rights) -> dict[str, Any]:
+        return {"default": await self.default(rights), "kernelspecs": {}}
 
 
 class Desk:
@@ -71,10 +73,11 @@ class Desk:
         specs: Any = FakeSpecs()
         holders: Any = self.holders
         starts = Starts(config, holders, specs)
-        sessions = Sessions(folder, holders, starts)
+        kernels = Kernels(holders)
+        sessions = Sessions(folder, kernels, starts)
         self.rest = Rest(
             config,
-            holders=holders,
+            kernels=kernels,
             kernelspecs=specs,
             starts=starts,
             sessions=sessions,
@@ -82,13 +85,18 @@ class Desk:
         )
 
     async def ask(
-        self, method: str, path: str, body: bytes = b"", kernel: str | None = KERNEL_ID
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        kernel: str | None = KERNEL_ID,
+        rights: Rights | None = None,
     ) -> web.StreamResponse:
         ticket = Ticket(
             principal=Principal("token", "ada"),
             cluster="alpha",
             kernel=kernel,
-            rights=Rights(dict.fromkeys(Action)),
+            rights=Rights(dict.fromkeys(Action)) if rights is None else rights,
             request_id="r1",
         )
         target = parse_target(path)
@@ -132,7 +140,7 @@ async def test_what_a_client_sets_goes_before_what_is_inherited(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.environ", {"KERNEL_X": "ours"})
-    monkeypatch.setattr("relay.agent.starts.inherited_environment", lambda _: {"KERNEL_X": "ours"})
+    monkeypatch.setattr(KernelEnvironment, "inherited", lambda *_: {"KERNEL_X": "ours"})
     assert (await desk.start({"env": {"KERNEL_X": "theirs"}})).environment["KERNEL_X"] == "theirs"
 
 
@@ -217,6 +225,55 @@ async def test_the_kernelspecs_of_a_user(desk: Desk, query: str, found: object) 
     response = await desk.ask("GET", f"/api/kernelspecs{query}")
     assert isinstance(response, web.Response)
     assert json.loads(response.body or b"") == found  # type: ignore[arg-type]
+
+
+async def test_nothing_is_started_of_a_kernelspec_that_is_not_for_them(desk: Desk) -> None:
+    rights = Rights({Action.START: frozenset({"ir"})})
+    with pytest.raises(NotFound):
+        await desk.ask("POST", "/api/kernels", b'{"name": "python3"}', rights=rights)
+    assert desk.holders.started == []
+    assert (await desk.start(rights=rights)).name == "ir"
+
+
+@pytest.mark.parametrize(
+    ("actions", "permitted"),
+    [
+        ([], {"kernels": [], "kernelspecs": [], "sessions": [], "contents": []}),
+        (["list", "admin"], {"kernels": [], "kernelspecs": [], "sessions": [], "contents": []}),
+        (
+            ["view"],
+            {"kernels": ["read"], "kernelspecs": [], "sessions": ["read"], "contents": []},
+        ),
+        (
+            ["use"],
+            {
+                "kernels": ["read", "execute"],
+                "kernelspecs": [],
+                "sessions": ["read"],
+                "contents": [],
+            },
+        ),
+        (
+            ["start", "view"],
+            {
+                "kernels": ["read", "write"],
+                "kernelspecs": ["read"],
+                "sessions": ["read", "write"],
+                "contents": [],
+            },
+        ),
+    ],
+)
+async def test_permissions_are_what_the_rights_leave(
+    desk: Desk, actions: list[str], permitted: dict[str, list[str]]
+) -> None:
+    wanted = {resource: ["read", "write", "execute"] for resource in permitted}
+    rights = Rights(dict.fromkeys(map(Action, actions)))
+    query = quote(json.dumps(wanted))
+    response = await desk.ask("GET", f"/api/me?permissions={query}", rights=rights)
+    assert isinstance(response, web.Response)
+    found = json.loads(response.body or b"")["permissions"]  # type: ignore[arg-type]
+    assert found == {**permitted, "updatable_fields": []}
 
 
 def test_every_route_has_an_answer(desk: Desk) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from relay.agent import spawn
+from relay.agent.spawn import SameUser
 from relay.config import CullSettings, JournalSettings, KernelSettings, LogSettings, SessionSettings
 from relay.config.holder import HolderConfig
 from relay.registry import KernelRecord, Place, process_started, write_atomic
@@ -71,23 +72,22 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
     """The places for which a holder was started."""
     places: list[Place] = []
 
-    class Process:
-        pid = 1
-
-    def start(place: Place, lock: int) -> Process:
+    async def start(self: SameUser, place: Place, owner: str, lock: int) -> int:
         os.fstat(lock)
+        assert owner == "token:root"
         places.append(place)
-        return Process()
+        return 1
 
-    monkeypatch.setattr(spawn, "_start", start)
+    monkeypatch.setattr(SameUser, "start", start)
     return places
 
 
-def replace(place: Place) -> str:
+async def replace(place: Place) -> str:
     lock = place.try_lock()
     assert lock is not None
+    starter = SameUser(place.folder.parent, "alpha", str(place.folder.parent / "run"))
     try:
-        return spawn.replace(place, lock)
+        return await spawn.replace(starter, place, lock)
     finally:
         os.close(lock)
 
@@ -102,10 +102,10 @@ def is_buried(place: Place, kernel: int) -> bool:
     return process_started(kernel) is None and not sockets
 
 
-def test_a_kernel_that_was_up_gets_another_holder(
+async def test_a_kernel_that_was_up_gets_another_holder(
     place: Place, kernel: int, started: list[Place]
 ) -> None:
-    assert replace(place) == ""
+    assert await replace(place) == ""
     assert started == [place]
     assert process_started(kernel) is not None
 
@@ -115,29 +115,31 @@ def test_a_kernel_that_was_up_gets_another_holder(
     [{"state": "starting"}, {"state": "ending"}, {"provisioner": None}],
     ids=["never heard", "being ended", "not noted"],
 )
-def test_others_are_buried(
+async def test_others_are_buried(
     place: Place, kernel: int, started: list[Place], more: dict[str, Any]
 ) -> None:
     note(place, kernel, **more)
-    assert replace(place) == ""
+    assert await replace(place) == ""
     assert started == []
     assert is_buried(place, kernel)
 
 
 @pytest.mark.parametrize("broken", ["request", "record"])
-def test_what_cannot_be_read_is_buried(place: Place, started: list[Place], broken: str) -> None:
+async def test_what_cannot_be_read_is_buried(
+    place: Place, started: list[Place], broken: str
+) -> None:
     getattr(place, broken).write_text("{")
-    assert replace(place) == ""
+    assert await replace(place) == ""
     assert started == []
     assert not place.folder.exists()
 
 
-def test_a_holder_that_keeps_dying_is_given_up(
+async def test_a_holder_that_keeps_dying_is_given_up(
     place: Place, kernel: int, started: list[Place]
 ) -> None:
     for _ in range(SETTINGS.holder_restart_limit):
-        assert replace(place) == ""
-    reason = replace(place)
+        assert await replace(place) == ""
+    reason = await replace(place)
     assert reason == (
         "The kernel was ended: its holder died 3 times within 60 s (kernels.holder_restart_limit)."
     )
@@ -145,20 +147,20 @@ def test_a_holder_that_keeps_dying_is_given_up(
     assert is_buried(place, kernel)
 
 
-def test_deaths_long_ago_do_not_count(place: Place, started: list[Place]) -> None:
+async def test_deaths_long_ago_do_not_count(place: Place, started: list[Place]) -> None:
     now = time.monotonic()
     # The last is of a clock that was ahead: of before the machine was started.
     long_ago = [now - 1000, now - 61, now - 60.1, now + 1000]
     write_atomic(place.replacements, msgspec.json.encode(long_ago))
-    assert replace(place) == ""
+    assert await replace(place) == ""
     (noted,) = msgspec.json.decode(place.replacements.read_bytes())
     assert now <= noted <= time.monotonic()
     assert started == [place]
 
 
-def test_a_damaged_count_begins_anew(place: Place, started: list[Place]) -> None:
+async def test_a_damaged_count_begins_anew(place: Place, started: list[Place]) -> None:
     place.replacements.write_text("]")
-    assert replace(place) == ""
+    assert await replace(place) == ""
     assert started == [place]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.agent.starts import client_environment, inherited_environment, working_folder
+from relay.agent.starts import client_environment, working_folder
 from relay.config import KernelEnvironment
 from relay.errors import BadRequest
 
@@ -15,18 +15,18 @@ SETTINGS = KernelEnvironment(allowed=["MY_VARIABLE"], value_bytes=20)
 
 def test_a_client_sets_kernel_variables_and_what_is_allowed() -> None:
     asked = {
-        "KERNEL_ID": "k",
+        "KERNEL_X": "k",
         "KERNEL_": "empty name",
         "MY_VARIABLE": "mine",
         "PATH": "/evil",
         "LD_PRELOAD": "/evil.so",
         "PYTHONPATH": "/evil",
         "MY_VARIABLE_TOO": "x",
-        "kernel_id": "x",
-        "XKERNEL_ID": "x",
+        "kernel_x": "x",
+        "XKERNEL_X": "x",
     }
     assert client_environment(asked, SETTINGS) == {
-        "KERNEL_ID": "k",
+        "KERNEL_X": "k",
         "KERNEL_": "empty name",
         "MY_VARIABLE": "mine",
     }
@@ -59,39 +59,67 @@ def test_a_value_that_is_too_long_is_refused_by_its_setting(value: str) -> None:
     assert value not in caught.value.message
 
 
-@pytest.mark.parametrize("character", ["\0", "\n", "\r", "\t", "\x1b", "\x1f", "\x7f"])
+@pytest.mark.parametrize(
+    "character",
+    ["\0", "\n", "\r", "\t", "\x1b", "\x1f", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\ud800"],
+)
 def test_control_characters_are_refused(character: str) -> None:
     with pytest.raises(BadRequest, match="control characters"):
         client_environment({"KERNEL_X": f"a{character}b"}, SETTINGS)
 
 
-def test_a_kernel_inherits_what_is_listed_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    own = {
-        "PATH": "/bin",
-        "LC_ALL": "C",
-        "LC_": "x",
-        "MY_SECRET": "x",
-        "PATHS": "x",
-        "XLC_ALL": "x",
-        "path": "x",
-        "RELAY_TOKEN": "x",
-    }
-    monkeypatch.setattr("os.environ", own)
-    settings = KernelEnvironment(inherit=["PATH", "LC_*", "HOME"])
-    assert inherited_environment(settings) == {"PATH": "/bin", "LC_ALL": "C", "LC_": "x"}
+IDENTITIES = [
+    *("KERNEL_USERNAME", "KERNEL_USER", "KERNEL_USERID", "KERNEL_USER_ID", "KERNEL_UID"),
+    *("KERNEL_GROUP", "KERNEL_GROUPS", "KERNEL_GID", "KERNEL_TENANT_ID"),
+    *("KERNEL_ID", "KERNEL_POD_NAME", "KERNEL_NAMESPACE", "KERNEL_SERVICE_ACCOUNT_NAME"),
+]
 
 
-def test_nothing_of_the_relays_own_is_inherited_by_default(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    names = [
-        *("RELAY_STATE_DIR", "NOTIFY_SOCKET", "LISTEN_FDS", "XDG_RUNTIME_DIR"),
-        *("AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "PYTHONPATH", "LD_PRELOAD"),
-    ]
-    monkeypatch.setattr("os.environ", dict.fromkeys([*names, "HOME", "CONDA_PREFIX"], "x"))
-    assert inherited_environment(KernelEnvironment()) == {"HOME": "x", "CONDA_PREFIX": "x"}
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_no_client_says_who_it_is(name: str) -> None:
+    settings = KernelEnvironment(allowed=[name])
+    for value in ("root", "0", "x" * 5000, None):
+        assert client_environment({name: value}, settings) == {}
+
+
+CODE = [
+    *("PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "PYTHONPATH", "PYTHONSTARTUP"),
+    *("PYTHONHOME", "JPY_PARENT_PID", "JPY_SESSION_NAME", "BASH_ENV", "ENV", "IFS", "SHELLOPTS"),
+    *("NODE_OPTIONS", "PERL5LIB", "PERL5OPT", "RUBYOPT", "R_PROFILE", "R_PROFILE_USER"),
+    *("JULIA_LOAD_PATH", "JAVA_TOOL_OPTIONS", "GCONV_PATH", "HOME", "IPYTHONDIR", "JUPYTER_PATH"),
+    *("HTTPS_PROXY", "RELAY_STATE_DIR", "BASH_FUNC_x%%"),
+]
+
+
+@pytest.mark.parametrize("name", [each for each in CODE if "%" not in each])
+def test_what_decides_which_code_runs_passes_where_it_is_named_only(name: str) -> None:
+    asked = {name: "/evil"}
+    assert client_environment(asked, KernelEnvironment()) == {}
+    assert client_environment(asked, KernelEnvironment(allowed=[f"{name}_X", name[:-1]])) == {}
+    assert client_environment(asked, KernelEnvironment(allowed=[name])) == asked
+
+
+def test_a_shells_function_has_no_name_that_could_pass() -> None:
+    with pytest.raises(BadRequest, match="name"):
+        client_environment({"BASH_FUNC_x%%": "() { :; }"}, KernelEnvironment())
+
+
+def test_a_client_sets_only_so_many_variables() -> None:
+    settings = KernelEnvironment(variables=3)
+    asked = {f"KERNEL_{number}": "x" for number in range(3)}
+    assert client_environment(asked, settings) == asked
+    # Those that are left out count too: looking at them costs the same.
+    with pytest.raises(BadRequest, match=r"environment\.variables"):
+        client_environment({**asked, "OTHER": "x"}, settings)
+
+
+def test_a_client_sets_only_so_much() -> None:
+    settings = KernelEnvironment(bytes=20)
+    longest = {"KERNEL_A": "\u00e9", "KERNEL_B": "xy"}  # 20 bytes
+    assert client_environment(longest, settings) == longest
+    assert client_environment({**longest, "OTHER": "x" * 100}, settings) == longest
+    with pytest.raises(BadRequest, match=r"environment\.bytes"):
+        client_environment({**longest, "KERNEL_B": "xyz"}, settings)
 
 
 # The folder

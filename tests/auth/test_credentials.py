@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.credentials import MAX_CREDENTIAL, from_request
+from relay.auth.credentials import MAX_CREDENTIAL, TOKEN_PROTOCOL, from_request, without_token
 from relay.errors import Unauthorized
 
 
@@ -148,3 +148,72 @@ def test_result_is_one_of_what_was_shown(headers: list[str], query: list[str]) -
         assert found in query or any(header.strip(" \t").endswith(found) for header in headers)
         assert found.isascii()
         assert found.isprintable()
+
+
+# Tokens in subprotocols (JEP 121)
+
+T = TOKEN_PROTOCOL
+
+
+@pytest.mark.parametrize(
+    "protocols",
+    [
+        [f"{T}.S"],
+        [f"{T}, {T}.S"],
+        [T, f"{T}.S"],
+        [f"v1.kernel.websocket.jupyter.org,\t{T}.S ,{T}"],
+        [f"{T}.S", f"{T}.S"],
+        [f"{T}.%53"],
+        [f"{T}.S, {T}."],
+    ],
+)
+def test_a_token_in_a_subprotocol(protocols: list[str]) -> None:
+    assert from_request([], [], protocols, websocket=True) == "S"
+    assert from_request(["token S"], ["S"], protocols, websocket=True) == "S"
+    assert from_request([], [], protocols, websocket=False) is None
+
+
+@pytest.mark.parametrize(
+    "protocols",
+    [
+        [],
+        [""],
+        [","],
+        [T],
+        [f"{T}."],
+        [f"{T}S"],
+        [f"x{T}.S"],
+        [f"{T.upper()}.S"],
+        ["v2.token.websocket.jupyter.org.S"],
+        ["base64url.bearer.authorization.k8s.io.Uw"],
+    ],
+)
+def test_subprotocols_without_a_token(protocols: list[str]) -> None:
+    assert from_request([], [], protocols, websocket=True) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "protocols"),
+    [
+        (["token A"], [], [f"{T}.B"]),
+        ([], ["A"], [f"{T}.B"]),
+        ([], [], [f"{T}.A, {T}.B"]),
+        ([], [], [f"{T}.A", f"{T}.B"]),
+        (["token A"], ["A"], [f"{T}.a"]),
+        ([], [], [f"{T}.S3cr3t%20x"]),
+        ([], [], [f"{T}.S3cr3t%00"]),
+        ([], [], [f"{T}.S3cr3t%FF"]),
+        ([], [], [f"{T}.S3cr3t%0d%0aX: 1"]),
+        ([], [], [f"{T}." + "x" * (MAX_CREDENTIAL + 1)]),
+    ],
+)
+def test_subprotocols_that_disagree_or_cannot_be_read(
+    headers: list[str], query: list[str], protocols: list[str]
+) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        from_request(headers, query, protocols, websocket=True)
+    assert "S3cr3t" not in caught.value.message
+
+
+def test_the_others_are_left_to_choose_from() -> None:
+    assert without_token([f"a, {T}.S", T, f" {T}.%53,b"]) == ["a", T, "b"]

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
 import math
+import secrets
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.tokens import PREFIX, TokenRecord, TokenStore, generate
+from relay.auth.tokens import PREFIX, TokenRecord, TokenStore, generate, is_path_token
 from relay.model import Identity, Principal
 
 NOW = 1_800_000_000.0
@@ -220,7 +222,20 @@ def test_a_file_that_is_not_a_store(data: bytes) -> None:
         {"expires": True},
         {"expires": "never"},
         {"expires": [NOW]},
-        {"clusters": ["alpha"]},
+        {"clusters": []},
+        {"clusters": "alpha"},
+        {"clusters": [1]},
+        {"clusters": [" alpha"]},
+        {"groups": None},
+        {"groups": "staff"},
+        {"groups": [""]},
+        {"groups": ["a\nb"]},
+        {"scopes": None},
+        {"scopes": [None]},
+        {"scopes": ["x" * 256]},
+        {"path": True},
+        {"path": 1},
+        {"kernelspecs": ["python3"]},
     ],
 )
 def test_a_record_that_is_not_understood_is_refused(changes: dict[str, Any]) -> None:
@@ -243,3 +258,85 @@ def test_a_record_made_with_nan(times: dict[str, float]) -> None:
 def test_records_that_share_an_id_or_a_hash(second: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="share"):
         TokenStore.parse(store_of(record(), record(**second)))
+
+
+def test_groups_scopes_and_clusters_are_its_bearers() -> None:
+    token, made = generate(
+        "alice", NOW, groups=["staff", "gpu", "staff"], scopes=["run"], clusters=["alpha"]
+    )
+    assert made.groups == ("staff", "gpu")
+    store = TokenStore.parse(TokenStore([made]).dump())
+    assert store.records == (made,)
+    found = store.authenticate(token, NOW)
+    assert found is not None
+    assert found.groups == {"staff", "gpu"}
+    assert found.scopes == {"run"}
+    assert found.clusters == frozenset({"alpha"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"groups": [""]},
+        {"groups": ["a\tb"]},
+        {"scopes": [" x"]},
+        {"clusters": []},
+        {"clusters": ["x" * 256]},
+        {"note": "a\nb"},
+        {"note": "\x1b[2J"},
+        {"note": "x" * 256},
+        {"path": True},
+    ],
+)
+def test_what_no_token_can_be_made_with(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        generate("alice", NOW, **wrong)
+
+
+def test_a_path_token_and_a_bearer_token_are_two_things() -> None:
+    path, first = generate("alice", NOW, lifetime=60.0, path=True)
+    bearer, second = generate("alice", NOW, lifetime=60.0)
+    store = TokenStore([first, second])
+    assert store.authenticate(path, NOW) is None
+    assert store.authenticate(bearer, NOW) is not None
+    assert store.authenticate_path(path, NOW, 60.0) is not None
+    assert store.authenticate_path(bearer, NOW, 60.0) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "max_lifetime", "good"),
+    [
+        (NOW, 60.0, True),
+        (NOW + 59, 60.0, True),
+        (NOW + 60, 60.0, False),
+        (NOW, 59.9, False),
+        (math.nan, 60.0, False),
+        (NOW, math.nan, False),
+    ],
+)
+def test_how_long_a_path_token_is_good(now: float, max_lifetime: float, good: bool) -> None:
+    token, made = generate("alice", NOW, lifetime=60.0, path=True)
+    assert (TokenStore([made]).authenticate_path(token, now, max_lifetime) is not None) == good
+
+
+def test_path_tokens_survive_what_clients_do_to_urls() -> None:
+    for _ in range(200):
+        token, _ = generate("alice", NOW, lifetime=60.0, path=True)
+        assert is_path_token(token)
+        assert token == token.lower()
+        # As the gateway client makes a WebSocket's URL.
+        assert token.replace("http", "ws") == token
+
+
+def test_a_path_token_with_http_in_it_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_http = base64.b32decode("HTTP".ljust(52, "A") + "====")
+    drawn = [with_http, with_http, bytes(32), bytes(6)]
+    monkeypatch.setattr(secrets, "token_bytes", lambda _: drawn.pop(0))
+    assert generate("alice", NOW, lifetime=60.0, path=True)[0] == "a" * 52
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a" * 51, "a" * 53, "A" * 52, "a" * 51 + "1", "a" * 52 + "\n", "a" * 51 + "="]
+)
+def test_what_is_no_path_token(text: str) -> None:
+    assert not is_path_token(text)

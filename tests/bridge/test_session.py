@@ -4,6 +4,7 @@ from collections import defaultdict, deque
 
 import msgspec
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -1194,3 +1195,31 @@ class Delivery(RuleBasedStateMachine):
 
 
 TestDelivery = Delivery.TestCase
+
+
+# Keys
+
+
+@given(
+    one=st.tuples(st.text(max_size=12), st.text(max_size=12)),
+    other=st.tuples(st.text(max_size=12), st.text(max_size=12)),
+)
+def test_no_two_principals_share_a_session(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert (session_key(*one) == session_key(*other)) is (one == other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("token:a", "b s x"), ("token:a b", "s x")),
+        (("token:a b", "s x"), ("token:a", "b s x")),
+        (("7 token:a", "x"), ("7", "token:a x")),
+        (("token:a", "s s"), ("token:as", "s")),
+        (("token:a:s x", "s"), ("token:a", ":s x s")),
+        (("", "token:a s x"), ("token:a", "s x")),
+    ],
+)
+def test_what_is_written_alike_is_not_the_same(
+    one: tuple[str, str], other: tuple[str, str]
+) -> None:
+    assert session_key(*one) != session_key(*other)

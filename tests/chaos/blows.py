@@ -96,23 +96,26 @@ class Kill:
 
 
 class KillWorker:
-    """SIGKILL for the edge worker that has the most clients, or the fewest, in turn."""
+    """SIGKILL for the edge worker that has the most of those who wait for a hit, or the fewest."""
 
     def __init__(self) -> None:
+        self._target: Target
         self._pid = 0
-        self._ports: set[int] = set()
         self._turns = 0
 
     async def aim(self, target: Target, seats: Iterable[Seat]) -> None:
         """Choose it."""
-        workers = (await target.parts()).workers
-        clients = {pid: clients_of(pid, target.relay) for pid in workers}
-        # Who comes next goes to the one that has few.
-        choose = (max, min)[self._turns % 2]
+        waiting = set[int]().union(*(seat.ports() for seat in seats))
+        clients = {
+            pid: len(waiting & clients_of(pid, target.relay))
+            for pid in (await target.parts()).workers
+        }
+        # Who has no connection yet may get one to either.
+        choose = (max, max, min)[self._turns % 3]
         self._turns += 1
-        self._pid = choose(clients, key=lambda pid: len(clients[pid]))
+        self._target = target
+        self._pid = choose(clients, key=lambda pid: clients[pid])
         target.killed.add(self._pid)
-        self._ports = clients[self._pid]
 
     def strike(self) -> None:
         """Kill it."""
@@ -120,7 +123,7 @@ class KillWorker:
 
     def hits(self, seat: Seat) -> bool:
         """Whether a connection of the client's ends there."""
-        return bool(self._ports & seat.ports())
+        return bool(clients_of(self._pid, self._target.relay) & seat.ports())
 
     async def over(self, began: float) -> float:
         """Nothing more is done."""

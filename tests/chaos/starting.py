@@ -29,10 +29,11 @@ class Nobody:
 
     def __init__(self, relay: RunningRelay) -> None:
         self._relay = relay
+        self._others = ports_of(os.getpid(), relay)
 
     def ports(self) -> set[int]:
-        """Those of this process."""
-        return ports_of(os.getpid(), self._relay)
+        """Those that this process has had since: its request's."""
+        return ports_of(os.getpid(), self._relay) - self._others
 
     async def ask(self, key: str, code: str) -> None:
         """Nobody answers."""
@@ -70,6 +71,7 @@ class Starting:
     async def ready(self) -> None:
         """Ask for one. The blow comes within a moment, so that it starts still."""
         self._kernel = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
+        self._desk.seat = Nobody(self._relay)
         body = {"name": "python3", "kernel_id": self._kernel}
         wanted = self._repeat("POST", self._path, body, {HTTPStatus.CREATED})
         self._start = self._tasks.create_task(wanted, name=f"start {self._kernel}")

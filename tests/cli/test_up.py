@@ -49,6 +49,14 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Supervisor:
     return made
 
 
+def test_users_share_a_uid_where_that_is_said_only(relay: Run, fake: Supervisor) -> None:
+    for options in ((), ("--shared-uid",)):
+        _, out, _ = relay("up", *options)
+        assert fake.config is not None
+        assert fake.config.shared_uid is bool(options)
+        assert ("no isolation between users" in out) is bool(options)
+
+
 def test_the_defaults(relay: Run, fake: Supervisor, tmp_path: Path) -> None:
     code, out, err = relay("up")
     assert (code, err) == (0, "")

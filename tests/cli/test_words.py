@@ -23,8 +23,9 @@ READY = Ready(
 )
 
 
-def text() -> str:
-    return "\n".join(line.text for line in words.ready(READY, Path("/state"), 1000))
+def text(*, shared: bool = True) -> str:
+    lines = words.ready(READY, Path("/state"), 1000, shared=shared)
+    return "\n".join(line.text for line in lines)
 
 
 def test_everything_that_is_needed_is_there() -> None:
@@ -61,6 +62,11 @@ def test_the_curl_line() -> None:
         *("curl", "--cacert", READY.ca, "-H", f"Authorization: token {READY.token}"),
         "https://127.0.0.1:1/alpha/api/kernelspecs",
     ]
+
+
+def test_isolation_is_not_denied_where_there_is_one_user_only() -> None:
+    assert "no isolation" not in text(shared=False)
+    assert "--shared-uid" in text(shared=False)
 
 
 def test_the_vscode_line() -> None:
@@ -109,8 +115,8 @@ def test_a_narrow_terminal_breaks_no_line(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("TERM", "dumb")
-    words.show(words.ready(READY, Path("/state"), 1000))
-    assert capsys.readouterr().out == text() + "\n"
+    words.show(words.ready(READY, Path("/state"), 1000, shared=False))
+    assert capsys.readouterr().out == text(shared=False) + "\n"
 
 
 def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:

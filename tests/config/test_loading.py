@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from relay.auth.policy import Action, Rule
 from relay.config import AgentConfig, ConfigError, EdgeConfig, UpConfig, load
@@ -219,7 +221,7 @@ AUTHENTICATION = "authentication: {tokens: {file: tokens.json}}\n"
         ("{tokens: {file: null}}", ".tokens.file: Expected `str`, got `null`"),
         ("{tokens: t.json}", ".tokens: expected a mapping of settings"),
         ("{tokens: {file: t, flie: t}}", ".tokens.flie: no such setting; did you mean file?"),
-        ("{tokens: {file: t}, jwt: {}}", ".jwt: no such setting"),
+        ("{tokens: {file: t}, jwks: {}}", ".jwks: no such setting"),
         ("{tokens: {file: t}, chain: token}", ".chain: expected a list"),
         ("{tokens: {file: t}, chain: null}", ".chain: expected a list"),
         ("{tokens: {file: t}, chain: [corp]}", ": chain: corp is not set here; there is token"),
@@ -549,3 +551,111 @@ def test_a_value_never_appears_in_the_report(file: Path) -> None:
         edge(file, EDGE + "drain: relay_secret\nhttps: relay_secret\nworkers: [relay_secret]\n")
     assert len(problems(error, file)) == 3
     assert "relay_secret" not in str(error.value)
+
+
+JWT = """
+issuer: "https://login.example.org"
+audiences: [relay]
+algorithms: [RS256]
+keys: {discovery: true}
+"""
+
+
+def with_jwt(file: Path, changes: str, name: str = "corp", base: str = JWT) -> EdgeConfig:
+    """An edge with an issuer whose settings are changed."""
+    written = {**yaml.safe_load(base), **yaml.safe_load(changes)}
+    settings = {"jwt": {name: {k: v for k, v in written.items() if v != "GONE"}}}
+    return edge(file, EDGE.replace(AUTHENTICATION, f"authentication: {json.dumps(settings)}\n"))
+
+
+def test_an_issuer_is_an_authenticator_by_its_name(file: Path) -> None:
+    loaded = with_jwt(file, "{}").authentication
+    assert loaded.names == ["corp"]
+    assert loaded.jwt["corp"].required == ["nbf"]
+    assert loaded.jwt["corp"].leeway == 30.0
+    assert loaded.jwt["corp"].keys.keep == 7200.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ("issuer: GONE", ".issuer: is required"),
+        ("audiences: GONE", ".audiences: is required"),
+        ("algorithms: GONE", ".algorithms: is required"),
+        ("keys: GONE", ".keys: is required"),
+        ("audiences: []", ": audiences, algorithms and types each need one"),
+        ("algorithms: []", ": audiences, algorithms and types each need one"),
+        ("types: []", ": audiences, algorithms and types each need one"),
+        ("audiences: relay", ".audiences: expected a list"),
+        ("audiences: ['']", ".audiences.0: Expected `str` of length >= 1"),
+        ("algorithms: [none]", ".algorithms.0: Invalid enum value 'none'"),
+        ("algorithms: [rs256]", ".algorithms.0: Invalid enum value 'rs256'"),
+        ("algorithms: [ES256K]", ".algorithms.0: Invalid enum value 'ES256K'"),
+        ("types: [relay-ticket+jwt]", ".types.0: Invalid enum value"),
+        ("required: [exp]", ".required.0: Invalid enum value 'exp'"),
+        ("leeway: 60.1", ".leeway: Expected `float` <= 60.0"),
+        ("leeway: -1", ".leeway: Expected `float` >= 0.0"),
+        ("algorithms: [RS256, HS256]", ": algorithms: HS cannot be together with others"),
+        ("algorithms: [HS256]", ": keys: for HS they are in secret or in jwks_file"),
+        (
+            "{algorithms: [HS256], keys: {jwks_url: 'https://h/k'}}",
+            ": keys: for HS they are in secret or in jwks_file",
+        ),
+        (
+            "{algorithms: [HS256], keys: {pem: [{file: f}]}}",
+            ": keys: for HS they are in secret or in jwks_file",
+        ),
+        ("keys: {secret: s}", ": keys.secret: it is for HS only"),
+        ("keys: {}", ".keys: set one of discovery"),
+        ("keys: {discovery: true, jwks_file: f}", ".keys: set one of discovery"),
+        ("keys: {pem: [{file: f}], secret: s}", ".keys: set one of discovery"),
+        ("keys: {pem: [{file: a}, {file: b}]}", ".keys: pem: two keys need two different kids"),
+        ("keys: {jwks_url: 'http://h/k'}", ".keys: http://h/k: expected https"),
+        ("keys: {jwks_url: 'http://127.0.0.1/k'}", ".keys: http://127.0.0.1/k: expected https"),
+        (
+            "keys: {jwks_url: 'http://10.0.0.1/k', allow_http: true}",
+            ".keys: http://10.0.0.1/k: expected https",
+        ),
+        ("keys: {jwks_url: 'file:///etc/keys'}", ".keys.jwks_url: expected https://host/path"),
+        ("keys: {jwks_url: keys.json}", ".keys.jwks_url: expected https://host/path"),
+        ("keys: {jwks_url: 'https://u:p@h/k'}", ".keys.jwks_url: expected nothing but"),
+        ("keys: {discovery: true, keep: 3599}", ".keys.keep: Expected `float` >= 3600.0"),
+        ("keys: {discovery: true, cool_down: 0}", ".keys.cool_down: Expected `float` > 0.0"),
+        ("issuer: relay", ": expected https://host/path"),
+        ("issuer: 'http://login.example.org'", "expected https"),
+        ("claims: {user: ''}", ".claims.user: Expected `str` matching regex"),
+        ("claims: {user: null}", ".claims.user: Expected `str`, got `null`"),
+        ("claims: {groups: 'a b'}", ".claims.groups: Expected `str` matching regex"),
+    ],
+)
+def test_mistakes_in_an_issuer(file: Path, changes: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        with_jwt(file, changes)
+    (only,) = problems(error, file)
+    assert only.startswith("authentication.jwt.corp")
+    assert problem in only
+
+
+@pytest.mark.parametrize("name", ["token", "jupyterhub", "mtls"])
+def test_an_issuer_has_no_other_authenticators_name(file: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"jwt: {name} is the name of another authenticator"):
+        with_jwt(file, "{}", name)
+
+
+@pytest.mark.parametrize("name", ["Corp", "a:b", "", "a.b"])
+def test_an_issuers_name_is_an_authenticators(file: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="Expected `str` matching regex"):
+        with_jwt(file, "{}", name)
+
+
+def test_an_issuer_is_there_once(file: Path) -> None:
+    one = yaml.safe_load(JWT)
+    settings = {"jwt": {"corp": one, "other": {**one, "audiences": ["other"]}}}
+    with pytest.raises(ConfigError, match="jwt: an issuer appears twice"):
+        edge(file, EDGE.replace(AUTHENTICATION, f"authentication: {json.dumps(settings)}\n"))
+
+
+def test_relay_up_keeps_its_tokens_where_it_keeps_all(file: Path) -> None:
+    file.write_text("authentication: {tokens: {file: t.json}}\n")
+    with pytest.raises(ConfigError, match="tokens are those of the state folder"):
+        load(UpConfig, file, {})

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
@@ -22,13 +24,22 @@ from relay.config import (
     TokenSettings,
     UpstreamSettings,
 )
+from relay.edge import standing
 from relay.edge.channels import Channels, _handshake
 from relay.edge.link import Link
+from relay.edge.pipe import Pipe
 from relay.edge.upstream import Bearer
-from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
+from relay.errors import (
+    AgentUnavailable,
+    BadRequest,
+    Forbidden,
+    NotFound,
+    RelayError,
+    Unauthorized,
+)
 from relay.http import error_response, server
 from relay.metrics import EdgeMetrics
-from relay.model import Principal
+from relay.model import Identity, Principal
 from tests.fakes import Agent, Browser, FakeTransport, client_frame, text
 from tests.virtualtime import settle, virtual
 
@@ -43,6 +54,9 @@ GOOD = {
     "Sec-WebSocket-Version": "13",
 }
 ADA = Bearer(Principal("token", "ada"), Rights({Action.USE: None}))
+LESS = Bearer(ADA.principal, Rights({Action.USE: frozenset({"python3"})}))
+"""The same person, when a rule has changed."""
+WHO = Identity(principal=ADA.principal, via="token")
 START = Position("e1", 10)
 HOLD, REATTACH, LINK_PING = 10.0, 60.0, 15.0
 
@@ -156,12 +170,14 @@ class FakeUpstream:
         self.links = list(links)
         self.seconds = 1.0
         self.asked: list[tuple[Attach, float]] = []
+        self.bearers: list[Bearer] = []
 
     async def open_link(
         self, cluster: str, kernel_id: str, attach: Attach, bearer: Bearer, *, hold: float
     ) -> Link:
-        assert (cluster, kernel_id, bearer) == ("alpha", "k1", ADA)
+        assert (cluster, kernel_id) == ("alpha", "k1")
         self.asked.append((attach, hold))
+        self.bearers.append(bearer)
         await asyncio.sleep(self.seconds)
         link = self.links.pop(0)
         if isinstance(link, RelayError):
@@ -191,13 +207,31 @@ class Visit:
                 websocket_hold=HOLD, reattach=REATTACH, link_ping_interval=LINK_PING
             ),
         )
-        self.channels = Channels(config, self.upstream, EdgeMetrics.local())  # type: ignore[arg-type]
+        self.channels = Channels(
+            config,
+            self.upstream,  # type: ignore[arg-type]
+            EdgeMetrics.local(),
+            self._follow,
+        )
+        self.followed: list[Identity] = []
         self.done = asyncio.Event()
+        self.granted: list[Bearer | RelayError] = []
+        """What a policy that changes grants from now on, one after the other."""
+        self.standing = standing.Visit(WHO, self._judge, ADA, {})
         self._session_id = session_id
         self._last_seq = last_seq
         self.transport = FakeTransport(server(self._handle)())
         self.transport.protocol.connection_made(self.transport)
         self.browser = Browser(self.transport)
+
+    @contextlib.contextmanager
+    def _follow(self, identity: Identity, _: Pipe) -> Iterator[None]:
+        self.followed.append(identity)
+        yield
+        self.followed.remove(identity)
+
+    async def opened(self) -> None:
+        """The audit log has nothing against it."""
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -205,15 +239,27 @@ class Visit:
                 request,
                 cluster="alpha",
                 kernel_id="k1",
-                bearer=ADA,
+                visit=self.standing,
                 session_id=self._session_id,
                 last_seq=self._last_seq,
                 request_id="r1",
+                opened=self.opened,
             )
         except RelayError as error:
             return error_response(error, "r1")
         finally:
             self.done.set()
+
+    def _judge(self, _: Identity) -> Bearer:
+        granted = self.granted.pop(0)
+        if isinstance(granted, RelayError):
+            raise granted
+        return granted
+
+    def change(self, bearer: Bearer) -> None:
+        """The policy grants this from now on."""
+        self.granted.append(bearer)
+        assert self.standing.judged(WHO) is None
 
     def request(self, *more: bytes, protocol: str = V1) -> None:
         lines = [f"{name}: {value}" for name, value in GOOD.items()]
@@ -270,6 +316,17 @@ async def test_a_visit_from_handshake_to_goodbye() -> None:
     assert (taken[:3], taken[-4:]) == (b"\x81\x01x", b"\x88\x02\x03\xe8")
     assert not visit.transport.late
     assert not visit.channels._pipes
+
+
+@virtual
+async def test_a_visit_is_followed_for_as_long_as_it_lasts() -> None:
+    visit = Visit(Agent.attached(START))
+    assert visit.followed == []
+    await visit.open()
+    assert visit.followed == [WHO]
+    visit.transport.lose()
+    await asyncio.wait_for(visit.done.wait(), 1)
+    assert visit.followed == []
 
 
 @virtual
@@ -500,3 +557,136 @@ async def test_a_link_that_falls_silent_is_replaced() -> None:
     assert len(visit.upstream.asked) == 2
     assert not visit.transport.is_closing()
     await visit.leave()
+
+
+# Rights that change, and end
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(Unauthorized("revoked"), 4401), (Forbidden("no longer"), 4403)]
+)
+@virtual
+async def test_who_may_stay_no_longer_is_told_why(error: RelayError, code: int) -> None:
+    agent = Agent.attached(START)
+    visit = Visit(agent)
+    await visit.open()
+    visit.standing.end(error)
+    # Nothing of what comes now reaches the kernel, though the socket is open for an answer.
+    visit.browser.send(text(b"{}"))
+    assert kinds(agent) == [Kind.DETACH]
+    assert closing(visit) == (code, error.message)
+    await visit.leave()
+
+
+@virtual
+async def test_who_does_not_answer_is_cut_off() -> None:
+    visit = Visit(Agent.attached(START))
+    await visit.open()
+    visit.standing.end(Unauthorized("revoked"))
+    await asyncio.wait_for(visit.done.wait(), 6)
+    assert visit.transport.aborted
+    await settle()
+
+
+@virtual
+async def test_who_lost_the_right_during_the_handshake_does_not_come_in() -> None:
+    agent = Agent.attached(START)
+    visit = Visit(agent)
+    visit.request()
+    await asyncio.sleep(0.5)
+    visit.standing.end(Unauthorized("the credential was revoked"))
+    await asyncio.sleep(2)
+    assert visit.transport.take().startswith(b"HTTP/1.1 401 ")
+    await settle()
+    assert agent.transport.lost
+    await visit.leave()
+
+
+@virtual
+async def test_other_rights_make_another_link() -> None:
+    first, second = Agent.attached(START), Agent.attached(Position("e1", 11))
+    visit = Visit(first, second)
+    await visit.open()
+    first.send(output(11))
+    visit.browser.send(text(b"1"))
+    visit.change(LESS)
+    # As from an agent that died: no goodbye, and what it had not acknowledged is sent again.
+    assert kinds(first) == [Kind.MESSAGE]
+    visit.browser.send(text(b"2"))
+    await asyncio.sleep(1.1)
+    assert visit.upstream.bearers == [ADA, LESS]
+    attach, again = (asked for asked, _ in visit.upstream.asked)
+    assert again == msgspec.structs.replace(attach, position=Position("e1", 11))
+    assert kinds(second)[-2:] == [Kind.MESSAGE, Kind.MESSAGE]
+    second.send(output(12))
+    assert [frame.opcode for frame in visit.browser.received() if frame.opcode is Opcode.TEXT] == [
+        Opcode.TEXT,
+        Opcode.TEXT,
+    ]
+    await visit.leave()
+
+
+@virtual
+async def test_rights_that_change_during_the_handshake() -> None:
+    first, second = Agent.attached(START), Agent.attached(START)
+    visit = Visit(first, second)
+    visit.request()
+    await asyncio.sleep(0.5)
+    visit.change(LESS)
+    await asyncio.sleep(2)
+    assert visit.upstream.bearers == [ADA, LESS]
+    await settle()
+    assert first.transport.lost
+    assert not second.transport.is_closing()
+    await visit.leave()
+
+
+@virtual
+async def test_rights_that_change_while_a_link_is_asked_for() -> None:
+    first, second, third = (Agent.attached(START) for _ in range(3))
+    visit = Visit(first, second, third)
+    await visit.open()
+    visit.change(LESS)
+    await asyncio.sleep(0.5)
+    visit.change(ADA)
+    await asyncio.sleep(2)
+    assert visit.upstream.bearers == [ADA, LESS, ADA]
+    await settle()
+    assert second.transport.lost
+    assert not third.transport.is_closing()
+    await visit.leave()
+
+
+@virtual
+async def test_an_agent_that_knows_no_kernel_for_these_rights_ends_it() -> None:
+    visit = Visit(Agent.attached(START), NotFound("There is no such kernel."))
+    await visit.open()
+    visit.change(LESS)
+    await asyncio.sleep(1.1)
+    assert closing(visit) == (4403, "There is no such kernel.")
+    await visit.leave()
+
+
+# Tokens in subprotocols
+
+TOKEN_PROTOCOL = "v1.token.websocket.jupyter.org"
+
+
+@pytest.mark.parametrize(
+    ("offer", "chosen", "spoken"),
+    [
+        (f"{TOKEN_PROTOCOL}, {TOKEN_PROTOCOL}.abc", TOKEN_PROTOCOL, ""),
+        (f"{TOKEN_PROTOCOL}.abc, {TOKEN_PROTOCOL}", TOKEN_PROTOCOL, ""),
+        (f"{TOKEN_PROTOCOL}, {TOKEN_PROTOCOL}.abc, {V1}", V1, V1),
+        (f"{V1}, {TOKEN_PROTOCOL}.abc", V1, V1),
+        (f"{TOKEN_PROTOCOL}.abc", "", ""),
+        (f"other, {TOKEN_PROTOCOL}.abc", "", ""),
+        (TOKEN_PROTOCOL, "", ""),
+        (f"{TOKEN_PROTOCOL}, other", "", ""),
+    ],
+)
+def test_what_holds_a_token_is_never_chosen(offer: str, chosen: str, spoken: str) -> None:
+    answer, subprotocol = handshake(("Sec-WebSocket-Protocol", offer))
+    assert subprotocol == spoken
+    assert headers_of(answer).get("Sec-WebSocket-Protocol", "") == chosen
+    assert b"abc" not in answer

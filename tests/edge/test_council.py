@@ -44,18 +44,23 @@ class Room:
             LoginSettings(failures=1),
         )
         self.noted: list[bytes] = []
+        self.refusal: Refusal | None = None
         self.welcome = {ME}
         self.chair = Chair(
             self.path,
             self.quotas,
             welcome=self.welcome.__contains__,
-            notes={"kept": self.noted.append},
+            notes={"kept": self.keep},
             clock=lambda: 0.0,
         )
         self.gone = 0
 
     async def join(self) -> Council:
         return await Council.join(self.path, ME, self.on_gone)
+
+    def keep(self, data: bytes) -> Refusal | None:
+        self.noted.append(data)
+        return self.refusal
 
     def on_gone(self) -> None:
         self.gone += 1
@@ -278,3 +283,20 @@ def test_the_folder_is_this_users_alone_and_goes_again(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(council_path(folder)))
     assert not folder.exists()
+
+
+async def test_a_worker_can_wait_until_its_note_is_kept(room: Room) -> None:
+    council = await room.join()
+    async with asyncio.timeout(WAIT):
+        await council.tell("kept", b"one")
+        assert room.noted == [b"one"]
+        room.refusal = Refusal("a.setting")
+        with pytest.raises(Refused) as caught:
+            await council.tell("kept", b"two")
+        assert caught.value.refusal.setting == "a.setting"
+        with pytest.raises(Refused):
+            await council.tell("of-no-topic", b"three")
+        with pytest.raises(ValueError, match="bytes"):
+            await council.tell("kept", bytes(MESSAGE_BYTES))
+    assert room.noted == [b"one", b"two"]
+    council.close()

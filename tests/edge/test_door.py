@@ -10,7 +10,7 @@ from relay import limits
 from relay.config import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.edge.acceptor import Visitor
 from relay.edge.council import Lease, Refused
-from relay.edge.door import Door, agree
+from relay.edge.door import Door
 from relay.edge.quotas import Claim, Lasting, Quotas
 from relay.errors import Conflict, RateLimited, RelayError, TooMany, Unauthorized
 from relay.model import Identity, Principal
@@ -141,13 +141,3 @@ def test_who_a_certificate_says_it_is() -> None:
     parent.now = 100.0
     with pytest.raises(Unauthorized, match="expired"):
         at.certified(request(visitor=certified(IDENTITY)))
-
-
-def test_a_certificate_and_a_token_must_agree() -> None:
-    token = Identity(principal=ADA, via="token", scopes=frozenset({"read"}))
-    assert agree(None, token) is token
-    # What the token is limited to, counts.
-    assert agree(IDENTITY, token) is token
-    for other in (Principal("token", "ada"), Principal("mtls", "bob")):
-        with pytest.raises(Unauthorized, match="two people's"):
-            agree(IDENTITY, Identity(principal=other, via="token"))

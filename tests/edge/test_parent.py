@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,13 +128,40 @@ def test_sigterm_stops_the_workers(edge: Edge) -> None:
     assert all(process_started(pid) is None for pid in workers)
 
 
-@with_workers
-def test_sighup_does_not(edge: Edge) -> None:
-    edge.hear_workers()
-    edge.hear()
-    edge.process.send_signal(signal.SIGHUP)
-    edge.process.send_signal(signal.SIGTERM)
-    assert edge.process.wait(WAIT) == 0
+TELLING = (
+    NOTIFY
+    + "signal.signal(signal.SIGHUP, lambda *_: os.write(1, b'%d\\n' % os.getpid()))\n"
+    + "notify('READY=1')\nwhile True: signal.pause()"
+)
+"""Prints its pid at each SIGHUP."""
+
+
+def pids_in(printed: str) -> set[int]:
+    return {int(line) for line in printed.splitlines() if line.isdecimal()}
+
+
+def test_sighup_is_passed_on_and_ends_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(Edge(TELLING)) as edge:
+        workers = edge.hear_workers()
+        assert edge.hear() == "READY=1"
+        for _ in range(2):
+            edge.process.send_signal(signal.SIGHUP)
+            told: set[int] = set()
+            deadline = time.monotonic() + WAIT
+            while told != workers:
+                assert time.monotonic() < deadline
+                told |= pids_in(capfd.readouterr().out)
+                time.sleep(0.05)
+        # One that starts after it hears of it when it is ready: it may have read the old file.
+        victim = min(workers)
+        os.kill(victim, signal.SIGKILL)
+        (new,) = edge.hear_workers() - workers
+        deadline = time.monotonic() + WAIT
+        while new not in pids_in(capfd.readouterr().out):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        edge.process.send_signal(signal.SIGTERM)
+        assert edge.process.wait(WAIT) == 0
 
 
 @pytest.mark.parametrize("edge", [STUBBORN], indirect=True)

@@ -13,6 +13,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 
 from relay.bridge.records import (
+    BUSY,
     Close,
     Departure,
     Detach,
@@ -36,20 +37,21 @@ START = Position("e1", 10)
 PROOF, PING, PONG_TIMEOUT = 0.2, 25.0, 60.0
 
 
-def opened(**limits: int) -> tuple[Pipe, Browser]:
+def opened(*, any_text: bool = False, **limits: int) -> tuple[Pipe, Browser]:
     """A client that has been let in."""
     transport = FakeTransport()
     settings = WebSocketSettings(
         ping_interval=PING, pong_timeout=PONG_TIMEOUT, proof_interval=PROOF
     )
-    pipe = Pipe(transport, EdgeLimits(**limits), settings, EdgeMetrics.local().traffic("alpha"))
+    traffic = EdgeMetrics.local().traffic("alpha")
+    pipe = Pipe(transport, EdgeLimits(**limits), settings, traffic, any_text=any_text)
     transport.set_protocol(pipe)
     return pipe, Browser(transport)
 
 
-def linked(**limits: int) -> tuple[Pipe, Browser, Agent]:
+def linked(*, any_text: bool = False, **limits: int) -> tuple[Pipe, Browser, Agent]:
     """A client with a kernel."""
-    pipe, browser = opened(**limits)
+    pipe, browser = opened(any_text=any_text, **limits)
     agent = Agent.attached(START)
     pipe.bind(agent.link)
     return pipe, browser, agent
@@ -142,7 +144,7 @@ pieces = st.lists(st.binary(max_size=200), min_size=1, max_size=5)
 async def test_any_messages_in_any_pieces_arrive(
     sent: list[tuple[Opcode, list[bytes]]], sizes: list[int]
 ) -> None:
-    _, browser, agent = linked()
+    _, browser, agent = linked(any_text=True)
     rest = b"".join(message(opcode, fragments) for opcode, fragments in sent)
     for size in sizes:
         browser.send(rest[:size])
@@ -218,50 +220,6 @@ async def test_what_is_no_websocket_ends_the_connection(frames: bytes, code: int
     assert agent.transport.is_closing()
 
 
-@virtual
-async def test_a_message_in_as_many_frames_as_it_may_and_one_more() -> None:
-    _, browser, agent = linked(message_frames=3)
-    browser.send(text(b"a", b"b", b"c"), text(b"d"), text(b"", b"", b"e"))
-    assert submitted(agent) == [(1, True, b"abc"), (2, True, b"d"), (3, True, b"e")]
-    browser.send(text(b"a", b"b", b"c", b"d"), text(b"never read"))
-    code, reason = close_of(browser.received()[-1])
-    assert (code, "limits.message_frames" in reason) == (1008, True)
-    assert submitted(agent) == []
-    assert browser.transport.is_closing()
-
-
-@virtual
-async def test_fragments_without_end_are_not_collected() -> None:
-    _, browser, agent = linked()
-    browser.send(client_frame(Opcode.TEXT, fin=False) + client_frame(Opcode.CONT, fin=False) * 5000)
-    assert close_of(browser.received()[-1])[0] == 1008
-    assert submitted(agent) == []
-
-
-@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
-@virtual
-async def test_as_many_control_frames_as_there_may_be_and_one_more(opcode: Opcode) -> None:
-    _, browser, agent = linked(control_frames=5)
-    for _ in range(3):
-        browser.send(client_frame(opcode, b"x") * 5)
-        await asyncio.sleep(1.001)
-    browser.send(text(b"good"))
-    assert submitted(agent) == [(1, True, b"good")]
-    assert not browser.transport.is_closing()
-    browser.send(client_frame(opcode, b"x") * 6, text(b"never read"))
-    code, reason = close_of(browser.received()[-1])
-    assert (code, "limits.control_frames" in reason) == (1008, True)
-    assert submitted(agent) == []
-    assert browser.transport.is_closing()
-
-
-@virtual
-async def test_a_flood_of_pings_is_not_answered_to_its_end() -> None:
-    _, browser, _ = linked(control_frames=5)
-    browser.send(client_frame(Opcode.PING) * 40_000)
-    assert len(browser.received()) < 4000
-
-
 @pytest.mark.parametrize(
     "frames",
     [
@@ -302,7 +260,7 @@ async def test_a_message_as_large_as_the_limit_goes_through() -> None:
 
 @virtual
 async def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
-    _, browser, agent = linked(message_frames=10_000)
+    _, browser, agent = linked(message_frames=5_002)
     first = client_frame(Opcode.BINARY, b"", fin=False)
     many = client_frame(Opcode.CONT, b"ab", fin=False) * 100
     browser.send(first)
@@ -318,6 +276,114 @@ async def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
     assert submitted(agent) == [(1, False, b"ab" * 5_000)]
 
 
+@virtual
+async def test_a_message_in_as_many_frames_as_it_may_and_in_one_more() -> None:
+    for pieces, code in ((5, None), (6, 1009)):
+        _, browser, agent = linked(message_frames=5)
+        # Its neighbours do not count, nor does what is between its frames.
+        browser.send(text(b"x") + client_frame(Opcode.TEXT, b"", fin=False))
+        for _ in range(pieces - 2):
+            browser.send(client_frame(Opcode.CONT, fin=False) + client_frame(Opcode.PING))
+        browser.send(client_frame(Opcode.CONT) + text(b"x"))
+        closes = [frame for frame in browser.received() if frame.opcode is Opcode.CLOSE]
+        if code is None:
+            assert [payload for _, _, payload in submitted(agent)] == [b"x", b"", b"x"]
+            assert closes == []
+        else:
+            assert close_of(closes[0])[0] == code
+            assert "limits.message_frames" in close_of(closes[0])[1]
+            assert [payload for _, _, payload in submitted(agent)] == [b"x"]
+
+
+INVALID = [
+    b"\x80",
+    b"\xc0\xaf",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\xff",
+    b"abc\xce",
+    b"x" * 65_535 + b"\xce\xba\xff",
+]
+
+
+@pytest.mark.parametrize("invalid", INVALID)
+@virtual
+async def test_a_text_that_is_no_text(invalid: bytes) -> None:
+    cuts = ([invalid], [invalid[:1], invalid[1:]], [invalid, b""], [b"", *invalid[-5:].split()])
+    for pieces in cuts:
+        _, browser, agent = linked()
+        browser.send(text(*pieces) + text(b"later"))
+        (close,) = browser.received()
+        assert close_of(close) == (1007, "a text that is not UTF-8")
+        # Neither that nor what follows is anybody's request.
+        assert submitted(agent) == []
+        # A Jupyter Server in gateway mode sends buffers so, and nothing says what is in binary.
+        _, browser, agent = linked(any_text=True)
+        browser.send(text(*pieces))
+        _, other, also = linked()
+        other.send(binary(*pieces))
+        assert [each[2] for each in submitted(agent)] == [b"".join(pieces)]
+        assert [each[2] for each in submitted(also)] == [b"".join(pieces)]
+
+
+@virtual
+async def test_a_text_may_be_cut_anywhere() -> None:
+    whole = "κόσμε😀".encode() * 9000
+    for size in (1, 2, 3, 65_535, 65_536, 65_537):
+        few = whole if size > 3 else whole[:28]
+        pieces = [few[start : start + size] for start in range(0, len(few), size)]
+        _, browser, agent = linked()
+        browser.send(text(*pieces))
+        assert [payload for _, _, payload in submitted(agent)] == [few]
+
+
+@virtual
+async def test_who_breaks_off_a_text_may_begin_another() -> None:
+    _, browser, agent = linked()
+    browser.send(text(b"\xce", b"\xba") + binary(b"\xff") + text(b"\xce\xba"))
+    assert [payload for _, _, payload in submitted(agent)] == [b"\xce\xba", b"\xff", b"\xce\xba"]
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
+@virtual
+async def test_control_frames_up_to_the_limit_and_one_more(opcode: Opcode) -> None:
+    _, browser, agent = linked(control_frames=20)
+    for _ in range(3):
+        browser.send(client_frame(opcode) * 20 + text(b"x"))
+        assert not [each for each in browser.received() if each.opcode is Opcode.CLOSE]
+        await asyncio.sleep(1)
+    browser.send(client_frame(opcode) * 20)
+    await asyncio.sleep(0.9)
+    browser.send(client_frame(opcode) + text(b"late"))
+    (close,) = [each for each in browser.received() if each.opcode is Opcode.CLOSE]
+    assert close_of(close) == (1008, "more than 20 control frames a second (limits.control_frames)")
+    assert [payload for _, _, payload in submitted(agent)] == [b"x"] * 3
+
+
+@virtual
+async def test_a_client_that_does_not_read_is_owed_one_pong() -> None:
+    pipe, browser, _ = linked()
+    pipe.pause_writing()
+    for number in range(150):
+        browser.send(client_frame(Opcode.PING, b"%d" % number))
+    assert browser.received() == []
+    pipe.resume_writing()
+    (pong,) = browser.received()
+    assert (pong.opcode, pong.data) == (Opcode.PONG, b"149")
+    pipe.resume_writing()
+    assert browser.received() == []
+
+
+@virtual
+async def test_who_was_sent_away_is_not_heard_any_more() -> None:
+    pipe, browser, agent = linked()
+    pipe.close(4401, "expired")
+    for _ in range(100):
+        browser.send(text(b"x" * 1000))
+    assert submitted(agent) == []
+    assert pipe._kept_bytes == 0
+
+
 # To the client
 
 
@@ -330,6 +396,26 @@ async def test_frames_go_to_the_client_as_they_came() -> None:
     # Two records, and a ping behind the first.
     assert browser.transport.writes == 3
     assert pipe.position == Position("e1", 14, 2)
+
+
+@virtual
+async def test_output_input_and_a_busy_kernel_are_activity_and_a_quiet_one_is_not() -> None:
+    pipe, browser, agent = linked()
+    loop = asyncio.get_running_loop()
+    quiet = [record(Kind.PONG), record(Kind.PONG, b"\0"), acknowledge(1)]
+    for data, active in (
+        *((each, False) for each in quiet),
+        (record(Kind.PONG, BUSY), True),
+        (output(11), True),
+    ):
+        await asyncio.sleep(1)
+        agent.send(data)
+        assert (pipe.last_activity == loop.time()) is active, data
+    await asyncio.sleep(1)
+    browser.send(client_frame(Opcode.PONG))
+    assert pipe.last_activity == loop.time() - 1
+    browser.send(client_frame(Opcode.TEXT, b"x"))
+    assert pipe.last_activity == loop.time()
 
 
 @virtual

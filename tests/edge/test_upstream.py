@@ -13,7 +13,7 @@ from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
 from relay.bridge.records import Attach
 from relay.edge import upstream
 from relay.edge.upstream import Bearer, Upstream
-from relay.errors import AgentUnavailable, BadRequest, NotFound, RelayError
+from relay.errors import AgentUnavailable, BadRequest, Forbidden, NotFound, RelayError
 from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from tests.edge.test_parent import CONFIG
@@ -66,7 +66,9 @@ class Refusal:
         (404, {"message": "Its holder died 4 times."}, NotFound, "Its holder died 4 times."),
         (404, {}, NotFound, "There is no such kernel."),
         (404, "not JSON", NotFound, "There is no such kernel."),
-        (403, {"message": "secret"}, BadRequest, "The kernel's channels cannot be opened."),
+        (403, {"message": "It is another's."}, Forbidden, "It is another's."),
+        (403, {}, Forbidden, "You may not open this kernel's channels."),
+        (400, {"message": "secret"}, BadRequest, "The kernel's channels cannot be opened."),
         (503, {}, AgentUnavailable, "The kernel is not available just now."),
     ],
 )

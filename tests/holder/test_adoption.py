@@ -15,10 +15,12 @@ from relay.bridge.records import Attach
 from relay.bridge.session import SessionLimits
 from relay.bridge.zmq_codec import Signer
 from relay.holder.adoption import NOTICE, make_up
+from relay.holder.guests import Guests
 from relay.holder.hub import Hub
 from relay.holder.memory import Memory
 from relay.holder.requests import Requests, request
 from relay.holder.store import Entry, Journal
+from relay.registry import Place
 from tests.virtualtime import virtual
 
 SIGNER = Signer(b"key")
@@ -87,6 +89,9 @@ class Reader:
     def wake(self) -> None:
         return
 
+    def cut(self, reason: str) -> None:
+        return
+
 
 class Adopter:
     def __init__(self, folder: Path, *left: str, **more: str) -> None:
@@ -103,7 +108,7 @@ class Adopter:
         journal = Journal.open(
             folder / "journal", max_bytes=2**20, segment_bytes=2**20, tail_bytes=2**20
         )
-        self.hub = Hub(memory, journal, self.requests, lambda: None)
+        self.hub = Hub(memory, journal, self.requests, Guests(Place(folder), 1), lambda: None)
         self.connection = self.hub.attach(Reader(), ASKER)
         for msg_id in left:
             self.requests.add(request(Channel.SHELL, header(msg_id, **more)))

@@ -39,7 +39,8 @@ class FakeHub:
         self.readers: dict[int, Any] = {}
         self.gaps: list[tuple[int, str | None]] = []
 
-    def watch(self, reader: Any) -> int:
+    def watch(self, reader: Any, principal: str, *, granted: bool) -> int:
+        self.watched = principal, granted
         self.readers[1] = reader
         return 1
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.errors import BadRequest
+from relay.errors import BadRequest, NotFound
 from relay.routing.paths import MAX_TARGET, parse_target
 
 
@@ -149,6 +149,44 @@ def test_well_escaped_segments_come_back_or_are_refused(segments: list[str]) -> 
             segment in {".", ".."} or set(segment) & set("/\\;?#%\t\n\r\x0b\x0c")
             for segment in segments
         )
+
+
+@pytest.mark.parametrize(
+    ("raw", "segments", "path"),
+    [
+        ("/services/relay/alpha/api?x=%2F", ("alpha", "api"), "/alpha/api"),
+        ("/services/relay/", ("",), "/"),
+        ("/services/relay", ("",), "/"),
+        ("/services/relay?x", ("",), "/"),
+        ("/services/relay/alpha%20x/", ("alpha x", ""), "/alpha%20x/"),
+        ("/services/relay/%C3%A9/", ("\u00e9", ""), "/%C3%A9/"),
+        ("/services/relay/services/relay/x", ("services", "relay", "x"), "/services/relay/x"),
+    ],
+)
+def test_what_is_left_below_a_base(raw: str, segments: tuple[str, ...], path: str) -> None:
+    target = parse_target(raw)
+    assert target.below("services", "relay") == (segments, path, target.query)
+    assert target.below() == target
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "/",
+        "/services",
+        "/services/",
+        "/services/relayx",
+        "/services/relayx/alpha",
+        "/services/rela/alpha",
+        "/Services/relay/alpha",
+        "/x/services/relay/alpha",
+        "/relay/services/alpha",
+        "/?/services/relay/alpha",
+    ],
+)
+def test_what_is_not_below_a_base(raw: str) -> None:
+    with pytest.raises(NotFound):
+        parse_target(raw).below("services", "relay")
 
 
 def test_values_are_decoded_and_in_order() -> None:

@@ -34,28 +34,34 @@ SEEN = ("view", "use")
 ROUTES = {
     ("GET", "/api"): takes(Kind.VERSION, "list"),
     ("GET", "/api/status"): takes(Kind.STATUS, "list"),
-    ("GET", "/api/me"): takes(Kind.ME, "list"),
+    ("GET", "/api/me"): takes(
+        Kind.ME, "list", besides=("start", "use", "view", "interrupt", "stop")
+    ),
     ("GET", "/api/sessions"): takes(Kind.SESSIONS, "list", besides=SEEN),
-    ("POST", "/api/sessions"): takes(Kind.NEW_SESSION, "start", besides=("use",)),
+    ("POST", "/api/sessions"): takes(Kind.NEW_SESSION, "start", besides=SEEN),
     ("GET", f"/api/sessions/{ID}"): takes(Kind.SESSION, "view", "use", session_id=ID),
     ("PATCH", f"/api/sessions/{ID}"): takes(
-        Kind.CHANGE_SESSION, "start", besides=("use", "stop"), session_id=ID
+        Kind.CHANGE_SESSION, "start", besides=(*SEEN, "stop"), session_id=ID
     ),
-    ("DELETE", f"/api/sessions/{ID}"): takes(Kind.END_SESSION, "stop", session_id=ID),
+    ("DELETE", f"/api/sessions/{ID}"): takes(Kind.END_SESSION, "stop", besides=SEEN, session_id=ID),
     ("GET", "/api/kernels"): takes(Kind.KERNELS, "list", besides=SEEN),
     ("POST", "/api/kernels"): takes(Kind.START, "start"),
     ("GET", f"/api/kernels/{ID}"): takes(Kind.KERNEL, "view", "use", kernel_id=ID),
-    ("DELETE", f"/api/kernels/{ID}"): takes(Kind.STOP, "stop", kernel_id=ID),
-    ("POST", f"/api/kernels/{ID}/interrupt"): takes(Kind.INTERRUPT, "interrupt", kernel_id=ID),
-    ("POST", f"/api/kernels/{ID}/restart"): takes(Kind.RESTART, "stop", kernel_id=ID),
+    ("DELETE", f"/api/kernels/{ID}"): takes(Kind.STOP, "stop", besides=SEEN, kernel_id=ID),
+    ("POST", f"/api/kernels/{ID}/interrupt"): takes(
+        Kind.INTERRUPT, "interrupt", besides=SEEN, kernel_id=ID
+    ),
+    ("POST", f"/api/kernels/{ID}/restart"): takes(Kind.RESTART, "stop", besides=SEEN, kernel_id=ID),
     ("GET", f"/api/kernels/{ID}/channels"): takes(Kind.CHANNELS, "view", "use", kernel_id=ID),
     ("GET", f"/api/kernels/{ID}/messages"): takes(Kind.MESSAGES, "view", "use", kernel_id=ID),
-    ("GET", f"/api/kernels/{ID}/grants"): takes(Kind.GRANTS, "use", kernel_id=ID),
+    ("GET", f"/api/kernels/{ID}/grants"): takes(
+        Kind.GRANTS, "use", besides=("view",), kernel_id=ID
+    ),
     ("PUT", f"/api/kernels/{ID}/grants/token:bob"): takes(
-        Kind.GRANT, "use", kernel_id=ID, user="token:bob"
+        Kind.GRANT, "use", besides=("view",), kernel_id=ID, user="token:bob"
     ),
     ("DELETE", f"/api/kernels/{ID}/grants/token:bob"): takes(
-        Kind.REVOKE, "use", kernel_id=ID, user="token:bob"
+        Kind.REVOKE, "use", besides=("view",), kernel_id=ID, user="token:bob"
     ),
     ("GET", "/api/kernelspecs"): takes(Kind.KERNELSPECS, "list", besides=("start",)),
     ("GET", "/api/kernelspecs/python3"): takes(

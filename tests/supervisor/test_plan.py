@@ -13,8 +13,11 @@ from relay.config import (
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
+    JupyterHubSettings,
+    JwtSettings,
     KernelEnvironment,
     KernelSettings,
+    KeySettings,
     ListenSettings,
     LogSettings,
     MetricsSettings,
@@ -78,6 +81,59 @@ def test_the_edge_knows_who_has_a_token_and_nobody_else(folder: StateFolder) -> 
     assert made.authentication == AuthenticationSettings(
         tokens=TokenSettings(file=str(folder.tokens))
     )
+
+
+def test_the_edge_knows_the_hubs_users_too_where_there_is_a_hub(folder: StateFolder) -> None:
+    hub = JupyterHubSettings(service_name="relay")
+    config = msgspec.structs.replace(
+        CONFIG, authentication=AuthenticationSettings(jupyterhub=hub), base_url="/services/relay"
+    )
+    made = plan.edge_config(folder, config, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    assert (made.authentication.jupyterhub, made.base_url) == (hub, "/services/relay")
+    assert load(EdgeConfig, plan.write(folder, "edge", made), {}) == made
+    policy = made.policy.policy()
+    for via in ("token", "jupyterhub"):
+        identity = Identity(principal=Principal(via, "ada"), via=via)
+        granted = policy.rights(identity, "alpha")
+        assert granted == Rights(dict.fromkeys(set(Action) - {Action.ADMIN}))
+
+
+def test_what_a_hub_said_is_for_the_edge_alone() -> None:
+    environ = {"PATH": "/bin", "JUPYTER_PATH": "x"}
+    environ |= dict.fromkeys(("JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN"), "secret")
+    edge = plan.command("edge", "edge", Path("/f.yaml"), 12, environ)
+    assert edge.environment == environ
+    agent = plan.command("agent", "agent-alpha", Path("/f.yaml"), 12, environ)
+    assert agent.environment == {"PATH": "/bin", "JUPYTER_PATH": "x"}
+
+
+@pytest.mark.parametrize(("chain", "asked"), [([], []), (["corp"], ["token", "corp"])])
+def test_who_is_configured_comes_in_besides(
+    folder: StateFolder, chain: list[str], asked: list[str]
+) -> None:
+    corp = JwtSettings(
+        issuer="https://login.example.org",
+        audiences=["relay"],
+        algorithms=["RS256"],
+        keys=KeySettings(discovery=True),
+    )
+    besides = AuthenticationSettings(
+        jwt={"corp": corp}, chain=chain, aliases={"corp:al": "token:alice"}
+    )
+    config = msgspec.structs.replace(CONFIG, authentication=besides)
+    made = plan.edge_config(folder, config, https=1, wss=2, metrics=5, agents={"alpha": 3})
+    assert made.authentication == AuthenticationSettings(
+        tokens=TokenSettings(file=str(folder.tokens)),
+        jwt={"corp": corp},
+        chain=asked,
+        aliases={"corp:al": "token:alice"},
+    )
+    assert made.authentication.names == ["token", "corp"]
+    corps = Identity(principal=Principal("token", "alice"), via="corp")
+    granted = made.policy.policy().rights(corps, "alpha")
+    assert granted == Rights(dict.fromkeys(set(Action) - {Action.ADMIN}))
+    path = plan.write(folder, "edge", made)
+    assert load(EdgeConfig, path, {}) == made
 
 
 def test_without_a_policy_everybody_is_at_home_and_nobody_admin(folder: StateFolder) -> None:

@@ -8,18 +8,10 @@ from typing import Any, Final
 import pytest
 from jupyter_kernel_client.wsclient import WSSession
 
-from tests.system.running import RunningRelay
+from tests.system.running import MANY, RunningRelay
 
 _TAIL: Final = 8_000
 """Characters of a relay's log that are shown for a failed test."""
-
-
-MANY: Final = {
-    "RELAY_LOGINS__FAILURES": "1000000",
-    "RELAY_QUOTAS__USER_BURST": "1000000",
-    "RELAY_QUOTAS__USER_SOCKETS": "1000",
-}
-"""All of a process's tests have one address and one token."""
 
 
 @pytest.fixture(scope="session")

@@ -81,14 +81,18 @@ def services(
     *,
     legacy: bool = False,
     kernel: str = "",
+    token: str | None = None,
     on_event: Callable[[str], object] = lambda _: None,
 ) -> Any:
-    """Run a scenario of ``services.mjs``: its result. Raises `Failed`."""
+    """Run a scenario of ``services.mjs``: its result. Raises `Failed`.
+
+    ``token`` is by default the relay's first.
+    """
     info = relay.info
     settings = {
         "baseUrl": f"{info.https_url}/{cluster}",
         "wsUrl": f"{info.wss_url}/{cluster}",
-        "token": info.token,
+        "token": info.token if token is None else token,
         "legacy": legacy,
         "kernel": kernel,
     }

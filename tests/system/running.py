@@ -47,6 +47,13 @@ _KEPT: Final = (
     "TZ",
 )
 
+MANY: Final = {
+    "RELAY_LOGINS__FAILURES": "1000000",
+    "RELAY_QUOTAS__USER_BURST": "1000000",
+    "RELAY_QUOTAS__USER_SOCKETS": "1000",
+}
+"""Variables for a relay whose tests all have one address, and often one token."""
+
 T = TypeVar("T")
 
 
@@ -147,11 +154,18 @@ def http_request(
 class Program:
     """A process with a log file, in a session of its own: Ctrl-C goes to us, not to it."""
 
-    def __init__(self, argv: Sequence[str], log: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str],
+        *,
+        python: str = sys.executable,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *argv],
+                [python, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -160,7 +174,7 @@ class Program:
                 cwd=log.parent,
             )
 
-    def wait_until(self, what: str, check: Callable[[], T | None]) -> T:
+    def wait_until(self, what: str, check: Callable[[], T | None], timeout: float = WAIT) -> T:
         """As `wait_for`, but not beyond the program's end."""
 
         def check_both() -> T | None:
@@ -169,7 +183,7 @@ class Program:
             return check()
 
         try:
-            return wait_for(what, check_both)
+            return wait_for(what, check_both, timeout)
         except NotRunning as error:
             raise NotRunning(f"{error}; its log: {self.log}") from None
 
@@ -221,6 +235,10 @@ class RunningRelay:
             # One that was killed leaves it behind.
             (self.state / "relay.json").unlink()
         self.start()
+
+    def command(self, https_port: str, wss_port: str) -> tuple[str, ...]:
+        """What somebody else is to run who starts it, on these ports and with `environ`."""
+        return (sys.executable, *self._up, "--https-port", https_port, "--wss-port", wss_port)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -388,15 +406,17 @@ class RunningRelay:
         session: str | None = None,
         last_seq: str | None = None,
         port: Literal["https", "wss"] = "wss",
+        headers: Mapping[str, str] | None = None,
     ) -> Channels:
         """A WebSocket to a kernel's channels, by v1 or the legacy subprotocol.
 
-        ``session`` is the ``session_id``, by default a new one; "" sends none.
+        ``session`` is the ``session_id``, by default a new one; "" sends none. ``headers`` are as
+        in `request`.
         """
         base = self.info.wss_url if port == "wss" else self.info.https_url.replace("http", "ws", 1)
         return connect(
             f"{base}/{cluster}/api/kernels/{kernel_id}/channels",
-            headers=self.authorization,
+            headers=self.authorization if headers is None else headers,
             tls=self.tls_for_threads,
             v1=v1,
             session=secrets.token_hex(16) if session is None else session,

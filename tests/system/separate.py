@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -50,11 +50,19 @@ def log_lines(text: str) -> list[dict[str, Any]]:
 
 
 class Separate:
-    """One edge or agent; ``folder`` takes its configuration and its log."""
+    """One edge or agent; ``folder`` takes its configuration and its log.
+
+    ``prefix`` stands before the arguments of the interpreter that runs it.
+    """
 
     def __init__(
-        self, settings: EdgeConfig | AgentConfig, folder: Path, environ: Mapping[str, str]
+        self,
+        settings: EdgeConfig | AgentConfig,
+        folder: Path,
+        environ: Mapping[str, str],
+        prefix: Sequence[str] = (),
     ) -> None:
+        self._prefix = prefix
         self.log = folder / f"{self._name(settings)}.log"
         self._is_edge = isinstance(settings, EdgeConfig)
         self._environ = environ
@@ -71,7 +79,7 @@ class Separate:
     def start(self) -> Self:
         """Start it and wait until it is ready. Raises `NotRunning`."""
         program = "edge" if self._is_edge else "agent"
-        argv = ("-m", "relay", program, "--config", str(self._config))
+        argv = (*self._prefix, "-m", "relay", program, "--config", str(self._config))
         self._program = Program(argv, self.log, self._environ)
         self.ready = self._program.wait_until("its ports", self._announced)
         return self
@@ -80,6 +88,12 @@ class Separate:
         event = "edge ready" if self._is_edge else "ready"
         lines = log_lines(self.log.read_text())
         return next((line for line in lines if line["event"] == event), None)
+
+    @property
+    def pid(self) -> int:
+        """The process that was started; an edge's workers are its children."""
+        assert self._program is not None
+        return self._program.process.pid
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -260,7 +260,8 @@ def test_buffers_in_text_frames(
     """As Jupyter Server's gateway client sends them: not UTF-8, and in a text frame all the
     same."""
     buffers = [b"\xff\xfe\x00\x80", b"\xc3"]
-    with relay.connect("alpha", kernel, v1=False) as channels:
+    headers = {**relay.authorization, "User-Agent": "Tornado/6.5"}
+    with relay.connect("alpha", kernel, v1=False, headers=headers) as channels:
         send = channels.socket.send
         monkeypatch.setattr(channels.socket, "send", lambda data: send(data, text=True))
         came = send_comm(channels, buffers)

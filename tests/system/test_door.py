@@ -219,7 +219,7 @@ def test_health(relay: RunningRelay, port: Port, path: str) -> None:
 @pytest.mark.parametrize("path", ["tree", "tree?", "login", "login?", "hub/api"])
 def test_what_vscode_asks_first(relay: RunningRelay, port: Port, cluster: str, path: str) -> None:
     answer = relay.request("GET", f"/{cluster}/{path}", port=port, headers={})
-    assert (answer.status, answer.body) == (404, b"")
+    refusal(answer, 404, "Not found")
 
 
 def test_an_unknown_cluster(relay: RunningRelay, kernel: str) -> None:

@@ -1,182 +1,148 @@
-"""Limits that hold over all workers of an edge, at the limit and one past it."""
+"""How many kernels there may be, counted by agents that share a folder; and of how many users."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import ssl
 import time
+import uuid
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
-import msgspec
 import pytest
 
-from tests.system.running import Answer, RunningRelay, wait_for
-from tests.system.test_door import bearer, channels_path, head, wire_to
-from tests.system.wire import HANDSHAKE, Wire, refusal
+from relay import pki
+from relay.auth.policy import Action, Rights
+from relay.auth.tickets import Ticket, TicketSigner
+from relay.config import AgentConfig, KernelSettings, ListenSettings
+from relay.model import Principal
+from tests.system.running import Answer, environment, http_request, wait_for
+from tests.system.separate import Separate
 
-WINDOW = 15.0
-CONFIG = {
-    "edge_workers": 3,
-    "connections": {"per_address": 20},
-    "quotas": {"user_sockets": 4, "user_requests": 2.0, "user_burst": 60},
-    "logins": {"failures": 5, "window": WINDOW},
-    "limits": {"head_bytes": 4096},
-}
+ADA, BOB = Principal("token", "ada"), Principal("hub", "ada")
+QUOTA: Final = 2
+LIMIT: Final = 3
 
-
-@pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRelay]:
-    path = tmp_path_factory.mktemp("quotas") / "up.yaml"
-    path.write_bytes(msgspec.yaml.encode(CONFIG))
-    with RunningRelay(("alpha",), ("--config", str(path))) as running:
-        yield running
+pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def kernel(relay: RunningRelay) -> str:
-    return relay.start_kernel("alpha")
+class Node(NamedTuple):
+    """Agents with one state folder."""
+
+    agents: tuple[Separate, ...]
+    signer: TicketSigner
+
+    def ask(
+        self,
+        agent: int,
+        who: Principal,
+        method: str,
+        path: str,
+        kernel: str,
+        quota: int | None = None,
+    ) -> Answer:
+        ticket = Ticket(
+            principal=who,
+            cluster="alpha",
+            kernel=kernel,
+            rights=Rights(dict.fromkeys(Action)),
+            max_kernels=quota,
+            request_id="0" * 32,
+        )
+        signed = self.signer.sign(ticket, time.time(), 60.0)
+        url = f"http://127.0.0.1:{self.agents[agent].ready['port']}"
+        headers = {"Authorization": f"Bearer {signed}"}
+        body = {"name": "python3"} if method == "POST" else None
+        return http_request(url, method, path, body, headers=headers)
+
+    def start(self, agent: int, who: Principal, quota: int | None = None) -> Answer:
+        kernel = str(uuid.uuid4())
+        return self.ask(agent, who, "POST", "/api/kernels", kernel, quota)
+
+    def end(self, agent: int, who: Principal, kernel: str) -> None:
+        path = f"/api/kernels/{kernel}"
+        assert self.ask(agent, who, "DELETE", path, kernel).status == 204
+
+    def start_at_once(self, starts: list[tuple[int, Principal]], quota: int | None) -> Any:
+        with ThreadPoolExecutor(len(starts)) as pool:
+            asked = [pool.submit(self.start, *each, quota) for each in starts]
+            return [each.result() for each in asked]
 
 
-def hits(relay: RunningRelay, setting: str) -> float:
-    found = re.search(rf'relay_limit_hits_total{{setting="{setting}"}} ([\d.]+)', relay.metrics())
-    return float(found[1]) if found else 0.0
+@pytest.fixture(params=[True, False], ids=["shared uid", "one user"])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
+    environ = environment(tmp_path)
+    keys = pki.new_ticket_keys()
+    (tmp_path / "ticket.pub").write_bytes(keys.public)
+    agents = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = AgentConfig(
+            cluster="alpha",
+            listen=ListenSettings(port=0),
+            state_dir=str(tmp_path / "state"),
+            ticket_keys=[str(tmp_path / "ticket.pub")],
+            kernels=KernelSettings(max_kernels=LIMIT),
+            shared_uid=request.param,
+        )
+        agents.append(Separate(settings, folder, environ))
+    with agents[0], agents[1]:
+        yield Node(tuple(agents), TicketSigner(keys.private))
 
 
-def attempt(relay: RunningRelay, shown: str = "wrong") -> Answer:
-    """On a connection of its own: any of the workers may get it."""
-    return relay.request("GET", "/alpha/api", headers={"Authorization": f"token {shown}"})
+def said(answers: list[Answer]) -> Counter[str]:
+    """What became of each start: 201, or the setting that it failed for."""
+    settings = "quotas.user_kernels", "kernels.max_kernels"
+    return Counter(
+        "201"
+        if each.status == 201
+        else next(name for name in settings if name in each.json["message"])
+        for each in answers
+    )
 
 
-def test_wrong_tokens_at_the_limit_and_past_it(relay: RunningRelay) -> None:
-    begin = time.monotonic()
-    for _ in range(5):
-        refusal(attempt(relay), 401, "Unauthorized")
-    answer = attempt(relay, "another")
-    if time.monotonic() - begin > WINDOW:
-        pytest.skip("the machine is too busy to be wrong often enough")
-    assert "(logins.failures)" in refusal(answer, 429, "Too many requests")
-    assert 1 <= int(answer.headers["Retry-After"]) <= WINDOW
-    # Neither malformed ones help, nor headers of one's own.
-    for headers in (
-        {"Authorization": "Digest x"},
-        {"Authorization": "token wrong", "X-Forwarded-For": "192.0.2.1"},
-        {"Authorization": "token wrong", "Forwarded": "for=192.0.2.1"},
-    ):
-        assert relay.request("GET", "/alpha/api", headers=headers).status == 429
-    # Whoever is right comes in, whoever shows nothing is told so, from the same address.
-    assert attempt(relay, relay.info.token).status == 200
-    refusal(relay.request("GET", "/alpha/api", headers={}), 401, "Unauthorized")
-    assert hits(relay, "logins.failures") == 4
-    wait_for("an end of it", lambda: attempt(relay).status == 401, 2 * WINDOW)
+@pytest.mark.parametrize("node", [True], indirect=True)
+def test_limits_are_exact_whoever_counts(node: Node) -> None:
+    answers = node.start_at_once([(number % 2, ADA) for number in range(8)], QUOTA)
+    assert said(answers) == {"201": QUOTA, "quotas.user_kernels": 6}
+    assert {each.status for each in answers} == {201, 403}
+    # Somebody else has a quota of their own, and the cluster one for all.
+    others = node.start_at_once([(number % 2, BOB) for number in range(4)], QUOTA)
+    assert said(others) == {"201": LIMIT - QUOTA, "kernels.max_kernels": 3}
+    started = {each.json["id"]: ADA for each in answers if each.status == 201}
+    started |= {each.json["id"]: BOB for each in others if each.status == 201}
+    # The same again is none too many.
+    mine = next(kernel for kernel, who in started.items() if who is ADA)
+    assert node.ask(1, ADA, "POST", "/api/kernels", mine, QUOTA).status == 201
+    # One that is ended makes room at once, at the agent that knows nothing of it too.
+    node.end(0, ADA, mine)
+    del started[mine]
+    answer = node.start(1, ADA, QUOTA)
+    assert answer.status == 201, answer
+    started[answer.json["id"]] = ADA
+    refusal_of_both = [node.start(number, ADA, QUOTA) for number in range(2)]
+    assert {each.status for each in refusal_of_both} == {403}
+    for kernel, who in started.items():
+        node.end(1, who, kernel)
+    state = Path(node.agents[0].log.parent.parent / "state/alpha/kernels")
+    wait_for("no folder", lambda: not list(state.iterdir()))
 
 
-def upgrade(relay: RunningRelay, kernel: str) -> tuple[Wire, Answer]:
-    wire = wire_to(relay, "wss")
-    wire.send(head(channels_path(kernel), bearer(relay), HANDSHAKE))
-    return wire, wire.answer()
-
-
-def test_sockets_of_a_user_at_the_limit_and_past_it(relay: RunningRelay, kernel: str) -> None:
-    with ExitStack() as held:
-        for _ in range(4):
-            wire, answer = upgrade(relay, kernel)
-            held.enter_context(wire)
-            assert answer.status == 101
-        wire, answer = upgrade(relay, kernel)
-        held.enter_context(wire)
-        assert "(quotas.user_sockets)" in refusal(answer, 403, "Limit reached")
-        assert hits(relay, "quotas.user_sockets") == 1
-
-    def opens() -> bool:
-        wire, answer = upgrade(relay, kernel)
-        wire.close()
-        return answer.status == 101
-
-    wait_for("room for another", opens)
-
-
-def test_connections_of_an_address_at_the_limit_and_past_it(relay: RunningRelay) -> None:
-    def cut() -> bool:
-        try:
-            wire = wire_to(relay)
-        except (OSError, ssl.SSLError):
-            return True
-        held.enter_context(wire)
-        return False
-
-    with ExitStack() as held:
-        wires = [held.enter_context(wire_to(relay)) for _ in range(10)]
-        wait_for("the limit", cut)
-        assert hits(relay, "connections.per_address") >= 1
-        for wire in wires:
-            wire.send(head("/healthz"))
-            assert wire.answer().status == 200
-    wait_for("room again", lambda: not cut())
-    held.close()
-
-
-def test_heads_at_the_limit_and_past_it(relay: RunningRelay) -> None:
-    lines = ["A: " + "x" * 3000, "B: "]
-    empty = len(head("/healthz", *lines))
-
-    def sized(size: int) -> bytes:
-        return head("/healthz", lines[0], "B: ".ljust(size - empty + 3, "x"))
-
-    with wire_to(relay) as wire:
-        # The header that is empty above has no space behind its colon.
-        wire.send(sized(4096 - 1))
-        assert wire.answer().status == 200
-        wire.send(sized(4096 + 1))
-        assert "(limits.head_bytes)" in refusal(wire.answer(), 400, "Bad request")
-        assert wire.rest() == b""
-
-
-def test_a_killed_worker_leaves_no_sockets_behind(relay: RunningRelay, kernel: str) -> None:
-
-    with ExitStack() as held:
-        for _ in range(4):
-            wire, answer = upgrade(relay, kernel)
-            held.enter_context(wire)
-            assert answer.status == 101
-        for pid in relay.info.pids.edge:
-            os.kill(pid, signal.SIGKILL)
-
-        def opens() -> bool:
-            try:
-                wire, answer = upgrade(relay, kernel)
-            except (OSError, ValueError):
-                return False
-            held.enter_context(wire)
-            return answer.status == 101
-
-        for _ in range(4):
-            wait_for("the places of those that were killed", opens)
-
-
-@pytest.mark.parametrize("size", [100, 10_000_000])
-def test_a_body_without_a_token_is_not_read(relay: RunningRelay, size: int) -> None:
-    with wire_to(relay) as wire:
-        wire.send(head("/alpha/api/kernels", f"Content-Length: {size}", method="POST"))
-        refusal(wire.answer(), 401, "Unauthorized")
-        assert wire.rest() == b""
-    # Nor does a client that sends it all the same miss the answer.
-    answer = relay.request("POST", "/alpha/api/kernels", b"x" * 500_000, headers={})
-    refusal(answer, 401, "Unauthorized")
-
-
-def test_requests_of_a_user_past_the_rate(relay: RunningRelay) -> None:
-    """The last one here: it leaves nothing for others."""
-    with wire_to(relay) as wire:
-        # It would take this machine half a minute to be within the rate.
-        wire.send(head("/alpha/api", bearer(relay)) * 120)
-        answers = [wire.answer() for _ in range(120)]
-    statuses = {answer.status for answer in answers}
-    assert statuses == {200, 429}
-    first = next(answer for answer in answers if answer.status == 429)
-    assert "(quotas.user_requests)" in refusal(first, 429, "Too many requests")
-    assert first.headers["Retry-After"] == "1"
-    time.sleep(2.0)
-    assert relay.request("GET", "/alpha/api").status == 200
+@pytest.mark.parametrize("node", [False], indirect=True)
+def test_one_uid_is_one_users(node: Node) -> None:
+    first = node.start(0, ADA)
+    assert first.status == 201
+    for agent in range(2):
+        answer = node.start(agent, BOB)
+        assert (answer.status, answer.json["reason"]) == (403, "Forbidden")
+        for needed in ("shared_uid", "--shared-uid"):
+            assert needed in answer.json["message"]
+        assert "ada" not in answer.json["message"]
+    second = node.start(1, ADA)
+    assert second.status == 201
+    for answer in (first, second):
+        node.end(0, ADA, answer.json["id"])
+    # Files of the first are there still.
+    assert node.start(0, BOB).status == 403

@@ -31,11 +31,15 @@ from relay.bridge.records import (
 )
 from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings, load
 from relay.model import Principal
+from relay.routing.routes import match
+from relay.supervisor.secrets import user_name
 from tests.system.running import Answer, RunningRelay, http_request, processes_of
 from tests.system.separate import Separate, admitting
 from tests.system.wire import HANDSHAKE, Wire
 
-SOMEBODY = Principal("token", "somebody")
+SOMEBODY = Principal("token", user_name())
+"""Whose the kernels are that the relay's own token starts."""
+ABSENT = "00000000-0000-4000-8000-000000000000"
 UPGRADE: Final = b"Connection: Upgrade\r\nUpgrade: relay-records\r\n"
 
 
@@ -45,6 +49,12 @@ class Route(NamedTuple):
     """``ID`` stands for the kernel's."""
     actions: frozenset[Action]
     """Any one of them will do."""
+
+    @property
+    def besides(self) -> frozenset[Action]:
+        """What it does not take, but what makes a difference to the answer."""
+        segments = tuple(self.path.replace("ID", ABSENT).split("/")[1:])
+        return frozenset(map(Action, match(self.method, segments).besides))
 
     def names_a_kernel(self) -> bool:
         return "ID" in self.path or Action.START in self.actions
@@ -114,7 +124,7 @@ class Agent:
             "principal": SOMEBODY,
             "cluster": "alpha",
             "kernel": own if route.names_a_kernel() else None,
-            "rights": Rights(dict.fromkeys(route.actions)),
+            "rights": Rights(dict.fromkeys(route.actions | route.besides)),
             "request_id": "0123456789abcdef" * 2,
         }
         ticket = Ticket(**{**fields, **changes})
@@ -185,7 +195,8 @@ ENDS_IN: Final = "api", "kernels", "ID", "interrupt", "channels", "kernelspecs",
 def test_a_good_ticket_works(agent: Agent, kernel: str, route: Route) -> None:
     expected = {"channels": 101, "interrupt": 204}
     for action in route.actions:
-        good = agent.ticket(route, kernel, rights=Rights({action: None}))
+        rights = Rights(dict.fromkeys({action} | route.besides))
+        good = agent.ticket(route, kernel, rights=rights)
         answer = agent.ask(route, kernel, f"Authorization: Bearer {good}")
         assert answer.status == expected.get(route.path.rpartition("/")[2], 200)
 
@@ -312,18 +323,18 @@ def test_who_it_is_the_ticket_says(relay: RunningRelay, agent: Agent, kernel: st
         agent.url,
         "POST",
         "/api/kernels",
-        {"name": "python3", "env": {"KERNEL_USERNAME": "root"}},
+        {"name": "python3", "env": {"KERNEL_USERNAME": "mallory"}},
         headers={
             "Authorization": f"Bearer {agent.ticket(ROUTES[2], started)}",
-            "X-Forwarded-User": "root",
-            "X-Remote-User": "root",
-            "KERNEL_USERNAME": "root",
+            "X-Forwarded-User": "mallory",
+            "X-Remote-User": "mallory",
+            "KERNEL_USERNAME": "mallory",
         },
     )
     assert (answer.status, answer.json["id"]) == (201, started)
     request = json.loads((relay.state / "alpha/kernels" / started / "request.json").read_bytes())
-    assert request["owner"] == "token:somebody"
-    assert request["environment"]["KERNEL_USERNAME"] == "somebody"
+    assert request["owner"] == str(SOMEBODY)
+    assert request["environment"]["KERNEL_USERNAME"] == SOMEBODY.subject
     # Somebody else's second start of it is not a way to it.
     other = agent.ticket(ROUTES[2], started, principal=Principal("token", "else"))
     check(agent.ask(ROUTES[2], started, f"Authorization: Bearer {other}"), 409, "Conflict")

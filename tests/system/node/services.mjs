@@ -36,11 +36,17 @@ class Socket extends WebSocket {
   }
 }
 
+let requests = 0;
+
 const serverSettings = services.ServerConnection.makeSettings({
   baseUrl: given.baseUrl,
   wsUrl: given.wsUrl,
   token: given.token,
-  WebSocket: Socket
+  WebSocket: Socket,
+  fetch: (...what) => {
+    requests += 1;
+    return fetch(...what);
+  }
 });
 const kernels = new services.KernelManager({ serverSettings });
 
@@ -367,6 +373,42 @@ page.send({'number': 2}, buffers=[every * 4096])`);
       await connected(kernel);
     }
     return { ran: await end(ran), next: await end(next), sockets: sockets.length };
+  },
+
+  async sentAway() {
+    const kernel = connect();
+    await kernel.info;
+    const codes = [];
+    sockets.at(-1).addEventListener('close', ({ code, reason }) => codes.push([code, reason]));
+    const before = { sockets: sockets.length, requests };
+    say({ event: 'connected' });
+    await until('its end', () => kernel.status === 'dead');
+    // Whoever goes on asking does so by now.
+    await sleep(5000);
+    return { codes, sockets: sockets.length - before.sockets, requests: requests - before.requests };
+  },
+
+  // A page has no library's help, and can set no header: the token is in a subprotocol.
+  async subprotocol() {
+    const name = 'v1.token.websocket.jupyter.org';
+    const offers = {
+      both: [name, `${name}.${given.token}`],
+      v1: ['v1.kernel.websocket.jupyter.org', `${name}.${given.token}`],
+      token: [`${name}.${given.token}`],
+      wrong: [name, `${name}.${given.token}x`],
+      name: [name]
+    };
+    const answers = {};
+    for (const [offer, protocols] of Object.entries(offers)) {
+      const socket = new WebSocket(`${given.wsUrl}/api/kernels/${given.kernel}/channels`, protocols);
+      answers[offer] = await new Promise(resolve => {
+        socket.on('open', () => resolve(socket.protocol));
+        socket.on('unexpected-response', (_, response) => resolve(response.statusCode));
+        socket.on('error', error => resolve(error.message));
+      });
+      socket.terminate();
+    }
+    return answers;
   },
 
   async agent() {

@@ -1,0 +1,136 @@
+"""Kernels that run as other OS users: asked of the launcher, which is root and does little else.
+
+What a kernel's user writes into the kernel's folder is read with care (``registry.py``), and
+believed where the folder's own uid, which only root can set, says the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import structlog
+
+from relay.agent.orders import Done, Order, close, receive, send
+from relay.agent.spawn import Quarters, bury, open_log
+from relay.agent.users import OsUsers
+from relay.config import AgentConfig
+from relay.errors import AgentUnavailable, Conflict, Forbidden
+from relay.model import Principal
+from relay.registry import (
+    TRAVERSABLE,
+    Place,
+    kernels_folder,
+    private_folder,
+    shared_runtime_folder,
+)
+
+log = structlog.get_logger(__name__)
+
+_ANSWER: Final = 30.0
+"""Seconds that the launcher may take."""
+
+
+class OtherUsers:
+    """The `Starter` where each kernel runs as the OS user of its owner."""
+
+    def __init__(self, config: AgentConfig, users: OsUsers, channel: socket.socket) -> None:
+        """Raise `RegistryError` where the runtime folder cannot be used."""
+        self._kernels = kernels_folder(Path(config.state_dir), config.cluster)
+        self._runtime = shared_runtime_folder(config.runtime_dir or "")
+        self._users = users
+        self._channel = channel
+        self._waiting: dict[str, asyncio.Future[Done]] = {}
+        self._reading = False
+
+    def open_folders(self) -> None:
+        """As in `Starter`. The launcher sweeps."""
+        for folder in (self._kernels.parent, self._kernels):
+            private_folder(folder, TRAVERSABLE)
+
+    async def prepare(self, place: Place, owner: Principal) -> Quarters:
+        """As in `Starter`."""
+        user = await asyncio.to_thread(self._users.of, owner)
+        await self._ask("prepare", place, str(owner))
+        return Quarters(self._runtime / str(user.uid), user.environment, user.working_folder)
+
+    async def start(self, place: Place, owner: str, lock: int) -> int:
+        """As in `Starter`."""
+        log_file = open_log(place)
+        try:
+            return (await self._ask("start", place, owner, (lock, log_file))).pid
+        finally:
+            os.close(log_file)
+
+    async def bury(self, place: Place, lock: int) -> None:
+        """As in `Starter`."""
+        if place.uid == os.geteuid():
+            # Of a time when all kernels ran as our own user.
+            bury(place)
+        else:
+            await self._ask("bury", place, "", (lock,))
+
+    def believes(self, place: Place, owner: str) -> bool:
+        """As in `Starter`."""
+        try:
+            return self._users.uid_of(owner) == place.uid
+        except OSError:
+            return False
+
+    async def _ask(
+        self,
+        op: Literal["prepare", "start", "bury"],
+        place: Place,
+        owner: str,
+        files: Sequence[int] = (),
+    ) -> Done:
+        order = Order(id=secrets.token_hex(8), op=op, kernel_id=place.kernel_id, owner=owner)
+        loop = asyncio.get_running_loop()
+        if not self._reading:
+            loop.add_reader(self._channel, self._read)
+            self._reading = True
+        waiting: asyncio.Future[Done] = loop.create_future()
+        self._waiting[order.id] = waiting
+        try:
+            send(self._channel, order, files)
+            done = await asyncio.wait_for(waiting, _ANSWER)
+        except (BlockingIOError, TimeoutError):
+            msg = "The agent's launcher does not answer."
+            raise AgentUnavailable(msg, retry_after=1) from None
+        finally:
+            del self._waiting[order.id]
+        _raise(done)
+        return done
+
+    def _read(self) -> None:
+        while True:
+            try:
+                done, files = receive(self._channel, Done)
+            except BlockingIOError:
+                return
+            except (EOFError, OSError):
+                # The launcher is gone, and we are about to be.
+                asyncio.get_running_loop().remove_reader(self._channel)
+                return
+            close(files)
+            # Answers to an agent that was killed have nobody who waits for them.
+            waiting = self._waiting.get(done.id) if done is not None else None
+            if done is not None and waiting is not None and not waiting.done():
+                waiting.set_result(done)
+
+
+def _raise(done: Done) -> None:
+    match done.kind:
+        case "forbidden":
+            raise Forbidden(done.problem)
+        case "conflict":
+            raise Conflict(done.problem)
+        case "os":
+            raise OSError(done.errno, done.problem)
+        case "":
+            return

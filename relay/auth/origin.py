@@ -1,0 +1,79 @@
+"""Which pages in browsers may use the relay: those of its own origin, and of a list.
+
+A browser says with each WebSocket, and with each request that could change something, which page
+made it; the page cannot change what it says. Nothing else says so, and nothing else is a page.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+_NAME: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_NO_ORIGIN: Final = "expected an origin as browsers write it, https://host or https://host:port"
+
+
+class Page(enum.Enum):
+    """Who made a request, by its ``Origin``."""
+
+    NONE = "none"
+    """No page: a program, or a browser that reads something without looking into it."""
+    OWN = "own"
+    LISTED = "listed"
+    FOREIGN = "foreign"
+    """Any other, and whatever cannot be told."""
+
+
+class Origins:
+    """The pages that may use the relay. Compared as they are written, since they have one form."""
+
+    def __init__(self, listed: Iterable[str] = ()) -> None:
+        """Raise ``ValueError`` for one that no browser would send."""
+        self.listed: Final = frozenset(listed)
+        for each in self.listed:
+            check_origin(each)
+
+    def judge(self, origins: Sequence[str], host: str) -> Page:
+        """Tell who made a request with these ``Origin`` headers and this ``Host``, checked."""
+        if not origins:
+            return Page.NONE
+        if len(origins) > 1:
+            return Page.FOREIGN
+        (origin,) = origins
+        if origin in self.listed:
+            return Page.LISTED
+        # Only TLS is spoken here. websocket-client, which is no browser, says this of itself.
+        if host and origin == f"https://{host.lower().removesuffix(':443')}":
+            return Page.OWN
+        return Page.FOREIGN
+
+
+def check_origin(text: str) -> None:
+    """Raise ``ValueError`` unless ``text`` is an origin as browsers write it (RFC 6454 §6.2)."""
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(_NO_ORIGIN) from None
+    if parts.scheme not in _DEFAULT_PORTS or port == 0 or not _is_host(host):
+        raise ValueError(_NO_ORIGIN)
+    written = f"[{host}]" if ":" in host else host
+    suffix = "" if port is None else f":{port}"
+    if text != f"{parts.scheme}://{written}{suffix}":
+        raise ValueError(_NO_ORIGIN)
+    if port == _DEFAULT_PORTS[parts.scheme]:
+        raise ValueError(f"browsers leave :{port} out, which {parts.scheme} has by default")
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        try:
+            return str(ipaddress.IPv6Address(host)) == host
+        except ValueError:
+            return False
+    return all(_NAME.fullmatch(label) for label in host.split("."))

@@ -1,0 +1,261 @@
+"""`relay token`: makes, lists and revokes the tokens that a relay's users show."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+
+import typer
+
+from relay.cli.refusals import refusals
+
+if TYPE_CHECKING:
+    from relay.auth.tokens import TokenRecord, TokenStore
+    from relay.config import AuthenticationSettings
+    from relay.supervisor import StateFolder
+
+app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
+
+StateDir = Annotated[
+    Path | None, typer.Option(help="As given to `relay up`; the default, without the other two.")
+]
+File = Annotated[
+    Path | None, typer.Option(metavar="TOKENS.JSON", help="The tokens' file of an edge.")
+]
+Config = Annotated[
+    Path | None, typer.Option(metavar="EDGE.YAML", help="An edge's configuration, which names it.")
+]
+
+_TTL: Final = re.compile(r"([0-9]{1,9})([smhdw])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_TIME: Final = "%Y-%m-%d %H:%M:%SZ"
+_HEADINGS: Final = ("ID", "USER", "GROUPS", "CLUSTERS", "SCOPES", "CREATED", "EXPIRES", "NOTE")
+
+
+class Place(NamedTuple):
+    """Where the tokens are, and what is known of who reads them."""
+
+    path: Path
+    authentication: AuthenticationSettings | None = None
+    """Of the edge, where its configuration is at hand."""
+    folder: StateFolder | None = None
+    """The state folder that they are in, which may come to be with its first token."""
+
+
+@app.command()
+def create(  # noqa: PLR0913 - one for each option
+    *,
+    user: Annotated[str, typer.Option(metavar="NAME", help="Whose it is.")],
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A group the user is in; repeatable.")
+    ] = None,
+    cluster: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Good for this one only; repeatable.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Limited to rules with this scope; repeatable."),
+    ] = None,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="12h", help="s, m, h, d or w (default: for ever).")
+    ] = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="For `relay token list`.")] = "",
+    path: Annotated[
+        bool, typer.Option("--path", help="For URLs, /t/TOKEN/<cluster>/..., and nothing else.")
+    ] = False,
+    state_dir: StateDir = None,
+    file: File = None,
+    config: Config = None,
+) -> None:
+    """Make a token and print it, this once; what else there is to say goes to stderr."""
+    with refusals(), _refusing():
+        from relay import tokenfile
+        from relay.auth.tokens import TokenStore, generate
+        from relay.processes import StartError
+        from relay.routing.clusters import check_name
+
+        for name in cluster or ():
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise StartError(f"--cluster {name}: {error}") from None
+        lifetime = None if ttl is None else _seconds(ttl)
+        place = _place(state_dir, file, config)
+        if path:
+            _check_path_token(lifetime, place.authentication)
+        token, record = generate(
+            user,
+            time.time(),
+            note=note,
+            lifetime=lifetime,
+            groups=group or (),
+            scopes=scope or (),
+            clusters=cluster or None,
+            path=path,
+        )
+        if place.folder is not None:
+            place.folder.create()
+        with tokenfile.locked(place.path):
+            store = _read(place.path, missing=TokenStore())
+            tokenfile.write(place.path, TokenStore((*store.records, record)))
+    until = "" if record.expires is None else f", until {_when(record.expires)}"
+    typer.echo(f"Made the token {record.id} of {user}{until}. It is shown this once.", err=True)
+    if path:
+        typer.echo("Its place is the URL: https://HOST:PORT/t/TOKEN/<cluster>", err=True)
+    typer.echo(token)
+
+
+@app.command("list")
+def list_(*, state_dir: StateDir = None, file: File = None, config: Config = None) -> None:
+    """List all tokens, those that have expired too."""
+    with refusals(), _refusing():
+        from relay.auth.tokens import TokenStore
+        from relay.cli import words
+
+        store = _read(_place(state_dir, file, config).path, missing=TokenStore())
+        if store.records:
+            rows = [_HEADINGS, *(_row(record, time.time()) for record in store.records)]
+            words.show(words.Line(line) for line in _table(rows))
+        else:
+            typer.echo("There are no tokens.", err=True)
+
+
+@app.command()
+def revoke(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `relay token list` has it.")],
+    *,
+    state_dir: StateDir = None,
+    file: File = None,
+    config: Config = None,
+) -> None:
+    """Take a token out: nobody comes in with it any more, and what it opened is ended."""
+    with refusals(), _refusing():
+        from relay import tokenfile
+        from relay.auth.tokens import TokenStore
+        from relay.processes import StartError
+
+        path = _place(state_dir, file, config).path
+        if not path.exists():
+            raise StartError(f"there are no tokens: {path} does not exist")
+        with tokenfile.locked(path):
+            store = _read(path)
+            found = [record for record in store.records if record.id == token_id]
+            if not found:
+                raise StartError(f"no token has the id {token_id!r}")
+            kept = (record for record in store.records if record.id != token_id)
+            tokenfile.write(path, TokenStore(kept))
+    typer.echo(f"Revoked the token {token_id} of {found[0].user}.", err=True)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What cannot be, or cannot be read or written, is for whoever typed it to put right."""
+    from relay.processes import StartError
+
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"{error.filename or 'the tokens'}: {error.strerror}") from error
+    except ValueError as error:
+        raise StartError(str(error)) from error
+
+
+def _place(state_dir: Path | None, file: Path | None, config: Path | None) -> Place:
+    """Raises `StartError` and `ConfigError`."""
+    from relay import supervisor
+    from relay.config import EdgeConfig, load
+    from relay.processes import StartError
+
+    if sum(each is not None for each in (state_dir, file, config)) > 1:
+        raise StartError("--state-dir, --file and --config say the same: give one of them")
+    if file is not None:
+        return Place(file.expanduser().absolute())
+    if config is not None:
+        found = load(EdgeConfig, config, os.environ).authentication
+        if found.tokens is None:
+            raise StartError(f"{config}: authentication.tokens is not set")
+        return Place(Path(found.tokens.file), found)
+    chosen = state_dir or supervisor.default_state_dir(os.environ)
+    folder = supervisor.StateFolder(chosen.expanduser().absolute())
+    written = folder.configurations / "edge.yaml"
+    known = load(EdgeConfig, written, {}).authentication if written.exists() else None
+    return Place(folder.tokens, known, folder)
+
+
+def _read(path: Path, missing: TokenStore | None = None) -> TokenStore:
+    """Raises ``OSError``, and `StartError` for a file that is damaged."""
+    from relay import tokenfile
+    from relay.processes import StartError
+
+    try:
+        return tokenfile.read(path)
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        return missing
+    except ValueError as error:
+        raise StartError(f"{path} is damaged: {error}") from error
+
+
+def _seconds(ttl: str) -> float:
+    """Raises ``ValueError``."""
+    found = _TTL.fullmatch(ttl)
+    if found is None or not int(found[1]):
+        raise ValueError(f"--ttl {ttl}: expected a number and one of s, m, h, d, w, as 12h")
+    return float(int(found[1]) * _SECONDS[found[2]])
+
+
+def _check_path_token(lifetime: float | None, known: AuthenticationSettings | None) -> None:
+    """Raises `StartError` for what no edge would take."""
+    from relay.config import PathTokenSettings
+    from relay.processes import StartError
+
+    settings = PathTokenSettings() if known is None else known.path_tokens
+    if settings is None:
+        raise StartError("path tokens are off: set authentication.path_tokens (path_tokens of up)")
+    if lifetime is None or lifetime > settings.max_lifetime:
+        raise StartError(
+            f"a path token needs a --ttl of at most {settings.max_lifetime:.0f}s"
+            " (authentication.path_tokens.max_lifetime)"
+        )
+
+
+def _row(record: TokenRecord, now: float) -> tuple[str, ...]:
+    from relay.auth.tokens import is_alive
+
+    if record.expires is None:
+        expires = "never"
+    else:
+        expires = _when(record.expires) + ("" if is_alive(record, now) else " (expired)")
+    return (
+        record.id,
+        record.user,
+        ",".join(record.groups) or "-",
+        "all" if record.clusters is None else ",".join(record.clusters),
+        ",".join(record.scopes) or "-",
+        _when(record.created),
+        expires,
+        " ".join(filter(None, ("[path]" if record.path else "", _printable(record.note)))),
+    )
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
+
+
+def _when(seconds: float) -> str:
+    try:
+        return time.strftime(_TIME, time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:.0f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return list(padded)

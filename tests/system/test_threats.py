@@ -1,0 +1,138 @@
+"""What broke other gateways, and which tests show that it does not break this one.
+
+The table is checked against the tests themselves, so that it cannot name one that is gone.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+
+DOOR, SMUGGLING = "system/test_door.py", "system/test_smuggling.py"
+WORK, PAGES = "system/test_work.py", "system/test_pages.py"
+TICKETS, APP = "system/test_tickets.py", "edge/test_app.py"
+HEADS, ORIGIN = "routing/test_heads.py", "auth/test_origin.py"
+PIPE, HTTP = "edge/test_pipe.py", "test_http.py"
+
+THREATS: Final = {
+    # CVE-2024-28179: HTTP was checked, the WebSocket was not.
+    "a WebSocket's path skips authentication": [
+        f"{DOOR}::test_nobody_comes_in_without_a_token",
+        f"{PAGES}::test_whose_websocket_opens",
+    ],
+    # An empty EG_AUTH_TOKEN let everybody in.
+    "authentication is off by default": ["edge/test_app.py::test_nobody_unknown_comes_in"],
+    # Compared byte by byte, the query before the header, OPTIONS not at all.
+    "tokens are compared badly": [
+        f"{DOOR}::test_nobody_comes_in_without_a_token",
+        f"{DOOR}::test_no_method_is_exempt",
+        f"{APP}::test_nobody_else_asks_anything_by_options",
+        f"{DOOR}::test_credentials_that_disagree_open_none",
+        f"{SMUGGLING}::test_two_credentials_are_none",
+    ],
+    "one request's credential serves the next": [
+        f"{DOOR}::test_each_request_of_a_connection_is_judged_alone",
+        f"{SMUGGLING}::test_each_request_is_judged_alone",
+        f"{SMUGGLING}::test_a_refused_requests_body_is_no_request",
+    ],
+    # CVE-2026-40110, CVE-2026-35397, CVE-2024-53861: match, startswith, in.
+    "a prefix or a pattern is enough": [
+        f"{ORIGIN}::test_everything_else_is_foreign",
+        f"{ORIGIN}::test_no_text_is_of_a_list_that_does_not_have_it",
+        f"{DOOR}::test_an_unknown_cluster",
+    ],
+    # CVE-2025-66490, CVE-2026-48020, GHSA-6jwx-7vp4-9847.
+    "a path is judged in one form and used in another": [
+        f"{DOOR}::test_a_target_that_could_be_read_in_two_ways",
+        f"{SMUGGLING}::test_the_path_that_was_judged_is_the_path_that_is_asked_for",
+    ],
+    # GHSA-7rh7-c77v-6434, CVE-2026-41059, CVE-2026-40575.
+    "something beside method and path decides": [
+        f"{SMUGGLING}::test_no_header_says_who_it_is",
+        f"{SMUGGLING}::test_no_query_says_who_it_is",
+        f"{DOOR}::test_a_target_that_could_be_read_in_two_ways",
+    ],
+    # CVE-2025-64484, GHSA-7r4p-vjf4-gxv4, GHSA-5m6w-wvh7-57vm.
+    "a header says who it is": [
+        f"{SMUGGLING}::test_no_header_says_who_it_is",
+        f"{TICKETS}::test_an_agent_receives_the_ticket_and_never_the_token",
+        f"{TICKETS}::test_who_it_is_the_ticket_says",
+    ],
+    # CVE-2024-45410, CVE-2025-48865.
+    "Connection takes a header away": [f"{SMUGGLING}::test_connection_takes_nothing_away"],
+    # CVE-2023-47641, CVE-2023-37276, CVE-2024-52304, CVE-2025-53643, CVE-2025-69224,
+    # CVE-2026-69243.
+    "a request is smuggled in another": [
+        f"{SMUGGLING}::test_what_could_be_cut_in_two_ways",
+        f"{SMUGGLING}::test_a_strange_request_line",
+        f"{SMUGGLING}::test_a_strange_host",
+        f"{SMUGGLING}::test_nothing_is_smuggled",
+        f"{DOOR}::test_nothing_is_smuggled_in_behind_a_handshake",
+        f"{HEADS}::test_a_body_whose_length_could_be_read_in_two_ways",
+        f"{HEADS}::test_nothing_lies_between_a_head_and_another_protocol",
+    ],
+    # CVE-2025-69223, CVE-2026-59881.
+    "something small unpacks to something large": [
+        f"{SMUGGLING}::test_a_compressed_body",
+        f"{DOOR}::test_compression_is_not_agreed_to",
+        f"{WORK}::test_a_bad_frame_ends_the_websocket",
+    ],
+    # CVE-2025-69229.
+    "a byte makes work for thousands": [
+        f"{WORK}::test_a_body_in_chunks_of_one_byte",
+        f"{WORK}::test_a_chunk_whose_extension_never_ends",
+        f"{WORK}::test_trailers_without_end",
+        f"{WORK}::test_a_body_that_is_no_request",
+        f"{WORK}::test_a_flood_of_frames",
+        f"{PIPE}::test_tiny_fragments_cost_no_more_than_what_they_hold",
+    ],
+    "frames that are not masked": [
+        f"{DOOR}::test_an_unmasked_frame_ends_the_websocket",
+        "system/test_autobahn.py::test_every_case_of_a_group",
+    ],
+    # CVE-2026-40864, CVE-2024-28233.
+    "a page in a browser acts for its user": [
+        f"{PAGES}::test_a_foreign_page_reads_and_opens_nothing",
+        f"{PAGES}::test_whose_websocket_opens",
+        f"{APP}::test_a_foreign_page_opens_and_changes_nothing",
+        f"{APP}::test_what_else_browsers_say_changes_nothing",
+        f"{PAGES}::test_a_preflight_tells_the_same_of_everything",
+    ],
+    "counts on the wire are believed": [
+        f"{WORK}::test_counts_that_lie_end_the_websocket",
+        f"{WORK}::test_a_bad_frame_ends_the_websocket",
+    ],
+    "starts at once share what is theirs alone": [f"{WORK}::test_starts_at_once_do_not_mix"],
+    # CVE-2025-49825: an agent that believes somebody else than its edge.
+    "an agent trusts a stranger": [
+        f"{TICKETS}::test_nothing_is_done_without_a_ticket_of_the_edge",
+        f"{TICKETS}::test_a_ticket_is_for_one_action_on_one_kernel",
+        f"{TICKETS}::test_forgeries",
+    ],
+    # GHSA-p737-p57g-4cpr, h56g-gq9v-vc8r, CVE-2026-54338.
+    "logs and errors tell secrets": [
+        f"{TICKETS}::test_the_token_is_written_down_nowhere",
+        f"{DOOR}::test_what_is_not_http_is_refused_and_not_quoted",
+        f"{SMUGGLING}::test_the_edge_says_the_same_of_itself_everywhere",
+        f"{HTTP}::test_no_answer_names_a_library",
+        f"{HTTP}::test_an_error_nobody_foresaw_is_told_without_its_text",
+    ],
+    # CVE-2020-26232, CVE-2026-33709, GHSA-r726-vmfq-j9j3.
+    "a redirect leads elsewhere": [f"{WORK}::test_nobody_is_sent_elsewhere"],
+    "sockets leak": [f"{WORK}::test_nothing_is_left_of_five_hundred_connections"],
+}
+
+
+@pytest.mark.parametrize("threat", THREATS)
+def test_a_threat_has_tests(threat: str) -> None:
+    assert THREATS[threat]
+    for test in THREATS[threat]:
+        path, _, name = test.partition("::")
+        tree = ast.parse((ROOT / path).read_text())
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef
+        assert name in {node.name for node in tree.body if isinstance(node, kinds)}, test
