@@ -346,6 +346,10 @@ def council_path(folder: Path) -> Path:
     return folder / _NAME
 
 
+_PLACE_BYTES: Final = 50
+"""Of the temporary folder's path, so that there is room for the rest of a socket's (107)."""
+
+
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for this user only, with a path that is short enough for sockets.
@@ -353,6 +357,8 @@ def private_folder() -> Iterator[Path]:
     What parents that were killed left there is deleted. Raises ``OSError``.
     """
     place = Path(tempfile.gettempdir())
+    if len(os.fsencode(place)) > _PLACE_BYTES:
+        place = Path("/tmp")  # noqa: S108 - the folder in it is a new one of this user's
     prefix = f"relay-edge-{os.geteuid()}-"
     for old in place.glob(f"{prefix}*"):
         pid = old.name.removeprefix(prefix).partition("-")[0]

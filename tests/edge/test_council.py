@@ -7,7 +7,8 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -266,9 +267,24 @@ async def test_messages_in_single_bytes(room: Room) -> None:
 # --- the folder ---
 
 
-def test_the_folder_is_this_users_alone_and_goes_again(
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_temporary_folder_that_is_too_long_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 60)))
+    with private_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(council_path(folder)))
+
+
+def test_the_folder_is_this_users_alone_and_goes_again(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path = short_folder
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
