@@ -36,7 +36,7 @@ from relay.config import (
 from tests import jwts
 from tests.system.channels import connect
 from tests.system.oidc import Provider
-from tests.system.running import Answer, RunningRelay, http_request, wait_for
+from tests.system.running import MANY, Answer, RunningRelay, http_request, wait_for
 from tests.system.separate import Separate
 
 pytestmark = pytest.mark.timeout(300)
@@ -119,6 +119,13 @@ def edge_with(relay: RunningRelay, folder: Path, issuer: JwtSettings) -> Iterato
     )
     with Separate(config, folder, relay.environ) as running:
         yield Edge(running, relay.tls_for_threads)
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[RunningRelay]:
+    """One in which the provider's users run kernels too, whoever came first."""
+    with RunningRelay(("alpha",), ("--shared-uid",), MANY) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
