@@ -260,10 +260,16 @@ def test_buffers_in_text_frames(
     """As Jupyter Server's gateway client sends them: not UTF-8, and in a text frame all the
     same."""
     buffers = [b"\xff\xfe\x00\x80", b"\xc3"]
-    with relay.connect("alpha", kernel, v1=False) as channels:
-        send = channels.socket.send
-        monkeypatch.setattr(channels.socket, "send", lambda data: send(data, text=True))
-        came = send_comm(channels, buffers)
+    headers = {**relay.authorization, "User-Agent": "Tornado/6.5"}
+    with (
+        relay.connect("alpha", kernel, v1=False, headers=headers) as gateway,
+        relay.connect("alpha", kernel) as other,
+    ):
+        send = gateway.socket.send
+        monkeypatch.setattr(gateway.socket, "send", lambda data: send(data, text=True))
+        asked = send_comm(gateway, buffers)["parent_header"]["msg_id"]
+        # It is sent texts only; what the kernel got, somebody else is told in full.
+        came = until(other, answers(asked, "comm_msg"))
     assert [bytes(each) for each in came["buffers"]] == buffers[::-1]
 
 

@@ -466,7 +466,7 @@ def test_a_compressed_body_is_refused(relay: RunningRelay, ask: Ask, encoding: s
     headers = {**relay.authorization, "Content-Encoding": encoding}
     # Whatever is in it: this one would be good.
     answer = ask("POST", "/alpha/api/kernels", {"name": "python3"}, headers=headers)
-    assert "Compressed" in refusal(answer, 400, "Bad request")
+    assert "Compressed" in refusal(answer, 415, "Unsupported media type")
 
 
 def test_a_kernelspecs_name_is_the_same_in_capitals(ask: Ask) -> None:
