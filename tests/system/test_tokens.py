@@ -33,9 +33,9 @@ AT_ONCE = 2.0
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRelay]:
-    """A relay with path tokens."""
+    """A relay with path tokens, on which several people have kernels."""
     config = tmp_path_factory.mktemp("config") / "up.yaml"
-    config.write_text("path_tokens: {max_lifetime: 3600}\n")
+    config.write_text("path_tokens: {max_lifetime: 3600}\nshared_uid: true\n")
     with RunningRelay(("alpha",), ("--config", str(config))) as running:
         yield running
 
