@@ -24,7 +24,7 @@ from tests.chaos.script import ScriptSeat
 from tests.chaos.silence import Network
 from tests.chaos.starting import Nobody, Starting
 from tests.chaos.tally import Tally
-from tests.chaos.wiring import ports_of
+from tests.chaos.wiring import CROWD, ports_of
 from tests.system.gateway_mode import JupyterServer
 from tests.system.running import RunningRelay
 
@@ -66,7 +66,7 @@ class Arena:
         ``silent`` puts the clients into a network that can go silent.
         """
         listen = _EVERYWHERE if silent else {}
-        self.relay = RunningRelay((CLUSTER,), environ={**(environ or {}), **listen})
+        self.relay = RunningRelay((CLUSTER,), environ={**CROWD, **(environ or {}), **listen})
         self._network = Network(self.relay.folder) if silent else None
         self.posts: list[Post] = []
         # How a kernel is asked for has nothing to do with the kind of WebSocket.

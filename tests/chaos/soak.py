@@ -31,7 +31,7 @@ from tests.chaos.blows import LANES, Target
 from tests.chaos.desk import Desk, Stuck, numbered, until
 from tests.chaos.raw import Door, RawSeat
 from tests.chaos.tally import Asked, Tally
-from tests.chaos.wiring import parts_of
+from tests.chaos.wiring import CROWD, parts_of
 from tests.system.running import RunningRelay, processes_of
 
 CLUSTER: Final = "alpha"
@@ -238,7 +238,7 @@ def _look(pid: int) -> Seen:
 
 async def soak(asked: argparse.Namespace, console: Console) -> int:
     """Run what is asked for; the exit code."""
-    relay = RunningRelay((CLUSTER,))
+    relay = RunningRelay((CLUSTER,), environ=CROWD)
     failed = True
     try:
         await asyncio.to_thread(relay.start)

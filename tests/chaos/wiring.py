@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
 
 from relay.registry import process_started
 from tests.system.running import RunningRelay
+
+CROWD: Final = {"RELAY_QUOTAS__USER_KERNELS": "null", "RELAY_QUOTAS__USER_SOCKETS": "1000"}
+"""For a relay all of whose clients are one user's."""
 
 
 class Parts(NamedTuple):
