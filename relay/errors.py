@@ -9,6 +9,8 @@ RelayError
 │   ├── MethodNotAllowed   405
 │   ├── Conflict           409
 │   ├── TooMany            403: Jupyter's gateways answer a full house so
+│   ├── RateLimited        429, with Retry-After
+│   ├── TooSlow            408
 │   ├── TooLarge           413, close code 1009
 │   ├── UnsupportedMedia   415: a compressed body
 │   └── MalformedMessage   400, close code 1007
@@ -103,6 +105,20 @@ class TooMany(ClientError):
 
     http_status = 403
     reason = "Limit reached"
+
+
+class RateLimited(ClientError):
+    """A limit on how often was hit; the message names the setting, ``retry_after`` the end."""
+
+    http_status = 429
+    reason = "Too many requests"
+
+
+class TooSlow(ClientError):
+    """A request took longer to arrive than it may; the message names the setting."""
+
+    http_status = 408
+    reason = "Request timeout"
 
 
 class TooLarge(ClientError):

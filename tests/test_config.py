@@ -18,6 +18,7 @@ from relay.config import (
     EdgeConfig,
     JupyterHubSettings,
     JwtSettings,
+    MtlsSettings,
     UpConfig,
     load,
 )
@@ -112,12 +113,23 @@ def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
     assert written.keys() == {field.name for field in msgspec.structs.fields(holder.tls)}
 
 
+def test_the_section_for_certificates_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
+    before, mark, rest = (ROOT / "config" / "edge.yaml").read_text().partition("  mtls: {}\n")
+    assert mark
+    shown, end, after = rest.partition("  # Who is another")
+    (tmp_path / "edge.yaml").write_text(f"{before}{shown.replace('  # ', '  ')}{end}{after}")
+    loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
+    assert loaded.authentication.mtls == {
+        "robots.relay.example": MtlsSettings(ca=str(tmp_path / "robots-ca.crt"))
+    }
+
+
 def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
     before, mark, rest = (
         (ROOT / "config" / "edge.yaml").read_text().partition("  jupyterhub: null\n")
     )
     assert mark
-    shown, end, after = rest.partition("  # Who is another")
+    shown, end, after = rest.partition("  # Names of the edge")
     shown = shown.replace("  # jupyterhub:", "  jupyterhub:").replace("  #   ", "    ")
     text = f"{before}{shown}{end}{after}"
     (tmp_path / "edge.yaml").write_text(text)

@@ -5,14 +5,18 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
+from relay import limits
 from relay.errors import AgentUnavailable, NotFound, RelayError
 from relay.http import (
     ANSWER_HEADERS,
     SERVER_NAME,
+    HeadLimits,
+    Patience,
     TakenOver,
     error_response,
     json_response,
@@ -44,9 +48,14 @@ class Caller:
     """A client of a server that answers by ``handler``, without a network."""
 
     def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **limits: int
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        patience: Patience | None = None,
+        visitor: Any = None,
+        **limits: int,
     ) -> None:
-        self.transport = FakeTransport(server(handler, **limits)())
+        http = server(handler, HeadLimits(**limits), patience or Patience())
+        self.transport = FakeTransport(http.connection(visitor))
         self.transport.protocol.connection_made(self.transport)
 
     async def send(self, *data: bytes) -> Answer:
@@ -271,22 +280,202 @@ async def test_an_error_nobody_foresaw_is_told_without_its_text() -> None:
     assert caller.transport.is_closing()
 
 
+BOUNDS: Any = {"request_line_bytes": 100, "header_bytes": 120, "headers": 20, "head_bytes": 1000}
+TARGET, FIELD, COUNT, ALL = "request_line_bytes", "header_bytes", "headers", "head_bytes"
+
+
+def get_target(size: int) -> bytes:
+    return b"GET " + b"/".ljust(size, b"x") + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def get_of(size: int) -> bytes:
+    """A request of so many bytes."""
+    lines = ["A: " + "x" * 118] * 7
+    return get(*lines, "C: ".ljust(size - len(get(*lines, "C: ")) + 3, "x"))
+
+
 @pytest.mark.parametrize(
-    ("request_", "status"),
+    ("at", "past", "setting"),
     [
-        (b"GET /" + b"x" * 70 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-        (b"GET /" + b"x" * 200 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (get("A: " + "x" * 70), 200),
-        (get("A: " + "x" * 200), 400),
-        (get(*["A: x"] * 4), 200),
-        (get(*["A: x"] * 6), 400),
+        (get_target(100), get_target(101), TARGET),
+        (get_target(100), get_target(5000), TARGET),
+        (get("A: " + "x" * 120), get("A: " + "x" * 121), FIELD),
+        (get("A: " + "x" * 120), get("A: " + "x" * 500), FIELD),
+        (get("N" * 200 + ": x"), get("A: " + "x" * 121), FIELD),
+        # One of them is the host.
+        (get(*["A: x"] * 19), get(*["A: x"] * 20), COUNT),
+        (get_of(1000), get_of(1001), ALL),
+        (get_of(1000), get(*["A: " + "x" * 100] * 19), ALL),
     ],
 )
 @virtual
-async def test_what_comes_before_a_body_has_limits(request_: bytes, status: int) -> None:
-    caller = Caller(hello, request_line_bytes=100, header_bytes=100, headers=5)
-    assert (await caller.send(request_)).status == status
+async def test_a_head_at_its_limit_and_one_past_it(at: bytes, past: bytes, setting: str) -> None:
+    limits.counts.clear()
+    for step in (10_000, 7):
+        caller = Caller(hello, **BOUNDS)
+        assert (await caller.send(*pieces(at, step))).status == 200
+        answer = await caller.send(*pieces(past, step))
+        assert answer.status == 400
+        assert f"(limits.{setting})" in answer.json()["message"]
+        assert caller.transport.is_closing()
+        await settle()
+    assert limits.counts == {f"limits.{setting}": 2}
+
+
+@virtual
+async def test_more_headers_than_the_parser_takes() -> None:
+    caller = Caller(hello, headers=5)
+    assert (await caller.send(get(*["A: x"] * 50))).status == 400
+    assert caller.transport.is_closing()
+
+
+@virtual
+async def test_a_head_without_end_is_not_collected() -> None:
+    caller = Caller(hello)
+    taken = 0
+    caller.transport.protocol.data_received(b"GET / HTTP/1.1\r\n")
+    while not caller.transport.is_closing() and taken < 1_000_000:
+        caller.transport.protocol.data_received(b"A: " + b"x" * 8000 + b"\r\n")
+        taken += 8000
+        await settle()
+    assert taken < 50_000
+    answer = Answer(caller.transport.take())
+    assert answer.status == 400
+    assert answer.json()["message"].endswith("over 32768 bytes (limits.head_bytes).")
+
+
+# How long it may take
+
+SLOW = Patience(head=10.0, body=30.0, write=30.0, idle=75.0, linger=0.0)
+
+
+async def trickle(caller: Caller, data: bytes, pause: float) -> float:
+    """Send byte by byte until the server has enough: the seconds that took."""
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    for byte in data:
+        caller.transport.protocol.data_received(bytes([byte]))
+        await asyncio.sleep(pause)
+        if caller.transport.is_closing() or caller.transport.written:
+            break
+    return loop.time() - begin
+
+
+@virtual
+async def test_a_head_has_an_absolute_time() -> None:
+    for before in (0, 2):
+        caller = Caller(hello, SLOW)
+        for _ in range(before):
+            await caller.send(get())
+            await asyncio.sleep(20)
+        # Never silent for longer than a second.
+        took = await trickle(caller, b"GET / HTTP/1.1\r\nA: " + b"x" * 100, 1.0)
+        assert 9 < took <= 11
+        answer = Answer(caller.transport.take())
+        assert answer.status == 408
+        assert answer.json()["reason"] == "Request timeout"
+        assert "10 seconds (connections.head_timeout)" in answer.json()["message"]
+        await settle()
+        assert caller.transport.is_closing()
+
+
+@virtual
+async def test_a_head_that_is_slow_but_in_time() -> None:
+    caller = Caller(hello, SLOW)
+    await trickle(caller, get(), 9.9 / len(get()))
+    assert Answer(caller.transport.take()).status == 200
+    assert not caller.transport.is_closing()
     caller.leave()
+
+
+@virtual
+async def test_who_asks_for_nothing_gets_no_answer() -> None:
+    caller = Caller(hello, SLOW)
+    await asyncio.sleep(9.9)
+    assert not caller.transport.is_closing()
+    await asyncio.sleep(0.2)
+    assert caller.transport.is_closing()
+    assert not caller.transport.written
+
+
+@virtual
+async def test_a_body_has_an_absolute_time() -> None:
+    async def upload(request: web.BaseRequest) -> web.Response:
+        try:
+            return web.Response(body=await read_body(request, 1000, "limits.body_bytes"))
+        except RelayError as error:
+            return error_response(error, "r1")
+
+    for request_ in (post(bytes(200)), chunked(*[b"x"] * 200)):
+        caller = Caller(upload, SLOW)
+        head, _, body = request_.partition(b"\r\n\r\n")
+        caller.transport.protocol.data_received(head[:-1])
+        took = await trickle(caller, head[-1:] + b"\r\n\r\n" + body, 1.0)
+        assert 30 < took <= 36
+        await settle()
+        answer = Answer(caller.transport.take())
+        assert answer.status == 408
+        assert "30 seconds (connections.body_timeout)" in answer.json()["message"]
+        assert caller.transport.is_closing()
+    caller = Caller(upload, SLOW)
+    head, _, body = post(bytes(29)).partition(b"\r\n\r\n")
+    caller.transport.protocol.data_received(head + b"\r\n\r\n")
+    await trickle(caller, body, 1.0)
+    assert Answer(caller.transport.take()).status == 200
+    # And what comes next has its own time.
+    await asyncio.sleep(20)
+    assert (await caller.send(get())).status == 200
+    caller.leave()
+
+
+@virtual
+async def test_a_body_that_nobody_wants_ends_the_connection() -> None:
+    caller = Caller(hello, SLOW)
+    head, _, _ = post(bytes(100)).partition(b"\r\n\r\n")
+    assert (await caller.send(head + b"\r\n\r\n")).body == b"hello"
+    assert caller.transport.is_closing()
+
+
+@virtual
+async def test_who_does_not_read_is_cut_off() -> None:
+    caller = Caller(hello, msgspec.structs.replace(SLOW, head=None))
+    caller.transport.protocol.pause_writing()
+    await asyncio.sleep(29)
+    caller.transport.protocol.resume_writing()
+    caller.transport.protocol.pause_writing()
+    await asyncio.sleep(29)
+    assert not caller.transport.aborted
+    await asyncio.sleep(2)
+    assert caller.transport.aborted
+
+
+@virtual
+async def test_without_patience_there_is_no_end() -> None:
+    caller = Caller(hello, Patience(idle=3600.0))
+    await trickle(caller, get(), 30.0)
+    assert Answer(caller.transport.take()).status == 200
+    caller.leave()
+
+
+@virtual
+async def test_a_visitor_hears_of_begin_and_end() -> None:
+    heard: list[str] = []
+
+    class Visitor:
+        def begin(self, transport: object) -> None:
+            heard.append("begin")
+
+        def end(self) -> None:
+            heard.append("end")
+
+    caller = Caller(hello, visitor=Visitor())
+    assert heard == ["begin"]
+    caller.leave()
+    assert heard == ["begin", "end"]
 
 
 @virtual

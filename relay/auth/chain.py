@@ -65,9 +65,13 @@ class Chain:
             for authenticator in self._authenticators:
                 identity = await authenticator.authenticate(credential, now)
                 if identity is not None:
-                    return msgspec.structs.replace(
-                        identity,
-                        principal=self._aliases.get(identity.principal, identity.principal),
-                        recheck=min(identity.recheck, getattr(authenticator, "recheck", math.inf)),
-                    )
+                    return self.known_as(identity, getattr(authenticator, "recheck", math.inf))
         raise Unauthorized(WHO)
+
+    def known_as(self, identity: Identity, recheck: float = math.inf) -> Identity:
+        """``identity`` as the principal that it is in truth, to be asked about again by then."""
+        return msgspec.structs.replace(
+            identity,
+            principal=self._aliases.get(identity.principal, identity.principal),
+            recheck=min(identity.recheck, recheck),
+        )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from relay.errors import Unauthorized
+from relay.model import Identity
 
 MAX_CREDENTIAL = 8192
 """Longest credential that is looked at, in characters; JWTs with many groups come near it."""
@@ -30,6 +31,8 @@ class Shown(NamedTuple):
     """For the authenticators; ``None``: nothing."""
     path_token: str | None = None
     """What stood in the URL's path."""
+    certified: Identity | None = None
+    """Whom the connection's certificate names: by its own name, before any alias."""
 
 
 # A header's trailing space does not survive HTTP parsing, so "token " arrives as "token".

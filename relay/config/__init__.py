@@ -17,7 +17,13 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
+from relay.config.door import (
+    ConnectionSettings,
+    LoginSettings,
+    MtlsSettings,
+    ProxySettings,
+    QuotaSettings,
+)
 from relay.config.edge import (
     AuditSettings,
     AuthenticationSettings,
@@ -66,11 +72,13 @@ __all__ = [
     "LogSettings",
     "LoginSettings",
     "MetricsSettings",
+    "MtlsSettings",
     "PastSettings",
     "PathTokenSettings",
     "PemSettings",
     "PolicySettings",
     "Problem",
+    "ProxySettings",
     "QuotaSettings",
     "RuleSettings",
     "SessionSettings",

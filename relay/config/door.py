@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import ipaddress
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from relay.config.values import Count, Seconds
+from relay.config.values import Count, FilePath, Name, Seconds
 
+
+def check_network(text: str) -> None:
+    """Raise ``ValueError`` unless ``text`` is an address, or a network as ``10.0.0.0/8``."""
+    ipaddress.ip_network(text)
+
+
+Network = Annotated[str, Meta(extra={"check": check_network})]
+ServerName = Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")]
 PerSecond = Annotated[float, Meta(gt=0, le=1_000_000)]
 
 
@@ -25,8 +34,22 @@ class ConnectionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     request begins."""
     body_timeout: Seconds = 30.0
     """Seconds for a request's body, from the end of its head to its last byte."""
+    write_timeout: Seconds = 30.0
+    """Seconds that a client may leave unread what waits for it, before it is cut off."""
     idle_timeout: Seconds = 75.0
     """Seconds that a connection may wait for its next request."""
+
+
+class ProxySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who speaks for others; by default nobody is believed."""
+
+    proxy_protocol: list[Network] = []
+    """Networks whose connections begin with the PROXY protocol, version 1 or 2; without it they
+    are closed."""
+    forwarded: list[Network] = []
+    """Networks whose word is taken for where a request comes from."""
+    header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The header in which they say so; the other is not looked at."""
 
 
 class QuotaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,3 +82,14 @@ class LoginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Wrong credentials from one address, an IPv6 one's /64, in any ``window``."""
     window: Seconds = 10.0
     """Seconds."""
+
+
+class MtlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What clients prove by a certificate that connect to one of the edge's names."""
+
+    ca: FilePath
+    """PEM file: the authorities, and no others, that their certificates may come from."""
+    user_from: Literal["subject-cn", "subject-dn", "san-uri", "san-email", "san-dns"] = "subject-cn"
+    """What of a certificate is the user's name; it must have exactly one of it."""
+    users: dict[Name, Name] | None = None
+    """Users by what the certificate says; others stay outside. ``None``: what it says."""

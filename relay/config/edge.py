@@ -7,7 +7,14 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct, field
 
 from relay.auth.policy import Action, Policy, Rule
-from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
+from relay.config.door import (
+    ConnectionSettings,
+    LoginSettings,
+    MtlsSettings,
+    ProxySettings,
+    QuotaSettings,
+    ServerName,
+)
 from relay.config.jupyterhub import BaseUrl, JupyterHubSettings
 from relay.config.values import (
     A_DAY,
@@ -89,6 +96,8 @@ class EdgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bytes of one header's value; beyond: 400."""
     headers: Count = 100
     """Headers of one request; beyond: 400."""
+    head_bytes: Size = 32 * KIB
+    """Bytes of a request's line and headers together; beyond: 400."""
     body_bytes: Size = MIB
     """Bytes of a request's body; beyond: 413."""
     message_bytes: Size = 64 * MIB
@@ -282,6 +291,9 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     """JWTs: their issuers, each an authenticator by the name that it has here."""
     jupyterhub: JupyterHubSettings | None = None
     """A JupyterHub's tokens."""
+    mtls: dict[ServerName, MtlsSettings] = {}
+    """Names of the edge under which clients show a certificate; their authenticator is called
+    ``mtls``, and is not in the chain: a connection's certificate counts before any token."""
     aliases: dict[PrincipalName, PrincipalName] = {}
     """Who is another authenticator's user in truth: ``corp:alice: token:alice``. Without this, two
     authenticators never speak of the same person."""
@@ -289,12 +301,13 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for a chain that is not made of the authenticators that are set."""
         self._check_issuers()
-        known = self.names
+        known = self.authenticators
         if not known:
             raise ValueError("no authenticator is set: nobody could come in")
         for name in self.chain:
-            if name not in known:
-                raise ValueError(f"chain: {name} is not set here; there is {', '.join(known)}")
+            if name not in self.names:
+                there = ", ".join(self.names)
+                raise ValueError(f"chain: {name} is not set here; there is {there}")
         if len(set(self.chain)) < len(self.chain):
             raise ValueError("chain: a name appears twice")
         for principal in self.aliases:
@@ -313,16 +326,21 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def names(self) -> list[str]:
-        """The names of all authenticators that are set, in their order."""
+        """The names of all authenticators that are set and can be in the chain, in their order."""
         tokens = ["token"] if self.tokens is not None else []
         hub = ["jupyterhub"] if self.jupyterhub is not None else []
         return [*tokens, *self.jwt, *hub]
 
     @property
+    def authenticators(self) -> list[str]:
+        """The names of all that are set."""
+        return [*self.names, *(["mtls"] if self.mtls else [])]
+
+    @property
     def principals(self) -> list[str]:
         """The authenticators whose principals come in, those that aliases name among them."""
         named = [Principal.parse(principal).authenticator for principal in self.aliases.values()]
-        return list(dict.fromkeys([*self.names, *named]))
+        return list(dict.fromkeys([*self.authenticators, *named]))
 
 
 class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -429,6 +447,8 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one user, and one cluster, may have."""
     logins: LoginSettings = field(default_factory=LoginSettings)
     """How often an address may be wrong."""
+    proxies: ProxySettings = field(default_factory=ProxySettings)
+    """Who speaks for others."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)

@@ -12,7 +12,7 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.door import ConnectionSettings, LoginSettings, QuotaSettings
+from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.edge import (
     AuditSettings,
     AuthenticationSettings,
@@ -84,6 +84,8 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one user, and one cluster, may have."""
     logins: LoginSettings = field(default_factory=LoginSettings)
     """How often an address may be wrong."""
+    proxies: ProxySettings = field(default_factory=ProxySettings)
+    """Who speaks for others."""
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)

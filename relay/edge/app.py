@@ -1,7 +1,7 @@
 """The edge's one entry: every request of both ports, judged in one order.
 
-Check head and target → which page asks → health and probes → who is it → what is asked → may they
-→ REST or channels.
+Check head and target → which page asks → health and probes → who is it → how often → what is asked
+→ may they → REST or channels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from relay.config import EdgeConfig
 from relay.edge.audit import Asked, Audit
 from relay.edge.authentication import Authentication
 from relay.edge.channels import Channels
+from relay.edge.door import Door
 from relay.edge.pages import Pages
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing, Visit
@@ -55,6 +56,7 @@ _PATH_TOKEN: Final = "t"  # noqa: S105 - what stands before one
 class Parts(NamedTuple):
     """What a request meets on its way."""
 
+    door: Door
     authentication: Authentication
     standing: Standing
     audit: Audit
@@ -73,6 +75,7 @@ class App:
         self._config = config
         self._base = tuple(config.base_url.split("/")[1:])
         self._policy = config.policy.policy()
+        self._door = parts.door
         self._authentication = parts.authentication
         self._standing = parts.standing
         self._audit = parts.audit
@@ -99,7 +102,7 @@ class App:
 
     async def _handle(self, request: web.BaseRequest, *, channels_only: bool) -> web.StreamResponse:
         request_id = uuid.uuid4().hex
-        asked = Asked(request, request_id)
+        asked = Asked(request, request_id, self._door.address(request))
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 response = await self._serve(
@@ -108,9 +111,14 @@ class App:
             except RelayError as error:
                 asked.reason = error.message
                 level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
-                level("refused", status=error.http_status, problem=error.message)
+                level(
+                    "refused",
+                    status=error.http_status,
+                    problem=error.message,
+                    address=asked.address,
+                )
                 response = error_response(error, request_id)
-                if isinstance(error, BadRequest):
+                if isinstance(error, BadRequest) or not request.content.is_eof():
                     # What follows on this connection may be the rest of it: answer no more.
                     response.force_close()
                 if isinstance(error, MethodNotAllowed):
@@ -138,11 +146,11 @@ class App:
             if target.segments != ("healthz",) and not (self.ready and await self._audit.works()):
                 raise NotReady("This edge takes no new clients.")
             return web.Response(status=200)
-        prefix, path_token, target = self._split(target)
+        async with self._door.counting_failures(request):
+            prefix, path_token, target = self._split(target)
         if is_vscode_probe(target):
             raise NotFound("no such resource")
-        shown = _shown(request, target, path_token)
-        identity = await self._authentication.identify(shown, self._clock())
+        shown, identity = await self._who(request, target, path_token)
         asked.identity = identity
         cluster, *rest = target.segments
         self._upstream.require(cluster)
@@ -150,6 +158,7 @@ class App:
         if not self._policy.rights(identity, cluster):
             raise NotFound(NO_CLUSTER)
         asked.cluster, asked.path = cluster, tuple(rest)
+        await self._door.admit(identity.principal, cluster)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers={hdrs.ALLOW: _allowed(tuple(rest))})
         route = asked.route = match(request.method, tuple(rest))
@@ -160,7 +169,7 @@ class App:
             "kernel_id": route.kernel_id,
             "principal": str(identity.principal),
         }
-        log.info("request", method=request.method, **about)
+        log.info("request", method=request.method, address=asked.address, **about)
         if channels_only and route.kind is not Kind.CHANNELS:
             msg = "This port serves kernel channels only."
             raise NotFound(msg)
@@ -171,7 +180,7 @@ class App:
         if route.kind is Kind.CHANNELS:
             session_id = target.values("session_id")
             last_seq = target.values("last_seq")
-            with visit as stay:
+            with await self._door.socket(identity.principal, cluster), visit as stay:
                 response = await self._channels.handle(
                     request,
                     cluster=cluster,
@@ -198,6 +207,18 @@ class App:
             asked.ended = stay_or_none.ended if stay_or_none is not None else None
             return response
 
+    async def _who(
+        self, request: web.BaseRequest, target: Target, path_token: str | None
+    ) -> tuple[Shown, Identity]:
+        """What the request shows, and whose that is. Raises `Unauthorized` and `RateLimited`."""
+        certified = self._door.certified(request)
+        async with self._door.counting_failures(request):
+            shown = Shown(_credential(request, target), path_token, certified)
+            if shown.credential is not None or path_token is not None:
+                return shown, await self._authentication.identify(shown, self._clock())
+        # Whoever shows nothing that could be guessed is not counted as guessing.
+        return shown, await self._authentication.identify(shown, self._clock())
+
     def _bearer(self, identity: Identity, cluster: str, route: Route) -> Bearer:
         """Raises `NotFound` and `Forbidden`."""
         actions = frozenset(map(Action, route.actions))
@@ -223,17 +244,17 @@ class App:
         return f"{base}/{_PATH_TOKEN}/{token}", token, target.below(_PATH_TOKEN, token)
 
 
-def _shown(request: web.BaseRequest, target: Target, path_token: str | None) -> Shown:
+def _credential(request: web.BaseRequest, target: Target) -> str | None:
+    """Raises `Unauthorized`."""
     # The header alone is no WebSocket: anybody can send it along with a REST request.
     upgrade = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
     channels = target.segments[-1] == "channels"
-    credential = credentials.from_request(
+    return credentials.from_request(
         request.headers.getall(hdrs.AUTHORIZATION, []),
         target.values("token"),
         request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, []),
         websocket=upgrade and channels,
     )
-    return Shown(credential, path_token)
 
 
 def _allowed(segments: tuple[str, ...]) -> str:

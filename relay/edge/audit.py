@@ -30,9 +30,11 @@ Raises ``ConnectionError`` where there is no parent any more: there is no answer
 class Asked:
     """What a request turned out to ask for, as far as it came: for metrics and the audit log."""
 
-    def __init__(self, request: web.BaseRequest, request_id: str) -> None:
+    def __init__(self, request: web.BaseRequest, request_id: str, address: str) -> None:
         self.request = request
         self.request_id = request_id
+        self.address = address
+        """Where it comes from; a trusted proxy's word counts."""
         self.identity: Identity | None = None
         self.wanted = ""
         """The cluster that it names, if there is one of that name."""
@@ -106,7 +108,7 @@ class Audit:
             time=self._clock(),
             event=event,
             **audit.who(asked.identity),
-            address=asked.request.remote or "",
+            address=asked.address,
             method=asked.request.method,
             cluster=asked.cluster or asked.wanted,
             kind=asked.kind,

@@ -171,21 +171,27 @@ class Authentication:
         Raises ``Unauthorized``, also where two things that are shown speak of two people; and
         whatever an authenticator raises that cannot tell.
         """
-        if shown.path_token is None:
-            return await self._chain.authenticate(shown.credential, now)
-        if self._path_tokens is None:
+        known: list[Identity] = []
+        if shown.path_token is not None:
+            if self._path_tokens is None:
+                raise Unauthorized(WHO)
+            known.append(await self._path_tokens.authenticate(shown.path_token, now))
+        if shown.credential is not None:
+            known.append(await self._chain.authenticate(shown.credential, now))
+        if shown.certified is not None:
+            if shown.certified.expires <= now:
+                raise Unauthorized("the certificate has expired")
+            known.append(self._chain.known_as(shown.certified))
+        if not known:
             raise Unauthorized(WHO)
-        identity = await self._path_tokens.authenticate(shown.path_token, now)
-        if shown.credential is None:
-            return identity
-        other = await self._chain.authenticate(shown.credential, now)
-        if other.principal != identity.principal:
+        if len({identity.principal for identity in known}) > 1:
             raise Unauthorized(DISAGREE)
-        # The path token says what may be done; both say for how long.
+        # The first, which its bearer chose for this request, says what may be done; all say for
+        # how long.
         return msgspec.structs.replace(
-            identity,
-            expires=min(identity.expires, other.expires),
-            recheck=min(identity.recheck, other.recheck),
+            known[0],
+            expires=min(identity.expires for identity in known),
+            recheck=min(identity.recheck for identity in known),
         )
 
     @contextmanager

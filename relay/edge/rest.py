@@ -16,7 +16,7 @@ from relay.config import EdgeConfig
 from relay.edge.standing import Visit
 from relay.edge.upstream import Bearer, Call, Upstream
 from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
-from relay.http import REQUEST_ID, TakenOver, read_body
+from relay.http import REQUEST_ID, TakenOver, read_body, transport_of
 from relay.metrics import EdgeMetrics
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
@@ -46,6 +46,8 @@ _PASSED: Final = (
 """Response headers that an agent may set. Everything else is rebuilt or left out."""
 _WHOLE: Final = 1024 * 1024
 """Bytes of an answer up to which it is read whole before its first byte goes to the client."""
+_PIECE: Final = 64 * 1024
+"""Bytes of a longer one that are passed on at once."""
 
 
 class Rest:
@@ -152,6 +154,8 @@ class Rest:
         headers[REQUEST_ID] = request_id
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = answer.content_length
+        # A client that does not read holds no more than this of our memory.
+        transport_of(request).set_write_buffer_limits(_PIECE)
         await response.prepare(request)
         while chunk := await _read_on(answer, cluster):
             await response.write(chunk)
@@ -192,7 +196,7 @@ async def _read_whole(answer: aiohttp.ClientResponse, cluster: str) -> bytes:
 async def _read_on(answer: aiohttp.ClientResponse, cluster: str) -> bytes | None:
     """The answer's next bytes, none at its end; None where it broke off, or fell silent."""
     try:
-        return await answer.content.readany()
+        return await answer.content.read(_PIECE)
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
         log.warning("answer_broken_off", cluster=cluster, problem=str(error))
         return None

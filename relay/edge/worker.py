@@ -8,6 +8,7 @@ import contextlib
 import logging as stdlib_logging
 import os
 import random
+import resource
 import signal
 import ssl
 import sys
@@ -23,18 +24,22 @@ import uvloop
 from relay import limits, processes
 from relay import log as logging
 from relay.auth.tickets import TicketSigner
-from relay.config import ConfigError, EdgeConfig, TlsSettings, load
+from relay.config import ConfigError, EdgeConfig, load
 from relay.config.jupyterhub import base_url
 from relay.edge import authentication
+from relay.edge.acceptor import Acceptor
 from relay.edge.app import App, Parts
 from relay.edge.audit import TOPIC, Audit
 from relay.edge.authentication import Authentication
+from relay.edge.certificates import Certificates, server_context
 from relay.edge.channels import Channels
 from relay.edge.council import Council, Refused
+from relay.edge.door import Door
+from relay.edge.proxies import Networks
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing
 from relay.edge.upstream import Upstream
-from relay.http import server
+from relay.http import HeadLimits, Patience, server
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
@@ -55,6 +60,7 @@ def main() -> None:
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
+    _raise_descriptor_limit()
     metrics = _metrics(arguments.metrics_folder)
     try:
         secrets = Secrets.read(config, metrics)
@@ -63,6 +69,12 @@ def main() -> None:
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
     uvloop.run(_run(config, path, secrets, metrics, arguments.council))
+
+
+def _raise_descriptor_limit() -> None:
+    """Many systems begin with 1,024, which is less than the connections that there may be."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _metrics(folder: Path | None) -> EdgeMetrics:
@@ -81,6 +93,7 @@ class Secrets(NamedTuple):
     """What a worker reads when it starts."""
 
     tls: ssl.SSLContext
+    certificates: Certificates
     signer: TicketSigner
     authentication: Authentication
     base_url: str
@@ -89,11 +102,14 @@ class Secrets(NamedTuple):
     def read(cls, config: EdgeConfig, metrics: EdgeMetrics) -> Secrets:
         """Raises ``OSError`` and ``ValueError``, which name the setting."""
         with _naming("tls"):
-            context = _tls(config.tls)
+            context = server_context(config.tls)
+        with _naming("authentication.mtls"):
+            certificates = Certificates(config.tls, config.authentication.mtls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
         prefix = base_url(config.base_url, config.authentication.jupyterhub, os.environ)
-        return cls(context, signer, authentication.build(config.authentication, metrics), prefix)
+        who = authentication.build(config.authentication, metrics)
+        return cls(context, certificates, signer, who, prefix)
 
 
 @contextlib.contextmanager
@@ -124,6 +140,7 @@ async def _run(
         channels = Channels(config, upstream, metrics, secrets.authentication.follow)
         rest = Rest(config, upstream, metrics)
         parts = Parts(
+            door=Door(council, config.proxies),
             authentication=secrets.authentication,
             standing=standing,
             audit=Audit(config.audit, partial(_tell, council)),
@@ -135,32 +152,41 @@ async def _run(
         app = App(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
         reload = Reload(config, path, app, metrics)
         loop.add_signal_handler(signal.SIGHUP, reload)
-        bounds = {
-            "request_line_bytes": config.limits.request_line_bytes,
-            "header_bytes": config.limits.header_bytes,
-            "headers": config.limits.headers,
-        }
-        servers = [server(app.handle_https, **bounds), server(app.handle_wss, **bounds)]
-        listeners = [
-            await loop.create_server(
+        head, patience = _bounds(config)
+        servers = [
+            server(app.handle_https, head, patience),
+            server(app.handle_wss, head, patience),
+        ]
+        proxies = Networks(config.proxies.proxy_protocol)
+        acceptors = [
+            Acceptor(
+                sockets[name],
                 http,
-                sock=sockets[name],
-                ssl=secrets.tls,
-                ssl_handshake_timeout=10.0,
-                backlog=1024,
+                council=council,
+                tls=secrets.tls,
+                certificates=secrets.certificates,
+                proxies=proxies,
+                settings=config.connections,
             )
             for name, http in zip(("https", "wss"), servers, strict=True)
         ]
-        processes.notify("READY=1")
-        log.info("ready")
-        await stopped.wait()
-        if council.gone:
-            # Nobody can be let in without the parent, and nobody else would end this process.
-            log.error("parent_gone")
-            sys.exit(1)
-        log.info("stopping", drain=config.drain)
-        app.ready = False
-        for listener in listeners:
+        async with asyncio.TaskGroup() as accepting:
+            tasks = [
+                accepting.create_task(acceptor.run(), name="accept connections")
+                for acceptor in acceptors
+            ]
+            processes.notify("READY=1")
+            log.info("ready")
+            await stopped.wait()
+            if council.gone:
+                # Nobody can be let in without the parent, and nobody else would end this process.
+                log.error("parent_gone")
+                sys.exit(1)
+            log.info("stopping", drain=config.drain)
+            app.ready = False
+            for task in tasks:
+                task.cancel()
+        for listener in sockets.values():
             listener.close()
         # Not all at once: they come back together.
         await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
@@ -169,6 +195,24 @@ async def _run(
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
+
+
+def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Patience]:
+    head = HeadLimits(
+        request_line_bytes=config.limits.request_line_bytes,
+        header_bytes=config.limits.header_bytes,
+        headers=config.limits.headers,
+        head_bytes=config.limits.head_bytes,
+    )
+    patience = Patience(
+        head=config.connections.head_timeout,
+        body=config.connections.body_timeout,
+        write=config.connections.write_timeout,
+        idle=config.connections.idle_timeout,
+        # A body that nobody asked for is not read: the connection ends instead.
+        linger=0.0,
+    )
+    return head, patience
 
 
 class Reload:
@@ -222,13 +266,6 @@ async def _tell(council: Council, note: bytes) -> bool:
     except Refused:
         return False
     return True
-
-
-def _tls(settings: TlsSettings) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(settings.certificate, settings.key)
-    return context
 
 
 if __name__ == "__main__":

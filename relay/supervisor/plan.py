@@ -62,6 +62,7 @@ def edge_config(
         connections=config.connections,
         quotas=config.quotas,
         logins=config.logins,
+        proxies=config.proxies,
         websocket=config.websocket,
         upstream=config.upstream,
         log=config.log,
@@ -73,7 +74,7 @@ def edge_config(
 def _everybody(authentication: AuthenticationSettings) -> PolicySettings:
     """Whoever comes in may do everything with kernels of their own."""
     actions: list[Action] = [action for action in Action if action is not Action.ADMIN]
-    names = authentication.names
+    names = authentication.authenticators
     return PolicySettings(
         rules=[RuleSettings(authenticator=name, actions=actions) for name in names]
     )

@@ -277,6 +277,61 @@ def test_who_may_come_in(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert moved.tokens.file == "/u"
 
 
+def test_certificates_alone_let_people_in(file: Path, tmp_path: Path) -> None:
+    written = "{mtls: {robots.example: {ca: r.pem}}, aliases: {'mtls:r2': 'corp:r2'}}"
+    text = EDGE.replace(AUTHENTICATION, f"authentication: {written}\n")
+    settings = edge(file, text + "policy: {rules: [{authenticator: mtls, actions: [list]}]}\n")
+    known = settings.authentication
+    assert known.mtls["robots.example"].ca == str(tmp_path / "r.pem")
+    assert (known.names, known.authenticators, known.principals) == ([], ["mtls"], ["mtls", "corp"])
+    with pytest.raises(ConfigError, match="chain: mtls is not set here"):
+        edge(file, text.replace("aliases:", "chain: [mtls], aliases:"))
+    with pytest.raises(ConfigError, match="no authenticator is called mtls"):
+        edge(file, EDGE + "policy: {rules: [{authenticator: mtls, actions: [list]}]}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            "proxies: {proxy_protocol: [10.0.0.1/8]}",
+            "proxies.proxy_protocol.0: 10.0.0.1/8 has host",
+        ),
+        ("proxies: {forwarded: [localhost]}", "proxies.forwarded.0: 'localhost' does not appear"),
+        ("proxies: {forwarded: 10.0.0.0/8}", "proxies.forwarded: expected a list"),
+        ("proxies: {header: X-Real-IP}", "proxies.header: Invalid enum value"),
+        ("connections: {total: 0}", "connections.total: Expected `int` >= 1"),
+        ("connections: {head_timeout: 0}", "connections.head_timeout: Expected `float` > 0"),
+        ("connections: {head_timeout: null}", "connections.head_timeout: Expected `float`"),
+        ("quotas: {user_requests: 0}", "quotas.user_requests: Expected `float` > 0"),
+        ("quotas: {user_sockets: null}", "quotas.user_sockets: Expected `int`, got `null`"),
+        ("logins: {failures: -1}", "logins.failures: Expected `int` >= 1"),
+        ("logins: {tries: 1}", "logins.tries: no such setting"),
+    ],
+)
+def test_mistakes_in_what_the_door_lets_in(file: Path, line: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        edge(file, f"{EDGE}{line}\n")
+    assert [each.startswith(problem) for each in problems(caught, file)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "problem"),
+    [
+        ("Robots.example", "{ca: r.pem}", "Expected `str` matching regex"),
+        ("'*.example'", "{ca: r.pem}", "Expected `str` matching regex"),
+        ("robots.example", "{}", "ca: is required"),
+        ("robots.example", "{ca: r.pem, user_from: subject}", "user_from: Invalid enum value"),
+        ("robots.example", "{ca: r.pem, users: {r2: ''}}", "users.r2: Expected `str` of length"),
+    ],
+)
+def test_mistakes_in_certificates(file: Path, name: str, settings: str, problem: str) -> None:
+    written = f"authentication: {{mtls: {{{name}: {settings}}}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        edge(file, EDGE.replace(AUTHENTICATION, written))
+    assert [problem in each for each in problems(caught, file)] == [True]
+
+
 @pytest.mark.parametrize(
     ("rule", "problem"),
     [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,12 +16,22 @@ from multidict import CIMultiDict
 from relay.auth.chain import Chain
 from relay.auth.policy import Action, Rights
 from relay.auth.tokens import TokenStore, generate
-from relay.config import AuditSettings, PolicySettings, QuotaSettings, RuleSettings
+from relay.config import (
+    AuditSettings,
+    AuthenticationSettings,
+    MtlsSettings,
+    PolicySettings,
+    QuotaSettings,
+    RuleSettings,
+    TokenSettings,
+)
 from relay.edge.app import App, Parts
 from relay.edge.audit import Audit
 from relay.edge.authentication import Authentication
+from relay.edge.council import Lease
 from relay.edge.standing import Standing
 from relay.edge.upstream import Bearer, Upstream
+from relay.errors import RateLimited, RelayError, Unauthorized
 from relay.http import ANSWER_HEADERS
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
@@ -66,6 +77,41 @@ async def nowhere(_: bytes) -> bool:
     raise AssertionError
 
 
+class OpenDoor:
+    """Lets everybody come as often as they like, and writes down what it was asked."""
+
+    def __init__(self) -> None:
+        self.identity: Identity | None = None
+        """Whom the certificate names."""
+        self.refusal: RelayError | None = None
+        self.failures = 0
+        self.admitted: list[tuple[Principal, str]] = []
+        self.sockets: list[str] = []
+
+    def address(self, _: web.BaseRequest) -> str:
+        return "192.0.2.1"
+
+    def certified(self, _: web.BaseRequest) -> Identity | None:
+        return self.identity
+
+    @contextlib.asynccontextmanager
+    async def counting_failures(self, _: web.BaseRequest) -> AsyncIterator[None]:
+        try:
+            yield
+        except Unauthorized:
+            self.failures += 1
+            raise
+
+    async def admit(self, principal: Principal, cluster: str) -> None:
+        self.admitted.append((principal, cluster))
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def socket(self, _: Principal, cluster: str) -> Lease:
+        self.sockets.append(f"opened on {cluster}")
+        return Lease(lambda: self.sockets.append("closed"))
+
+
 class Desk:
     """REST and channels in one, behind the real entry."""
 
@@ -79,12 +125,16 @@ class Desk:
         **rule: Any,
     ) -> None:
         self.passed: list[Passed] = []
+        self.door = OpenDoor()
         metrics, signer, itself = EdgeMetrics.local(), Any, self
-        fakes: dict[str, Any] = {"rest": itself, "channels": itself}
+        fakes: dict[str, Any] = {"rest": itself, "channels": itself, "door": self.door}
         rule = {"authenticator": "token", "actions": list(actions), **rule}
         config = msgspec.structs.replace(
             CONFIG,
             base_url=base_url,
+            authentication=AuthenticationSettings(
+                tokens=TokenSettings(file="t"), mtls={"r.example": MtlsSettings(ca="c")}
+            ),
             policy=PolicySettings(rules=[RuleSettings(**rule)]),
             quotas=QuotaSettings(user_kernels=quota),
             origins=list(origins),
@@ -273,6 +323,78 @@ async def test_nobody_unknown_comes_in(token: str) -> None:
     assert await desk.ask("GET", "/alpha/api", token) == 401
     assert await desk.ask("GET", "/beta/api", token) == 401
     assert not desk.passed
+
+
+# The door
+
+
+async def test_wrong_credentials_are_counted_and_none_at_all_is_not() -> None:
+    desk = Called(*EVERY)
+    for path, headers in (
+        ("/alpha/api", [("Authorization", "token wrong")]),
+        ("/beta/api", [("Authorization", "token wrong")]),
+        ("/alpha/api", [("Authorization", "Digest x")]),
+        (f"/t/{PATH_TOKEN[:-1]}x{KERNEL}", []),
+        (f"/t/wrong{KERNEL}", []),
+    ):
+        before = desk.door.failures
+        assert (await desk.call("GET", path, *headers)).status == 401
+        assert desk.door.failures == before + 1, path
+    before = desk.door.failures
+    assert (await desk.call("GET", "/alpha/api")).status == 401
+    assert await desk.ask("GET", "/alpha/api") == 299
+    assert desk.door.failures == before
+    # And whom nobody knows has no quota.
+    assert desk.door.admitted == [(ADA, "alpha")]
+
+
+async def test_requests_are_counted_for_clusters_that_somebody_may_know_of() -> None:
+    desk = Desk(Action.LIST, clusters=["alpha"])
+    for method, path, status in (
+        ("GET", "/beta/api", 404),
+        ("GET", "/alpha/api", 299),
+        ("OPTIONS", "/alpha/api", 204),
+        ("GET", "/alpha/nothing", 404),
+        ("DELETE", KERNEL, 403),
+    ):
+        assert await desk.ask(method, path) == status
+    assert desk.door.admitted == [(ADA, "alpha")] * 4
+    stranger = Desk(*EVERY, user="bob")
+    assert await stranger.ask("GET", "/alpha/api") == 404
+    assert stranger.door.admitted == []
+
+
+async def test_who_comes_too_often_gets_no_further() -> None:
+    desk = Desk(*EVERY)
+    desk.door.refusal = RateLimited("Too many requests.", retry_after=1)
+    for method, path in (("GET", "/alpha/api"), ("GET", f"{KERNEL}/channels"), ("DELETE", KERNEL)):
+        assert await desk.ask(method, path) == 429
+    assert (desk.passed, desk.door.sockets) == ([], [])
+
+
+async def test_a_socket_is_counted_for_as_long_as_it_is_open() -> None:
+    desk = Desk(*EVERY)
+    assert await desk.ask("GET", f"{KERNEL}/channels") == 299
+    assert desk.door.sockets == ["opened on alpha", "closed"]
+    assert await desk.ask("GET", KERNEL) == 299
+    assert await Desk(Action.LIST).ask("GET", f"{KERNEL}/channels") == 403
+    assert desk.door.sockets == ["opened on alpha", "closed"]
+
+
+async def test_a_certificate_is_a_credential_beside_others() -> None:
+    desk = Called(*EVERY, authenticator="mtls")
+    robot = Principal("mtls", "r2")
+    desk.door.identity = Identity(principal=robot, via="mtls", expires=NOW + 1)
+    assert (await desk.call("GET", f"{KERNEL}/channels")).status == 299
+    assert desk.passed.pop().bearer.principal == robot
+    # Somebody else's token, and a wrong one.
+    for token in (TOKEN, "wrong"):
+        headers = ("Authorization", f"token {token}")
+        assert (await desk.call("GET", "/alpha/api", headers)).status == 401
+    assert (await desk.call("GET", f"/t/{PATH_TOKEN}/alpha/api")).status == 401
+    desk.door.identity = Identity(principal=robot, via="mtls", expires=NOW)
+    assert (await desk.call("GET", "/alpha/api")).status == 401
+    assert desk.passed == []
 
 
 # Pages

@@ -45,7 +45,7 @@ def audit_of(parent: Parent, **settings: Any) -> Audit:
 
 
 def asked(method: str = "GET", *segments: str, identity: Identity | None = ALICE) -> Asked:
-    made = Asked(make_mocked_request(method, "/"), "r1")
+    made = Asked(make_mocked_request(method, "/"), "r1", "192.0.2.1")
     made.identity = identity
     if segments:
         made.wanted = made.cluster = "alpha"
@@ -63,6 +63,7 @@ async def test_a_start_names_the_kernel_that_it_made(parent: Parent) -> None:
         principal="token:alice",
         via="token",
         credential="abc",
+        address="192.0.2.1",
         method="POST",
         cluster="alpha",
         kind="start",

@@ -16,6 +16,7 @@ from relay.config import (
     ClaimSettings,
     JwtSettings,
     KeySettings,
+    MtlsSettings,
     PathTokenSettings,
     TokenSettings,
 )
@@ -50,6 +51,7 @@ def built(
     settings = AuthenticationSettings(
         tokens=TokenSettings(file=str(file)),
         path_tokens=PathTokenSettings(max_lifetime=MAX) if path_tokens else None,
+        mtls={"robots.example": MtlsSettings(ca="robots.pem")},
         chain=chain or [],
         aliases=aliases or {},
     )
@@ -301,6 +303,62 @@ async def test_beside_ones_own_token_it_is_good_for_as_long_as_both_are(file: Pa
     assert (await known.identify(Shown(short, PATH), NOW)).expires == NOW + 10
     with pytest.raises(Unauthorized):
         await known.identify(Shown(short, PATH), NOW + 10)
+
+
+# Certificates
+
+ROBOT = Identity(
+    principal=Principal("mtls", "r2"), via="mtls", expires=NOW + 20, credential="certificate 1f"
+)
+
+
+async def test_a_certificate_is_enough_until_it_expires(file: Path) -> None:
+    known = built(file, aliases={"mtls:r2": "corp:r2"})
+    found = await known.identify(Shown(None, None, ROBOT), NOW)
+    assert (found.principal, found.via) == (Principal("corp", "r2"), "mtls")
+    assert (found.expires, found.credential) == (NOW + 20, "certificate 1f")
+    # As what is open is judged again.
+    with pytest.raises(Unauthorized, match="certificate has expired"):
+        await known.identify(Shown(None, None, ROBOT), NOW + 20)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expires", "credential"),
+    [
+        (Shown(TOKEN, None, ROBOT), NOW + 20, RECORD.id),
+        (Shown(None, PATH, ROBOT), NOW + 20, PATH_RECORD.id),
+        (Shown(TOKEN, PATH, ROBOT), NOW + 20, PATH_RECORD.id),
+    ],
+    ids=["token", "path", "both"],
+)
+async def test_beside_a_token_the_token_says_what_may_be_done(
+    file: Path, shown: Shown, expires: float, credential: str
+) -> None:
+    write(file, RECORD, PATH_RECORD)
+    known = built(file, path_tokens=True, aliases={"mtls:r2": "token:alice"})
+    found = await known.identify(shown, NOW)
+    assert (found.principal, found.via) == (Principal("token", "alice"), "token")
+    assert (found.expires, found.credential) == (expires, credential)
+    with pytest.raises(Unauthorized):
+        await known.identify(shown, NOW + 20)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Shown(TOKEN, None, ROBOT),
+        Shown(None, PATH, ROBOT),
+        Shown(TOKEN, PATH, ROBOT),
+        Shown("relay_wrong", None, ROBOT),
+        Shown(None, PATH[::-1], ROBOT),
+    ],
+)
+async def test_a_certificate_beside_somebody_elses_token_or_a_wrong_one(
+    file: Path, shown: Shown
+) -> None:
+    write(file, RECORD, PATH_RECORD)
+    with pytest.raises(Unauthorized):
+        await built(file, path_tokens=True).identify(shown, NOW)
 
 
 @pytest.mark.parametrize(("lifetime", "taken"), [(MAX, True), (MAX + 1, False)])

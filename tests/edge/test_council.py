@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 
 from relay.config import ConnectionSettings, LoginSettings, QuotaSettings
 from relay.edge import council as module
@@ -99,6 +100,27 @@ async def test_workers_share_what_there_is(room: Room) -> None:
     await one.hold(Connection("a"))
     one.close()
     other.close()
+
+
+def test_on_the_workers_loop_too(tmp_path: Path) -> None:
+    """Its transports are of types of their own."""
+
+    async def run() -> None:
+        room = Room(tmp_path)
+        await room.chair.listen()
+        one, other = await room.join(), await room.join()
+        lease = await one.hold(Connection("a"))
+        await one.hold(Connection("a"))
+        assert await refused(other, Connection("a")) == "connections.per_address"
+        lease.free()
+        await one.count(FailedLogin("x"))
+        await other.hold(Connection("a"))
+        one.close()
+        other.close()
+        await until(lambda: len(room.quotas) == 1)
+        room.chair.close()
+
+    uvloop.run(run())
 
 
 async def test_refusals_say_when_to_come_back(room: Room) -> None:

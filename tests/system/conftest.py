@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 from jupyter_kernel_client.wsclient import WSSession
 
-from tests.system.running import RunningRelay
+from tests.system.running import MANY, RunningRelay
 
 _TAIL: Final = 8_000
 """Characters of a relay's log that are shown for a failed test."""
@@ -20,7 +20,7 @@ def relay() -> Iterator[RunningRelay]:
 
     Take a `RunningRelay` of your own to kill parts of it, to stop it, or to configure it.
     """
-    with RunningRelay() as running:
+    with RunningRelay(environ=MANY) as running:
         yield running
 
 

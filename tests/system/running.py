@@ -47,6 +47,13 @@ _KEPT: Final = (
     "TZ",
 )
 
+MANY: Final = {
+    "RELAY_LOGINS__FAILURES": "1000000",
+    "RELAY_QUOTAS__USER_BURST": "1000000",
+    "RELAY_QUOTAS__USER_SOCKETS": "1000",
+}
+"""Variables for a relay whose tests all have one address, and often one token."""
+
 T = TypeVar("T")
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from relay.auth.tokens import TokenStore, generate
-from tests.system.running import RunningRelay, wait_for
+from tests.system.running import MANY, RunningRelay, wait_for
 from tests.system.wire import HANDSHAKE, Wire
 
 SETTINGS: Final = """
@@ -44,12 +44,13 @@ class Audited:
         self.path = self.logs / "audit.log"
         config = folder / "up.yaml"
         config.write_text(SETTINGS)
-        self.relay = RunningRelay(("alpha", "beta"), ("--config", str(config)))
+        self.relay = RunningRelay(("alpha", "beta"), ("--config", str(config)), MANY)
         # A token that the relay does not show by itself.
         self.token, record = generate("alice", time.time())
         self.relay.state.mkdir(mode=0o700)
         (self.relay.state / "tokens.json").write_bytes(TokenStore([record]).dump())
         self.credential = record.id
+        self.headers = {"Authorization": f"token {self.token}"}
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -61,8 +62,7 @@ class Audited:
 
     def ask(self, method: str, target: str, body: Any = None) -> tuple[int, dict[str, Any] | None]:
         """Ask as alice: the status, and the line that it left."""
-        headers = {"Authorization": f"token {self.token}"}
-        answer = self.relay.request(method, target, body, headers=headers)
+        answer = self.relay.request(method, target, body, headers=self.headers)
         request_id = answer.headers["X-Request-Id"]
         lines = [line for line in self.lines if line.get("request_id") == request_id]
         assert len(lines) <= 1
@@ -142,7 +142,7 @@ def test_each_decision_leaves_a_line(audited: Audited) -> None:
     assert shown(line)["event"] == "refused"
 
     before = len(audited.lines)
-    with relay.connect("alpha", kernel) as channels:
+    with relay.connect("alpha", kernel, headers=audited.headers) as channels:
         # Before the client hears that it is in.
         (opened,) = audited.lines[before:]
         assert channels.execute("print(1)").stdout == "1\n"
@@ -172,7 +172,7 @@ def test_a_session_leaves_its_kernel_too(audited: Audited) -> None:
     assert line is not None
     assert line["event"] == "session-started"
     assert line["kernelspec"] == "python3"
-    kernels = audited.relay.request("GET", "/alpha/api/kernels").json
+    kernels = audited.relay.request("GET", "/alpha/api/kernels", headers=audited.headers).json
     assert line["kernel_id"] in {kernel["id"] for kernel in kernels}
     status, ended = audited.ask("DELETE", f"/alpha/api/sessions/{line['session_id']}")
     assert status == 204

@@ -21,7 +21,7 @@ from relay.supervisor.secrets import provide
 from relay.supervisor.state import StateFolder
 from tests.system.channels import Channels, connect
 from tests.system.jupyterhub import PREFIX, Hub, config_file, free_port
-from tests.system.running import Answer, RunningRelay, processes_of, wait_for
+from tests.system.running import MANY, Answer, RunningRelay, processes_of, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -68,7 +68,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("hub")
     ports = str(free_port()), str(free_port())
     config = folder / "up.yaml"
-    relay = RunningRelay(("alpha",), ("--config", str(config)))
+    relay = RunningRelay(("alpha",), ("--config", str(config)), MANY)
     ca = str(relay.state / "pki" / "ca.pem")
     hub = Hub(folder, f"https://127.0.0.1:{ports[0]}", ca)
     (folder / "token").write_text(hub.service_token)

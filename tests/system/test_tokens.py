@@ -22,7 +22,7 @@ from relay import tokenfile
 from relay.auth.tokens import TokenRecord, TokenStore, generate
 from tests.system.channels import Channels, connect
 from tests.system.javascript import install, services
-from tests.system.running import WAIT, Answer, RunningRelay, http_request, wait_for
+from tests.system.running import MANY, WAIT, Answer, RunningRelay, http_request, wait_for
 from tests.system.separate import log_lines
 from tests.system.test_notebooks import Batch, tools
 from tests.system.wire import HANDSHAKE, Wire, refusal
@@ -33,10 +33,10 @@ AT_ONCE = 2.0
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRelay]:
-    """A relay with path tokens, on which several people have kernels."""
+    """A relay with path tokens."""
     config = tmp_path_factory.mktemp("config") / "up.yaml"
     config.write_text("path_tokens: {max_lifetime: 3600}\nshared_uid: true\n")
-    with RunningRelay(("alpha",), ("--config", str(config))) as running:
+    with RunningRelay(("alpha",), ("--config", str(config)), MANY) as running:
         yield running
 
 

@@ -6,12 +6,13 @@ takes to add one. Each file here is a subject.
 
 from __future__ import annotations
 
-from relay.cli.checks import kernels, policy, ports, start, together
+from relay.cli.checks import door, kernels, policy, ports, start, together
 from relay.cli.checks.finding import Finding, Severity, error, findings_of, warning
 
 __all__ = [
     "Finding",
     "Severity",
+    "door",
     "error",
     "findings_of",
     "kernels",

@@ -41,9 +41,9 @@ def free_parameters(config: AgentConfig | UpConfig) -> Iterator[Finding]:
 @check(AgentConfig, UpConfig)
 def shared_user(config: AgentConfig | UpConfig) -> Iterator[Finding]:
     """Kernels of several people under one user id."""
-    del config
-    yield warning(
-        "",
-        "no isolation between users: all kernels run as the user that starts them, so any of them"
-        " reads the others' files and the relay's own",
-    )
+    if config.shared_uid and getattr(config, "launch_as", None) is None:
+        yield warning(
+            "shared_uid",
+            "no isolation between users: all kernels run as one OS user, so any of them reads the"
+            " others' files and the relay's own",
+        )

@@ -35,7 +35,12 @@ def test_free_parameters(place: Place, look: Any) -> None:
     assert look(place.agent_config()) == look(place.up_config()) == expected
 
 
-def test_one_user_for_all_kernels_is_said(place: Place) -> None:
+def test_one_os_user_for_all_kernels_is_said(place: Place, look: Any) -> None:
+    """Without it only one user starts kernels, or each has an OS user of their own."""
+    assert look(place.agent_config()) == look(place.up_config()) == []
+    for kind in (place.agent, place.up):
+        kind["shared_uid"] = True
     for settings in (place.agent_config(), place.up_config()):
-        assert [each for each in findings_of(settings) if "no isolation" in each.text]
-    assert not [each for each in findings_of(place.edge_config()) if "isolation" in each.text]
+        (found,) = findings_of(settings)
+        assert (found.severity, found.path) == ("warning", "shared_uid")
+        assert "no isolation between users" in found.text
