@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from relay.config import (
@@ -85,8 +86,15 @@ class Edge:
                 return set(map(int, text.removeprefix("X_WORKERS=").split(",")))
 
     def close(self) -> None:
+        workers = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers = psutil.Process(self.process.pid).children()
         self.process.kill()
         self.process.wait()
+        for worker in workers:
+            # These do not end with their parent, as real ones do.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         self._ears.close()
 
 
