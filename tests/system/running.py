@@ -361,8 +361,12 @@ class RunningRelay:
 
     def log_text(self) -> str:
         """The relay's log and those of the holders that are there."""
-        logs = [*self.folder.glob(self.log.name), *self.state.glob("*/kernels/*/*.log")]
-        return "\n".join(f"=== {log}\n{log.read_text(errors='replace')}" for log in logs)
+        texts = []
+        for log in (self.log, *self.state.glob("*/kernels/*/*.log")):
+            # A kernel may end meanwhile, and with it its folder.
+            with contextlib.suppress(FileNotFoundError):
+                texts.append(f"=== {log}\n{log.read_text(errors='replace')}")
+        return "\n".join(texts)
 
     def metrics(self, cluster: str | None = None) -> str:
         """The metrics of a cluster's agent, or of the edge, as Prometheus gets them."""

@@ -366,8 +366,8 @@ def test_jupyterlabs_library_does_not_hammer(own: RunningRelay) -> None:
         on_event=lambda _: remove(own, record),
     )
     assert result["codes"] == [[4401, "the credential was revoked"]]
-    # It tries once, asks for the kernel, hears 401 and shows it as dead.
-    assert result["sockets"] == 1
+    # It tries once or twice, asks for the kernel, hears 401 and shows it as dead.
+    assert result["sockets"] <= 2
     assert result["requests"] <= 5
     assert own.request("GET", f"/alpha/api/kernels/{kernel}").status == 200
 
