@@ -23,7 +23,7 @@ from tests.system.channels import Channels, connect
 from tests.system.jupyterhub import PREFIX, Hub, config_file, free_port
 from tests.system.running import MANY, Answer, RunningRelay, processes_of, wait_for
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CACHE: Final = 3.0
 """Seconds that the relay takes the Hub's word for."""

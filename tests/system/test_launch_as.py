@@ -21,7 +21,7 @@ from tests.system.channels import Channels
 from tests.system.os_users import Person, Site, site
 from tests.system.running import wait_for
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

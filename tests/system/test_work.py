@@ -24,7 +24,7 @@ from tests.system.wire import HANDSHAKE, Wire, masked, refusal
 
 __all__ = ["edge"]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MIB: Final = 1024 * 1024
 KERNELS: Final = "/alpha/api/kernels"
