@@ -362,10 +362,13 @@ class RunningRelay:
     def log_text(self) -> str:
         """The relay's log and those of the holders that are there."""
         texts = []
-        for log in (self.log, *self.state.glob("*/kernels/*/*.log")):
+        for folder in (self.log.parent, *self.state.glob("*/kernels/*")):
             # A kernel may end meanwhile, and with it its folder.
             with contextlib.suppress(FileNotFoundError):
-                texts.append(f"=== {log}\n{log.read_text(errors='replace')}")
+                texts.extend(
+                    f"=== {log}\n{log.read_text(errors='replace')}"
+                    for log in sorted(folder.glob("*.log"))
+                )
         return "\n".join(texts)
 
     def metrics(self, cluster: str | None = None) -> str:

@@ -462,7 +462,9 @@ def test_a_path_token_opens_and_its_revocation_closes(own: RunningRelay, own_ker
         assert channels.execute("print(4)").stdout == "4\n"
         remove(own, record)
         assert closed(channels, AT_ONCE)[:2] == (4401, "the credential was revoked")
-    refusal(ask(own, f"/t/{token}/alpha/api", {}), 401, "Unauthorized")
+    target = f"/t/{token}/alpha/api"
+    wait_for("the other worker", lambda: refused(own, target, {}), AT_ONCE)
+    refusal(ask(own, target, {}), 401, "Unauthorized")
 
 
 def test_what_a_path_token_is_not(own: RunningRelay) -> None:
