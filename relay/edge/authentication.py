@@ -13,7 +13,6 @@ from contextlib import (
     contextmanager,
 )
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 import msgspec
@@ -151,14 +150,9 @@ class Authentication:
             self._exits = exits.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End them."""
-        await self._exits.__aexit__(kind, error, traceback)
+        await self._exits.aclose()
 
     @property
     def path_tokens(self) -> bool:

@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import math
 import re
 import ssl
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
-from types import TracebackType
-from typing import Annotated, Final, Generic, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Annotated, Final, Generic, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 import structlog
 from aiohttp import hdrs
+from cachetools import TLRUCache
 from yarl import URL
 
 from relay import limits
@@ -108,9 +106,9 @@ class JupyterHub:
         self._clock = clock
         self._tls = _tls(settings.ca)
         # Whatever is thrown at us is never remembered in place of somebody whom the Hub knows.
-        self._known: _Memory[Identity] = _Memory(settings.cache, settings.cache_size)
+        self._known: _Memory[Identity] = _Memory(settings.cache, settings.cache_size, clock)
         self._others: _Memory[_Refused | None] = _Memory(
-            settings.cache_unknown, settings.cache_size
+            settings.cache_unknown, settings.cache_size, clock
         )
         self._asking: dict[bytes, asyncio.Task[_Word | _Failed]] = {}
         self._turns = asyncio.Semaphore(settings.max_requests)
@@ -142,13 +140,8 @@ class JupyterHub:
             self._reporting = self._tasks.create_task(self._activity.run(), name="activity")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._exits.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
 
     def _cancel(self) -> None:
         for task in (*self._asking.values(), self._reporting):
@@ -177,9 +170,8 @@ class JupyterHub:
     async def _word(self, token: str) -> _Word | _Failed:
         key = hashlib.sha256(token.encode()).digest()
         for memory in (self._known, self._others):
-            found = memory.get(key, self._clock())
-            if found is not None:
-                return found[0]
+            if (said := memory.get(key)) is not None:
+                return said.word
         task = self._asking.get(key)
         if task is None:
             task = self._tasks.create_task(self._ask_once(key, token), name="ask the Hub")
@@ -193,11 +185,10 @@ class JupyterHub:
             word = await self._ask(token)
         finally:
             del self._asking[key]
-        # A minute from the question: nobody knows when the Hub made up its mind.
         if isinstance(word, Identity):
-            self._known.put(key, word, asked)
+            self._known[key] = _Said(asked, word)
         elif not isinstance(word, _Failed):
-            self._others.put(key, word, asked)
+            self._others[key] = _Said(asked, word)
         return word
 
     async def _ask(self, token: str) -> _Word | _Failed:
@@ -314,30 +305,24 @@ class JupyterHub:
         self._failing.discard(what)
 
 
-class _Memory(Generic[T]):
+class _Said(NamedTuple, Generic[T]):
+    """What the Hub said of a token, and when it was asked."""
+
+    asked: float
+    word: T
+
+
+class _Memory(TLRUCache[bytes, _Said[T], float]):
     """What the Hub said of the tokens that were asked for last."""
 
-    def __init__(self, lifetime: float, size: int) -> None:
-        self._lifetime = lifetime
-        self._size = size
-        self._entries: OrderedDict[bytes, tuple[float, T]] = OrderedDict()
+    def __init__(self, lifetime: float, size: int, clock: Callable[[], float]) -> None:
+        # From the question on: nobody knows when the Hub made up its mind.
+        super().__init__(size, lambda _key, said, _now: said.asked + lifetime, timer=clock)
 
-    def get(self, key: bytes, now: float) -> tuple[T] | None:
-        """Return the one thing that is remembered; ``None`` where that is nothing, or too old."""
-        asked, word = self._entries.get(key, (-math.inf, None))
-        if now - asked >= self._lifetime:
-            self._entries.pop(key, None)
-            return None
-        self._entries.move_to_end(key)
-        return (cast("T", word),)
-
-    def put(self, key: bytes, word: T, asked: float) -> None:
-        """Remember what was asked for at ``asked``."""
-        self._entries[key] = asked, word
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._size:
-            limits.hit(f"{SETTINGS}.cache_size")
-            self._entries.popitem(last=False)
+    def popitem(self) -> tuple[bytes, _Said[T]]:
+        """Make room: what was not asked for longest goes."""
+        limits.hit(f"{SETTINGS}.cache_size")
+        return super().popitem()
 
 
 def _may_be_the_hubs(credential: str) -> bool:

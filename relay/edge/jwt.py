@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from relay.auth.jwt import Issuer, Verifier
@@ -45,13 +44,8 @@ class Jwt:
             await self._exits.enter_async_context(self._keys)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._exits.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
 
     async def authenticate(self, credential: str, now: float, /) -> Identity | None:
         """Return whose token this is at ``now`` (Unix seconds), or ``None`` for no JWT of its own.

@@ -12,7 +12,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Final, NamedTuple, Self, TypeVar
 
 import aiohttp
@@ -148,12 +147,7 @@ class Upstream:
         self._fresh = await self._exits.enter_async_context(self._session(force_close=True))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
 
     def _session(self, *, force_close: bool) -> aiohttp.ClientSession:

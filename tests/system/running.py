@@ -361,7 +361,7 @@ class RunningRelay:
 
     def log_text(self) -> str:
         """The relay's log and those of the holders that are there."""
-        texts = []
+        texts: list[str] = []
         for folder in (self.log.parent, *self.state.glob("*/kernels/*")):
             # A kernel may end meanwhile, and with it its folder.
             with contextlib.suppress(FileNotFoundError):
