@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -34,7 +32,6 @@ _KINDS: Final = ("counter", "gauge_livesum", "gauge_livemin")
 """Beginnings of the names of a worker's files, after the types of metric that an edge has."""
 _FILE_BYTES: Final = 1024 * 1024
 """Of one file; some 7,000 combinations of labels."""
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 _KEPT: Final = "counter_ended.db"
 """What workers counted that have ended; named as if that were a pid."""
 
@@ -91,10 +88,9 @@ class EdgeMetrics:
             "Clients whose WebSocket or stream was ended, since they may not have it any more.",
             "reason",
         )
-        self.reload_failures = counter(
-            "reload_failures",
-            "Times that a changed file could not be used, and what was known before was kept.",
-            "what",
+        self.refused_token_files = counter(
+            "refused_token_files",
+            "Times that the changed file of tokens could not be used, and those before were kept.",
         )
         self.key_fetches = counter(
             "key_fetches", "Tries to fetch the keys of an issuer of JWTs.", "authenticator"
@@ -165,28 +161,11 @@ class Traffic:
 class SharedFolder:
     """Where an edge's workers count, as their parent sees it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @classmethod
-    def create(cls) -> Self:
-        """A new one, in memory where there is such a place. Raises ``OSError``.
-
-        What parents that were killed left there is deleted.
-        """
-        place = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-        prefix = f"relay-metrics-{os.geteuid()}-"
-        for old in place.glob(f"{prefix}*"):
-            pid = old.name.removeprefix(prefix).partition("-")[0]
-            if pid.isdecimal() and not Path("/proc", pid).exists():
-                shutil.rmtree(old, ignore_errors=True)
-        path = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
-        try:
-            _allocate(path / _KEPT)
-        except OSError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return cls(path)
+    def __init__(self, place: Path) -> None:
+        """Make it in a folder of the parent's own. Raises ``OSError``."""
+        self.path = place / "metrics"
+        self.path.mkdir(0o700)
+        _allocate(self.path / _KEPT)
 
     def retire(self, pid: int) -> None:
         """A worker has ended: its gauges are forgotten, its counts are kept, in one file for all.
@@ -204,10 +183,6 @@ class SharedFolder:
             for key, value, _, _ in counts:
                 kept.write_value(key, kept.read_value(key)[0] + value, 0.0)
         ended.unlink()
-
-    def remove(self) -> None:
-        """Delete it."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _allocate(path: Path) -> None:
@@ -237,24 +212,35 @@ class AuditFigures(NamedTuple):
     """Lines that found no room to wait, since the start."""
 
 
-class ParentMetrics(Collector):
-    """What an edge's parent tells of itself. ``workers`` says how many run, and how many ended."""
+class ParentFigures(NamedTuple):
+    """What an edge's parent tells of itself. Counts since its start."""
 
-    def __init__(
-        self,
-        workers: Callable[[], tuple[int, int]],
-        audit: Callable[[], AuditFigures] = AuditFigures,
-    ) -> None:
-        self._workers = workers
-        self._audit = audit
+    workers: int = 0
+    worker_ends: int = 0
+    refused_configurations: int = 0
+    audit: AuditFigures = AuditFigures()
+
+
+class ParentMetrics(Collector):
+    """What an edge's parent tells of itself."""
+
+    def __init__(self, figures: Callable[[], ParentFigures]) -> None:
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """One sample each."""
-        running, ended = self._workers()
+        figures = self._figures()
         yield _build()
-        yield GaugeMetricFamily("relay_edge_workers", "Workers that run.", running)
-        yield CounterMetricFamily("relay_edge_worker_ends", "Workers that ended.", ended)
-        audit = self._audit()
+        yield GaugeMetricFamily("relay_edge_workers", "Workers that run.", figures.workers)
+        yield CounterMetricFamily(
+            "relay_edge_worker_ends", "Workers that ended.", figures.worker_ends
+        )
+        yield CounterMetricFamily(
+            "relay_edge_refused_configurations",
+            "Times that the changed configuration could not be used, and the one before was kept.",
+            figures.refused_configurations,
+        )
+        audit = figures.audit
         yield CounterMetricFamily(
             "relay_edge_audit_lines", "Lines that were written to the audit log.", audit.written
         )

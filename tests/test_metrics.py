@@ -14,11 +14,12 @@ import pytest
 from prometheus_client import CollectorRegistry, values
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay import __version__, metrics
+from relay import __version__
 from relay.metrics import (
     AgentFigures,
     AgentMetrics,
     EdgeMetrics,
+    ParentFigures,
     ParentMetrics,
     SharedFolder,
     agent_registry,
@@ -54,9 +55,8 @@ def _in_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SharedFolder:
-    monkeypatch.setattr(metrics, "_MEMORY", tmp_path)
-    return SharedFolder.create()
+def folder(tmp_path: Path) -> SharedFolder:
+    return SharedFolder(tmp_path)
 
 
 class Worker:
@@ -88,7 +88,7 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
 
 
 def test_workers_count_together_and_their_counts_outlive_them(folder: SharedFolder) -> None:
-    registry = edge_registry(folder, ParentMetrics(lambda: (2, 1)))
+    registry = edge_registry(folder, ParentMetrics(lambda: ParentFigures(workers=2, worker_ends=1)))
     workers = [Worker(folder), Worker(folder)]
     counts = {
         "relay_edge_requests_total{cluster=alpha,kind=start,status=2xx}": 2.0,
@@ -97,11 +97,13 @@ def test_workers_count_together_and_their_counts_outlive_them(folder: SharedFold
         "relay_edge_pings_total{cluster=alpha}": 2.0,
         "relay_edge_proofs_total{cluster=alpha}": 2.0,
         "relay_edge_refused_logins_total{}": 0.0,
+        "relay_edge_refused_token_files_total{}": 0.0,
         "relay_limit_hits_total{setting=upstream.hold}": 2.0,
     }
     own = {
         "relay_edge_workers{}": 2.0,
         "relay_edge_worker_ends_total{}": 1.0,
+        "relay_edge_refused_configurations_total{}": 0.0,
         "relay_edge_audit_lines_total{}": 0.0,
         "relay_edge_audit_lost_lines_total{}": 0.0,
         "relay_edge_audit_waiting_lines{}": 0.0,
@@ -117,25 +119,11 @@ def test_workers_count_together_and_their_counts_outlive_them(folder: SharedFold
     assert samples(registry) == {**counts, **own}
     # However many die, one file is left of them.
     assert len(list(folder.path.glob("counter_*"))) == 1
-    folder.remove()
-    assert not folder.path.exists()
 
 
 def test_a_worker_that_never_counted_is_retired_too(folder: SharedFolder) -> None:
     folder.retire(1)
     assert [path.name for path in folder.path.iterdir()] == ["counter_ended.db"]
-
-
-def test_what_a_killed_parent_left_is_deleted(folder: SharedFolder, tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    left = tmp_path / f"relay-metrics-{os.geteuid()}-{gone.pid}-x"
-    left.mkdir()
-    again = SharedFolder.create()
-    assert not left.exists()
-    # Ours lives.
-    assert folder.path.exists()
-    assert again.path != folder.path
 
 
 def test_files_have_all_their_blocks_before_anybody_counts(folder: SharedFolder) -> None:
@@ -156,10 +144,9 @@ def test_without_room_there_is_an_error_and_no_file(
     with pytest.raises(OSError, match="full"):
         EdgeMetrics.shared(folder.path)
     assert [path.name for path in folder.path.iterdir()] == ["counter_ended.db"]
-    before = set(folder.path.parent.iterdir())
+    (folder.path / "one").mkdir()
     with pytest.raises(OSError, match="full"):
-        SharedFolder.create()
-    assert set(folder.path.parent.iterdir()) == before
+        SharedFolder(folder.path / "one")
 
 
 def test_an_agents_figures() -> None:
@@ -186,7 +173,7 @@ def families() -> dict[str, str]:
     EdgeMetrics(edge)
     sources = (
         *edge.collect(),
-        *ParentMetrics(lambda: (0, 0)).collect(),
+        *ParentMetrics(ParentFigures).collect(),
         *AgentMetrics(AgentFigures).collect(),
     )
     return {

@@ -93,7 +93,7 @@ class TokenFile:
             if str(error) != self._problem:
                 self._problem = str(error)
                 log.error("tokens_not_read", problem=str(error))  # noqa: TRY400 - says it all
-                self._metrics.reload_failures.labels("tokens").inc()
+                self._metrics.refused_token_files.inc()
             return False
         self._version, self._problem = version, None
         if store.records == self._store.records:

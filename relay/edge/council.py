@@ -7,12 +7,9 @@ behind; and a worker whose parent is gone ends. Messages are msgpack behind thei
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -344,31 +341,6 @@ class _Seat(asyncio.Protocol):
 def council_path(folder: Path) -> Path:
     """Where the council's socket is in the parent's private folder."""
     return folder / _NAME
-
-
-_PLACE_BYTES: Final = 50
-"""Of the temporary folder's path, so that there is room for the rest of a socket's (107)."""
-
-
-@contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """A folder for this user only, with a path that is short enough for sockets.
-
-    What parents that were killed left there is deleted. Raises ``OSError``.
-    """
-    place = Path(tempfile.gettempdir())
-    if len(os.fsencode(place)) > _PLACE_BYTES:
-        place = Path("/tmp")  # noqa: S108 - the folder in it is a new one of this user's
-    prefix = f"relay-edge-{os.geteuid()}-"
-    for old in place.glob(f"{prefix}*"):
-        pid = old.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _peer(transport: asyncio.Transport) -> tuple[int, int]:

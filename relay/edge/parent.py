@@ -21,14 +21,23 @@ from typing import Final, NamedTuple
 import msgspec
 
 from relay.auth.audit import Event, Note
-from relay.config import EdgeConfig, MetricsSettings
+from relay.config import EdgeConfig
 from relay.edge.audit import TOPIC
 from relay.edge.audit_file import AuditFile
-from relay.edge.council import Chair, council_path, private_folder
+from relay.edge.council import Chair, council_path
+from relay.edge.folder import private_folder
 from relay.edge.quotas import Quotas, Refusal
+from relay.edge.settings import Settings
 from relay.http import page_server
 from relay.log import get_logger
-from relay.metrics import AuditFigures, ParentMetrics, SharedFolder, edge_registry, page
+from relay.metrics import (
+    AuditFigures,
+    ParentFigures,
+    ParentMetrics,
+    SharedFolder,
+    edge_registry,
+    page,
+)
 from relay.processes import (
     Command,
     Keeper,
@@ -52,7 +61,7 @@ log = get_logger()
 def run(config: EdgeConfig, path: Path) -> int:
     """Run the edge until SIGTERM or SIGINT; the exit code: 0, or 1 where no worker comes up.
 
-    ``path`` is the file that ``config`` was read from: workers read it themselves. Raises
+    ``path`` is the file that ``config`` was read from, and is read from again at SIGHUP. Raises
     `StartError` where a port is taken.
     """
     claim_notify_socket()
@@ -60,17 +69,23 @@ def run(config: EdgeConfig, path: Path) -> int:
     with contextlib.ExitStack() as opened:
         for listener in listeners.values():
             opened.enter_context(listener)
-        scraped = None if config.metrics.port is None else Scraped.open(config.metrics, opened)
+        metrics = None
+        if config.metrics.port is not None:
+            metrics = listen_patiently(config.metrics.host, config.metrics.port)
+            opened.enter_context(metrics)
         try:
             folder = opened.enter_context(private_folder())
+            settings = Settings(config, path, folder)
+            scraped = None if metrics is None else Scraped(SharedFolder(folder), metrics)
         except OSError as error:
-            raise StartError(f"no folder for the workers' socket: {error.strerror}") from error
-        command = worker_command(path, listeners, folder, scraped.folder.path if scraped else None)
+            raise StartError(f"no folder to share with the workers: {error}") from error
+        shared = None if scraped is None else scraped.folder.path
+        command = worker_command(settings.path, listeners, folder, shared)
         audit = None
         if config.audit.file is not None:
             audit = AuditFile(Path(config.audit.file), config.audit.waiting)
             opened.callback(audit.close)
-        return asyncio.run(Parent(config, command, listeners, folder, scraped, audit).run())
+        return asyncio.run(Parent(settings, command, listeners, folder, scraped, audit).run())
 
 
 class Scraped(NamedTuple):
@@ -78,18 +93,6 @@ class Scraped(NamedTuple):
 
     folder: SharedFolder
     listener: socket.socket
-
-    @classmethod
-    def open(cls, settings: MetricsSettings, opened: contextlib.ExitStack) -> Scraped:
-        """Both are closed with ``opened``. Raises `StartError`."""
-        listener = listen_patiently(settings.host, settings.port or 0)
-        opened.enter_context(listener)
-        try:
-            folder = SharedFolder.create()
-        except OSError as error:
-            raise StartError(f"metrics: no folder to share: {error.strerror}") from error
-        opened.callback(folder.remove)
-        return cls(folder, listener)
 
 
 def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
@@ -122,7 +125,7 @@ def worker_command(
         name="edge worker",
         argv=(
             *(sys.executable, "-P", "-m", "relay.edge.worker"),
-            *("--config", str(path), "--die-with-parent", str(os.getpid())),
+            *("--settings", str(path), "--die-with-parent", str(os.getpid())),
             *("--council", str(council_path(folder))),
             *(() if metrics_folder is None else ("--metrics-folder", str(metrics_folder))),
         ),
@@ -136,13 +139,15 @@ class Parent:
 
     def __init__(
         self,
-        config: EdgeConfig,
+        settings: Settings,
         command: Command,
         listeners: Mapping[str, socket.socket],
         folder: Path,
         scraped: Scraped | None = None,
         audit: AuditFile | None = None,
     ) -> None:
+        config = settings.accepted
+        self._settings = settings
         self._grace = config.drain + _MARGIN
         self._listeners = listeners
         self._keepers = tuple(Keeper(command, self._changed) for _ in range(config.workers))
@@ -215,8 +220,12 @@ class Parent:
     async def _serve_metrics(self, scraped: Scraped) -> None:
         audit = self._audit
         metrics = ParentMetrics(
-            lambda: (len(self._workers), self._ended),
-            lambda: AuditFigures() if audit is None else audit.figures,
+            lambda: ParentFigures(
+                workers=len(self._workers),
+                worker_ends=self._ended,
+                refused_configurations=self._settings.failures,
+                audit=AuditFigures() if audit is None else audit.figures,
+            )
         )
         serve = page_server("/metrics", partial(page, edge_registry(scraped.folder, metrics)))
         await asyncio.get_running_loop().create_server(serve, sock=scraped.listener)
@@ -238,8 +247,9 @@ class Parent:
         """To a daemon SIGHUP means "read it again, open your logs again", never its end."""
         if self._audit is not None:
             self._audit.write()
-        self._reloads += 1
-        self._pass_on_reload()
+        if self._settings.read_again():
+            self._reloads += 1
+            self._pass_on_reload()
 
     def _pass_on_reload(self) -> None:
         # A worker that is starting may have read the old one: it hears of it once it is ready.

@@ -24,9 +24,9 @@ import uvloop
 from relay import limits, processes
 from relay import log as logging
 from relay.auth.tickets import TicketSigner
-from relay.config import ConfigError, EdgeConfig, load
+from relay.config import EdgeConfig
 from relay.config.jupyterhub import base_url
-from relay.edge import authentication
+from relay.edge import authentication, settings
 from relay.edge.acceptor import Acceptor
 from relay.edge.app import App, Parts
 from relay.edge.audit import TOPIC, Audit
@@ -48,15 +48,15 @@ log = structlog.get_logger(__name__)
 def main() -> None:
     """Run a worker on the sockets that its parent opened."""
     parser = argparse.ArgumentParser(prog="relay.edge.worker")
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--settings", type=Path, required=True, help="what the parent accepted")
     parser.add_argument("--die-with-parent", type=int)
     parser.add_argument("--council", type=Path, required=True, help="the parent's socket")
     parser.add_argument("--metrics-folder", type=Path, help="shared with the parent")
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
         processes.die_with_parent(arguments.die_with_parent)
-    path: Path = arguments.config
-    config = load(EdgeConfig, path, os.environ)
+    path: Path = arguments.settings
+    config = settings.read(path)
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
@@ -150,8 +150,7 @@ async def _run(
             metrics=metrics,
         )
         app = App(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
-        reload = Reload(config, path, app, metrics)
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(signal.SIGHUP, _change_policy, app, path)
         head, patience = _bounds(config)
         servers = [
             server(app.handle_https, head, patience),
@@ -215,34 +214,11 @@ def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Patience]:
     return head, patience
 
 
-class Reload:
-    """Reads the configuration again, and takes what can change in mid-run: the policy's rules."""
-
-    def __init__(self, config: EdgeConfig, path: Path, app: App, metrics: EdgeMetrics) -> None:
-        self._config = config
-        self._path = path
-        self._app = app
-        self._metrics = metrics
-
-    def __call__(self) -> None:
-        """A configuration that cannot be used changes nothing."""
-        try:
-            config = load(EdgeConfig, self._path, os.environ)
-        except ConfigError as error:
-            self._metrics.reload_failures.labels("configuration").inc()
-            for problem in error.problems:
-                log.error("configuration_not_read", problem=str(problem))  # noqa: TRY400 - says it
-            return
-        self._app.change_policy(config.policy.policy())
-        log.info("policy_read", rules=len(config.policy.rules), other_changes=self._others(config))
-
-    def _others(self, config: EdgeConfig) -> list[str]:
-        """What else has changed: it takes a restart."""
-        return [
-            name
-            for name in config.__struct_fields__
-            if name != "policy" and getattr(config, name) != getattr(self._config, name)
-        ]
+def _change_policy(app: App, path: Path) -> None:
+    """Judge by what the parent has accepted meanwhile."""
+    policy = settings.read(path).policy
+    app.change_policy(policy.policy())
+    log.info("policy_taken", rules=len(policy.rules))
 
 
 @contextlib.asynccontextmanager

@@ -211,7 +211,7 @@ async def test_a_file_that_cannot_be_used_any_more_changes_nothing(
 ) -> None:
     metrics = EdgeMetrics.local()
     tokens = read(file, metrics)
-    failures = metrics.reload_failures.labels("tokens")._value
+    failures = metrics.refused_token_files._value
     if damage is None:
         file.unlink()
     else:

@@ -2,13 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import stat
 import struct
-import subprocess
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -26,7 +21,6 @@ from relay.edge.council import (
     Note,
     Refused,
     council_path,
-    private_folder,
 )
 from relay.edge.quotas import Claim, Connection, FailedLogin, Quotas, Refusal, Request, Socket
 
@@ -265,40 +259,6 @@ async def test_messages_in_single_bytes(room: Room) -> None:
 
 
 # --- the folder ---
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield Path(folder)
-
-
-def test_a_temporary_folder_that_is_too_long_for_sockets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 60)))
-    with private_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(council_path(folder)))
-
-
-def test_the_folder_is_this_users_alone_and_goes_again(
-    short_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tmp_path = short_folder
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    old = tmp_path / f"relay-edge-{os.geteuid()}-{ended.pid}-abc"
-    others = tmp_path / f"relay-edge-{os.geteuid()}-{ME}-abc"
-    for each in (old, others):
-        each.mkdir()
-        (each / "council").touch()
-    with private_folder() as folder:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert (old.exists(), others.exists()) == (False, True)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(council_path(folder)))
-    assert not folder.exists()
 
 
 async def test_a_worker_can_wait_until_its_note_is_kept(room: Room) -> None:

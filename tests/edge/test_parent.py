@@ -24,6 +24,7 @@ from relay.config import (
     TokenSettings,
 )
 from relay.edge import parent
+from relay.edge.settings import Settings
 from relay.processes import Command, PortInUse, StartError, claim_notify_socket
 from relay.registry import process_started
 from tests.programs import NOTIFY, READY, STUBBORN, python
@@ -43,13 +44,18 @@ import asyncio, sys
 import msgspec
 from relay.config import EdgeConfig
 from relay.edge import parent
-from relay.edge.council import private_folder
+from relay.edge.settings import Settings
+from pathlib import Path
+from relay.edge.folder import private_folder
+from relay.edge.settings import Settings
 from relay.processes import Command
-config = msgspec.json.decode(sys.argv[1], type=EdgeConfig)
+path = Path(sys.argv[1])
+config = msgspec.json.decode(path.read_bytes(), type=EdgeConfig)
 command = Command(name="worker", argv=tuple(sys.argv[2:]), environment={})
 listeners = parent.listening_sockets(config)
 with private_folder() as folder:
-    sys.exit(asyncio.run(parent.Parent(config, command, listeners, folder).run()))
+    settings = Settings(config, path, folder)
+    sys.exit(asyncio.run(parent.Parent(settings, command, listeners, folder).run()))
 """
 
 
@@ -63,12 +69,14 @@ def _fresh() -> Iterator[None]:
 class Edge:
     """A parent in a process of its own, with workers of our own making; we are its supervisor."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, folder: Path) -> None:
+        self.settings = folder / "edge.json"
+        self.settings.write_bytes(msgspec.json.encode(CONFIG))
         self._ears = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ears.bind(b"")
         self._ears.settimeout(WAIT)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, msgspec.json.encode(CONFIG), *python(worker)],
+            [sys.executable, "-c", DRIVER, str(self.settings), *python(worker)],
             env={
                 **os.environ,
                 "NOTIFY_SOCKET": "@" + self._ears.getsockname()[1:].decode(),
@@ -99,8 +107,8 @@ class Edge:
 
 
 @pytest.fixture
-def edge(request: pytest.FixtureRequest) -> Iterator[Edge]:
-    made = Edge(request.param)
+def edge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Edge]:
+    made = Edge(request.param, tmp_path)
     yield made
     made.close()
 
@@ -148,8 +156,10 @@ def pids_in(printed: str) -> set[int]:
     return {int(line) for line in printed.splitlines() if line.isdecimal()}
 
 
-def test_sighup_is_passed_on_and_ends_nobody(capfd: pytest.CaptureFixture[str]) -> None:
-    with contextlib.closing(Edge(TELLING)) as edge:
+def test_sighup_is_passed_on_and_ends_nobody(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with contextlib.closing(Edge(TELLING, tmp_path)) as edge:
         workers = edge.hear_workers()
         assert edge.hear() == "READY=1"
         for _ in range(2):
@@ -160,7 +170,12 @@ def test_sighup_is_passed_on_and_ends_nobody(capfd: pytest.CaptureFixture[str]) 
                 assert time.monotonic() < deadline
                 told |= pids_in(capfd.readouterr().out)
                 time.sleep(0.05)
-        # One that starts after it hears of it when it is ready: it may have read the old file.
+        # What cannot be used is nobody's business but the parent's.
+        edge.settings.write_text("https: 1")
+        edge.process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert not pids_in(capfd.readouterr().out)
+        # One that starts after it hears of it when it is ready: it may have read the old one.
         victim = min(workers)
         os.kill(victim, signal.SIGKILL)
         (new,) = edge.hear_workers() - workers
@@ -237,11 +252,11 @@ def test_a_taken_port_closes_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_how_a_worker_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as https, socket.socket() as wss:
         both = {"wss": wss, "https": https}
-        command = parent.worker_command(Path("/e.yaml"), both, Path("/f"))
+        command = parent.worker_command(Path("/f/s"), both, Path("/f"))
         assert list(command.listeners.items()) == [("https", https.fileno()), ("wss", wss.fileno())]
     assert command.argv == (
         *(sys.executable, "-P", "-m", "relay.edge.worker"),
-        *("--config", "/e.yaml", "--die-with-parent", str(os.getpid())),
+        *("--settings", "/f/s", "--die-with-parent", str(os.getpid())),
         *("--council", "/f/council"),
     )
 
@@ -260,7 +275,8 @@ async def test_workers_find_the_shared_sockets(tmp_path: Path) -> None:
         environment={},
         listeners={name: each.fileno() for name, each in listeners.items()},
     )
-    edge = parent.Parent(CONFIG, command, listeners, tmp_path)
+    settings = Settings(CONFIG, tmp_path / "edge.yaml", tmp_path)
+    edge = parent.Parent(settings, command, listeners, tmp_path)
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         task = group.create_task(edge.run())
         for _ in range(4):
