@@ -12,17 +12,16 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
+from relay.config.authentication import AuthenticationSettings, PathTokenSettings
 from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.edge import (
     AuditSettings,
-    AuthenticationSettings,
     EdgeLimits,
-    PathTokenSettings,
-    PolicySettings,
     UpstreamSettings,
     WebSocketSettings,
 )
 from relay.config.jupyterhub import BaseUrl
+from relay.config.policy import PolicySettings
 from relay.config.values import (
     ClusterName,
     Count,
