@@ -159,8 +159,8 @@ def test_a_sample_that_lacks_or_changes_a_setting_is_noticed() -> None:
     del sample["limits"]["headers"]
     loaded = load(UpConfig, path, {"RELAY_EDGE_WORKERS": "3"})
     assert list(differences(UpConfig, sample, loaded, "")) == [
-        "edge_workers is not the default",
         "limits.headers is missing",
+        "edge_workers is not the default",
     ]
 
 

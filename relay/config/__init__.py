@@ -30,6 +30,7 @@ from relay.config.authentication import (
 from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.edge import (
     AuditSettings,
+    BaseEdgeConfig,
     ClusterSettings,
     EdgeConfig,
     EdgeLimits,
@@ -49,6 +50,7 @@ __all__ = [
     "AgentTls",
     "AuditSettings",
     "AuthenticationSettings",
+    "BaseEdgeConfig",
     "ClaimSettings",
     "ClusterSettings",
     "ConfigError",

@@ -140,8 +140,8 @@ class AuditSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     the log says how many."""
 
 
-class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``relay edge``."""
+class BaseEdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be set of an edge, whether ``relay edge`` or ``relay up`` starts it."""
 
     https: ListenSettings = field(default_factory=lambda: ListenSettings(port=8443))
     """REST, and kernel channels for clients that know one URL."""
@@ -150,20 +150,6 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_url: BaseUrl = ""
     """The path in front of all others, as ``/services/relay``, if a proxy sends us requests with
     one; where ``authentication.jupyterhub`` is set, by default ``$JUPYTERHUB_SERVICE_PREFIX``."""
-    tls: TlsSettings
-    """The certificate for both ports."""
-    workers: Count = 2
-    """Processes that share the two ports."""
-    clusters: dict[ClusterName, ClusterSettings]
-    """The clusters by name; the name is the first segment of their URLs."""
-    authentication: AuthenticationSettings
-    """Who may come in."""
-    policy: PolicySettings = field(default_factory=PolicySettings)
-    """What they may do."""
-    ticket_key: FilePath
-    """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
-    ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0
-    """Seconds a ticket is good for; agents refuse more than 120."""
     origins: list[Origin] = []
     """Origins, besides the relay's own, whose pages may open WebSockets, change things and read
     answers: ``https://lab.example``. Compared exactly; a page still needs a token."""
@@ -180,19 +166,42 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     """Pings."""
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
-    """Patience with agents."""
+    """The edge's patience with agents."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """The log of the program and of every process that it starts."""
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    """The audit log; ``relay up`` always keeps one."""
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` where two ports are one."""
+        check_two_ports(self.https, self.wss)
+
+
+class EdgeConfig(BaseEdgeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``relay edge``."""
+
+    tls: TlsSettings
+    """The certificate for both ports."""
+    workers: Count = 2
+    """Processes that share the two ports."""
+    clusters: dict[ClusterName, ClusterSettings]
+    """The clusters by name; the name is the first segment of their URLs."""
+    authentication: AuthenticationSettings
+    """Who may come in."""
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    """What they may do."""
+    ticket_key: FilePath
+    """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
+    ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0
+    """Seconds a ticket is good for; agents refuse more than 120."""
     drain: SecondsOrZero = 5.0
     """Seconds between SIGTERM and the end of whatever is not finished by then."""
-    log: LogSettings = field(default_factory=LogSettings)
-    """The log of the edge and its workers."""
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     """Where its metrics are read."""
-    audit: AuditSettings = field(default_factory=AuditSettings)
-    """The audit log."""
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where two ports are one, or a rule or a demand makes no sense."""
-        check_two_ports(self.https, self.wss)
+        super().__post_init__()
         known = self.authentication.principals
         for number, rule in enumerate(self.policy.rules):
             if rule.authenticator not in known:

@@ -10,6 +10,8 @@ from relay.auth.policy import Action, Rights
 from relay.config import (
     AgentConfig,
     AuthenticationSettings,
+    BaseEdgeConfig,
+    ConnectionSettings,
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
@@ -19,10 +21,13 @@ from relay.config import (
     KernelSettings,
     KeySettings,
     ListenSettings,
+    LoginSettings,
     LogSettings,
     MetricsSettings,
     PastSettings,
     PolicySettings,
+    ProxySettings,
+    QuotaSettings,
     RuleSettings,
     SessionSettings,
     TokenSettings,
@@ -45,6 +50,12 @@ CONFIG = UpConfig(
     environment=KernelEnvironment(allowed=["FOO"]),
     sessions=SessionSettings(requests=77),
     limits=EdgeLimits(headers=7, body_bytes=8_000_000),
+    base_url="/relay",
+    origins=["https://lab.example"],
+    connections=ConnectionSettings(total=8),
+    quotas=QuotaSettings(user_sockets=9),
+    logins=LoginSettings(failures=10),
+    proxies=ProxySettings(header="forwarded"),
     websocket=WebSocketSettings(ping_interval=9.0),
     upstream=UpstreamSettings(hold=1.5),
     log=LogSettings(level="debug"),
@@ -70,8 +81,8 @@ def test_the_edge_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
         "alpha": ["http://127.0.0.1:3"],
         "beta-2": ["http://127.0.0.1:4"],
     }
-    for name in ("limits", "websocket", "upstream", "log"):
-        assert getattr(made, name) == getattr(CONFIG, name)
+    for name in set(BaseEdgeConfig.__struct_fields__) - {"https", "wss", "audit"}:
+        assert getattr(made, name) == getattr(CONFIG, name) != getattr(UpConfig(), name), name
     assert made.workers == 3
     assert made.metrics == MetricsSettings(host="127.0.0.1", port=5)
 
