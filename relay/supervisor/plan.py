@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -32,6 +32,11 @@ from relay.processes import Command
 from relay.supervisor.state import StateFolder
 
 LOCAL_HOST = "127.0.0.1"
+_OF_AGENTS: Final = frozenset(UpConfig.__struct_fields__).intersection(
+    AgentConfig.__struct_fields__
+)
+"""What `relay up` hands on to its agents: known by its name, since msgspec allows a struct one
+base, and that is the edge's."""
 
 
 def edge_config(
@@ -94,22 +99,14 @@ def agent_config(
     folder: StateFolder, config: UpConfig, cluster: str, *, port: int, metrics: int
 ) -> AgentConfig:
     """One cluster's agent."""
+    config = replace(config, state_dir=str(folder.path))
     return AgentConfig(
+        **_settings(config, _OF_AGENTS),
         cluster=cluster,
         listen=ListenSettings(host=LOCAL_HOST, port=port),
-        state_dir=str(folder.path),
         ticket_keys=[str(folder.ticket_keys[0])],
-        environment=config.environment,
-        journal=config.journal,
-        past=config.past,
-        sessions=config.sessions,
-        culling=config.culling,
-        shared_uid=config.shared_uid,
-        root_dir=config.root_dir,
-        kernels=config.kernels,
         # One limit, wherever a body is refused.
         body_bytes=config.limits.body_bytes,
-        log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
 

@@ -12,6 +12,7 @@ from relay.config import (
     AuthenticationSettings,
     BaseEdgeConfig,
     ConnectionSettings,
+    CullSettings,
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
@@ -47,6 +48,9 @@ CONFIG = UpConfig(
     kernels=KernelSettings(launch_timeout=11.0),
     journal=JournalSettings(tail_bytes=12345),
     past=PastSettings(limit=5),
+    culling=CullSettings(cull_busy=True),
+    shared_uid=True,
+    root_dir="/srv",
     environment=KernelEnvironment(allowed=["FOO"]),
     sessions=SessionSettings(requests=77),
     limits=EdgeLimits(headers=7, body_bytes=8_000_000),
@@ -183,8 +187,9 @@ def test_an_agent_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
     assert made.listen == ListenSettings(host="127.0.0.1", port=3)
     assert made.metrics == MetricsSettings(host="127.0.0.1", port=4)
     assert (made.cluster, made.state_dir) == ("alpha", str(folder.path))
-    for name in ("environment", "journal", "past", "sessions", "kernels", "log"):
-        assert getattr(made, name) == getattr(CONFIG, name)
+    for name in set(AgentConfig.__struct_fields__) & set(UpConfig.__struct_fields__):
+        if name != "state_dir":
+            assert getattr(made, name) == getattr(CONFIG, name) != getattr(UpConfig(), name), name
     assert made.body_bytes == CONFIG.limits.body_bytes
 
 
