@@ -202,12 +202,6 @@ class EdgeConfig(BaseEdgeConfig, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         """Raise ``ValueError`` where two ports are one, or a rule or a demand makes no sense."""
         super().__post_init__()
-        known = self.authentication.principals
-        for number, rule in enumerate(self.policy.rules):
-            if rule.authenticator not in known:
-                raise ValueError(
-                    f"policy.rules.{number}: no authenticator is called {rule.authenticator}; "
-                    f"there is {', '.join(known)}"
-                )
+        self.policy.check_authenticators(self.authentication.principals)
         if self.audit.required and self.audit.file is None:
             raise ValueError("audit.required: there is no audit.file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from msgspec import Struct
@@ -63,6 +64,15 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "rules: the names of kernelspecs in all rules together are over "
                 f"{_KERNELSPEC_CHARACTERS} characters, more than a ticket bears"
             )
+
+    def check_authenticators(self, known: Collection[str]) -> None:
+        """Raise ``ValueError`` for a rule whose authenticator is not among ``known``."""
+        for number, rule in enumerate(self.rules):
+            if rule.authenticator not in known:
+                raise ValueError(
+                    f"policy.rules.{number}: no authenticator is called {rule.authenticator}; "
+                    f"there is {', '.join(known)}"
+                )
 
     def policy(self) -> Policy:
         """The policy that they make."""

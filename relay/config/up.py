@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import field
 
+from relay.auth.tokens import AUTHENTICATOR
 from relay.config.agent import (
     CullSettings,
     JournalSettings,
@@ -53,7 +54,7 @@ class UpConfig(BaseEdgeConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which environment variables reach a kernel."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where names or ports coincide, or the tokens are elsewhere."""
+        """Raise ``ValueError`` where names or ports coincide, or no edge can be made of it."""
         super().__post_init__()
         if self.authentication is not None and self.authentication.tokens is not None:
             raise ValueError("authentication: tokens are those of the state folder")
@@ -61,3 +62,7 @@ class UpConfig(BaseEdgeConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("clusters: at least one is needed")
         if len(set(self.clusters)) < len(self.clusters):
             raise ValueError("clusters: a name appears twice")
+        if self.policy is not None:
+            besides = [] if self.authentication is None else self.authentication.principals
+            # Once, though an alias may name it too.
+            self.policy.check_authenticators(list(dict.fromkeys([AUTHENTICATOR, *besides])))
