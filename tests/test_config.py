@@ -159,8 +159,8 @@ def test_a_sample_that_lacks_or_changes_a_setting_is_noticed() -> None:
     del sample["limits"]["headers"]
     loaded = load(UpConfig, path, {"RELAY_EDGE_WORKERS": "3"})
     assert list(differences(UpConfig, sample, loaded, "")) == [
-        "edge_workers is not the default",
         "limits.headers is missing",
+        "edge_workers is not the default",
     ]
 
 
@@ -174,13 +174,14 @@ def test_every_variable_named_in_a_sample_is_one() -> None:
     assert seen > len(SAMPLES)
 
 
-SETTINGS = ("values", "edge", "jupyterhub", "agent", "up")
-"""The files whose structs are settings."""
+OTHERS = {"__init__", "holder", "loading"}
+"""The files of relay/config/ whose structs nobody sets."""
 
 
 def test_every_setting_has_a_docstring() -> None:
-    files = [ROOT / "relay" / "config" / f"{name}.py" for name in SETTINGS]
-    trees = [ast.parse(file.read_text()) for file in files]
+    files = {file.stem: file for file in (ROOT / "relay" / "config").glob("*.py")}
+    assert files.keys() > OTHERS
+    trees = [ast.parse(file.read_text()) for name, file in files.items() if name not in OTHERS]
     structs = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     assert len(structs) > 10
     bare = [

@@ -73,7 +73,7 @@ def _isolation(uid: int, *, shared: bool) -> Line:
         text = f"All kernels share uid {uid}, whoever starts them: no isolation between users."
         return Line(text, "yellow")
     return Line(
-        f"All kernels run as uid {uid}: one user may start some, more of them with --shared-uid.",
+        f"All kernels run as uid {uid}: only one user may start any; --shared-uid lets others.",
         "dim",
     )
 

@@ -1,7 +1,7 @@
 """What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
 
-The structs are in ``edge``, ``door``, ``jupyterhub``, ``agent`` and ``up``, one per subject;
-``load`` is in ``loading``. Import all of them from here.
+The structs are in ``edge``, ``door``, ``authentication``, ``jupyterhub``, ``policy``, ``agent``,
+``up`` and ``values``, one per subject; ``load`` is in ``loading``. Import all of them from here.
 """
 
 from __future__ import annotations
@@ -17,34 +17,31 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.door import (
-    ConnectionSettings,
-    LoginSettings,
-    MtlsSettings,
-    ProxySettings,
-    QuotaSettings,
-)
-from relay.config.edge import (
-    AuditSettings,
+from relay.config.authentication import (
     AuthenticationSettings,
     ClaimSettings,
+    JwtSettings,
+    KeySettings,
+    MtlsSettings,
+    PathTokenSettings,
+    PemSettings,
+    TokenSettings,
+)
+from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
+from relay.config.edge import (
+    AuditSettings,
+    BaseEdgeConfig,
     ClusterSettings,
     EdgeConfig,
     EdgeLimits,
-    JwtSettings,
-    KeySettings,
-    PathTokenSettings,
-    PemSettings,
-    PolicySettings,
-    RuleSettings,
     TlsSettings,
-    TokenSettings,
     UpstreamSettings,
     UpstreamTls,
     WebSocketSettings,
 )
 from relay.config.jupyterhub import JupyterHubSettings
 from relay.config.loading import ConfigError, Loaded, Problem, load, load_located
+from relay.config.policy import PolicySettings, RuleSettings
 from relay.config.up import UpConfig
 from relay.config.values import ListenSettings, LogSettings, MetricsSettings
 
@@ -53,6 +50,7 @@ __all__ = [
     "AgentTls",
     "AuditSettings",
     "AuthenticationSettings",
+    "BaseEdgeConfig",
     "ClaimSettings",
     "ClusterSettings",
     "ConfigError",

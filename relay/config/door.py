@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from relay.config.values import Count, FilePath, Name, Seconds
+from relay.config.values import Count, Seconds
 
 
 def check_network(text: str) -> None:
@@ -16,7 +16,6 @@ def check_network(text: str) -> None:
 
 
 Network = Annotated[str, Meta(extra={"check": check_network})]
-ServerName = Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")]
 PerSecond = Annotated[float, Meta(gt=0, le=1_000_000)]
 
 
@@ -82,14 +81,3 @@ class LoginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Wrong credentials from one address, an IPv6 one's /64, in any ``window``."""
     window: Seconds = 10.0
     """Seconds."""
-
-
-class MtlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What clients prove by a certificate that connect to one of the edge's names."""
-
-    ca: FilePath
-    """PEM file: the authorities, and no others, that their certificates may come from."""
-    user_from: Literal["subject-cn", "subject-dn", "san-uri", "san-email", "san-dns"] = "subject-cn"
-    """What of a certificate is the user's name; it must have exactly one of it."""
-    users: dict[Name, Name] | None = None
-    """Users by what the certificate says; others stay outside. ``None``: what it says."""

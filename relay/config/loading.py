@@ -98,9 +98,12 @@ class _Source:
         self.problems: list[Problem] = []
         self.where: dict[Keys, str] = {}
 
-    def report(self, keys: Keys, text: str) -> None:
-        """Note a mistake at ``keys``; it is located by the nearest place that is known."""
-        self.problems.append(Problem(".".join(keys), text, self.nearest(keys)))
+    def report(self, keys: Keys, text: str, inside: Keys = ()) -> None:
+        """Note a mistake at ``keys``; it is located by the nearest place that is known.
+
+        ``inside`` leads from there to the setting that the text is about.
+        """
+        self.problems.append(Problem(".".join(keys), text, self.nearest((*keys, *inside))))
 
     def from_env(self, keys: Keys) -> bool:
         """Tell whether the value at ``keys`` was a variable's."""
@@ -252,7 +255,7 @@ class _Builder:
         try:
             return kind(**built)
         except ValueError as error:
-            return self._bad(keys, str(error))
+            return self._bad(keys, str(error), _subject(str(error), fields))
 
     def _dict(self, kind: Kind, value: Tree, keys: Keys) -> Tree:
         key_kind, value_kind = get_args(kind)
@@ -291,8 +294,8 @@ class _Builder:
         except RuntimeError:
             return self._bad(keys, "there is no such home folder")
 
-    def _bad(self, keys: Keys, text: str) -> object:
-        self._source.report(keys, text)
+    def _bad(self, keys: Keys, text: str, inside: Keys = ()) -> object:
+        self._source.report(keys, text, inside)
         return _BAD
 
 
@@ -349,6 +352,12 @@ def _default(field: msgspec.structs.FieldInfo) -> Tree:
     if field.default_factory is not msgspec.NODEFAULT:
         return field.default_factory()
     return field.default
+
+
+def _subject(text: str, known: Mapping[str, object]) -> Keys:
+    """The setting with whose name a message begins, as in ``policy.rules.0: …``."""
+    keys = tuple(text.partition(":")[0].split("."))
+    return keys if keys[0] in known else ()
 
 
 def _did_you_mean(name: str, known: Mapping[str, object]) -> str:

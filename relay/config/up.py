@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct, field
+from msgspec import field
 
+from relay.auth.tokens import AUTHENTICATOR
 from relay.config.agent import (
     CullSettings,
     JournalSettings,
@@ -12,40 +13,17 @@ from relay.config.agent import (
     PastSettings,
     SessionSettings,
 )
-from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
-from relay.config.edge import (
-    AuditSettings,
-    AuthenticationSettings,
-    EdgeLimits,
-    PathTokenSettings,
-    PolicySettings,
-    UpstreamSettings,
-    WebSocketSettings,
-)
-from relay.config.jupyterhub import BaseUrl
-from relay.config.values import (
-    ClusterName,
-    Count,
-    FilePath,
-    ListenSettings,
-    LogSettings,
-    Origin,
-    check_two_ports,
-)
+from relay.config.authentication import AuthenticationSettings, PathTokenSettings
+from relay.config.edge import BaseEdgeConfig
+from relay.config.policy import PolicySettings
+from relay.config.values import ClusterName, Count, FilePath
 
 
-class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UpConfig(BaseEdgeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``relay up``: edge and agents on one machine."""
 
     state_dir: FilePath | None = None
     """Folder of everything that is kept; by default ``kernel-relay`` in the user's state folder."""
-    https: ListenSettings = field(default_factory=lambda: ListenSettings(port=8443))
-    """REST, and kernel channels for clients that know one URL."""
-    wss: ListenSettings = field(default_factory=lambda: ListenSettings(port=8444))
-    """Kernel channels only."""
-    base_url: BaseUrl = ""
-    """The path in front of all others, as ``/services/relay``, if a proxy sends us requests with
-    one; where ``authentication.jupyterhub`` is set, by default ``$JUPYTERHUB_SERVICE_PREFIX``."""
     clusters: list[ClusterName] = field(default_factory=lambda: ["alpha", "beta"])
     """The local clusters, each an agent of its own."""
     edge_workers: Count = 2
@@ -74,33 +52,17 @@ class UpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is remembered of a kernel's clients."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
     """Which environment variables reach a kernel."""
-    origins: list[Origin] = []
-    """Origins, besides the relay's own, whose pages may use it."""
-    limits: EdgeLimits = field(default_factory=EdgeLimits)
-    """What one client may send."""
-    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
-    """How many connections there may be, and how long they may take."""
-    quotas: QuotaSettings = field(default_factory=QuotaSettings)
-    """What one user, and one cluster, may have."""
-    logins: LoginSettings = field(default_factory=LoginSettings)
-    """How often an address may be wrong."""
-    proxies: ProxySettings = field(default_factory=ProxySettings)
-    """Who speaks for others."""
-    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
-    """Pings."""
-    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
-    """The edge's patience with agents."""
-    log: LogSettings = field(default_factory=LogSettings)
-    """The log of every process."""
-    audit: AuditSettings = field(default_factory=AuditSettings)
-    """The audit log; always there."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where names or ports coincide, or the tokens are elsewhere."""
-        check_two_ports(self.https, self.wss)
+        """Raise ``ValueError`` where names or ports coincide, or no edge can be made of it."""
+        super().__post_init__()
         if self.authentication is not None and self.authentication.tokens is not None:
             raise ValueError("authentication: tokens are those of the state folder")
         if not self.clusters:
             raise ValueError("clusters: at least one is needed")
         if len(set(self.clusters)) < len(self.clusters):
             raise ValueError("clusters: a name appears twice")
+        if self.policy is not None:
+            besides = [] if self.authentication is None else self.authentication.principals
+            # Once, though an alias may name it too.
+            self.policy.check_authenticators(list(dict.fromkeys([AUTHENTICATOR, *besides])))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from relay.auth.tokens import AUTHENTICATOR
 from relay.config import (
     AgentConfig,
     AuthenticationSettings,
+    BaseEdgeConfig,
     ClusterSettings,
     EdgeConfig,
     ListenSettings,
@@ -30,6 +32,11 @@ from relay.processes import Command
 from relay.supervisor.state import StateFolder
 
 LOCAL_HOST = "127.0.0.1"
+_OF_AGENTS: Final = frozenset(UpConfig.__struct_fields__).intersection(
+    AgentConfig.__struct_fields__
+)
+"""What `relay up` hands on to its agents: known by its name, since msgspec allows a struct one
+base, and that is the edge's."""
 
 
 def edge_config(
@@ -44,10 +51,14 @@ def edge_config(
     """The edge's configuration: the ports it really has, and the agents' ports by cluster."""
     certificate, key = folder.server
     authentication = _authentication(folder, config)
+    config = replace(
+        config,
+        https=replace(config.https, port=https),
+        wss=replace(config.wss, port=wss),
+        audit=replace(config.audit, file=config.audit.file or str(folder.audit_log)),
+    )
     return EdgeConfig(
-        https=ListenSettings(host=config.https.host, port=https),
-        wss=ListenSettings(host=config.wss.host, port=wss),
-        base_url=config.base_url,
+        **_settings(config, BaseEdgeConfig.__struct_fields__),
         tls=TlsSettings(certificate=str(certificate), key=str(key)),
         workers=config.edge_workers,
         clusters={
@@ -57,18 +68,12 @@ def edge_config(
         authentication=authentication,
         policy=config.policy or _everybody(authentication),
         ticket_key=str(folder.ticket_keys[1]),
-        origins=config.origins,
-        limits=config.limits,
-        connections=config.connections,
-        quotas=config.quotas,
-        logins=config.logins,
-        proxies=config.proxies,
-        websocket=config.websocket,
-        upstream=config.upstream,
-        log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
-        audit=replace(config.audit, file=config.audit.file or str(folder.audit_log)),
     )
+
+
+def _settings(config: UpConfig, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
 
 
 def _everybody(authentication: AuthenticationSettings) -> PolicySettings:
@@ -87,31 +92,21 @@ def _authentication(folder: StateFolder, config: UpConfig) -> AuthenticationSett
     if besides is None:
         return AuthenticationSettings(tokens=tokens, path_tokens=config.path_tokens)
     chain = [AUTHENTICATOR, *besides.chain] if besides.chain else []
-    return msgspec.structs.replace(
-        besides, tokens=tokens, path_tokens=config.path_tokens, chain=chain
-    )
+    return replace(besides, tokens=tokens, path_tokens=config.path_tokens, chain=chain)
 
 
 def agent_config(
     folder: StateFolder, config: UpConfig, cluster: str, *, port: int, metrics: int
 ) -> AgentConfig:
     """One cluster's agent."""
+    config = replace(config, state_dir=str(folder.path))
     return AgentConfig(
+        **_settings(config, _OF_AGENTS),
         cluster=cluster,
         listen=ListenSettings(host=LOCAL_HOST, port=port),
-        state_dir=str(folder.path),
         ticket_keys=[str(folder.ticket_keys[0])],
-        environment=config.environment,
-        journal=config.journal,
-        past=config.past,
-        sessions=config.sessions,
-        culling=config.culling,
-        shared_uid=config.shared_uid,
-        root_dir=config.root_dir,
-        kernels=config.kernels,
         # One limit, wherever a body is refused.
         body_bytes=config.limits.body_bytes,
-        log=config.log,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
 

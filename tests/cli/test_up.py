@@ -127,6 +127,23 @@ def test_bad_values_are_one_line(
     assert fake.config is None
 
 
+def test_a_rule_for_whom_nobody_knows_is_one_line(
+    relay: Run, fake: Supervisor, tmp_path: Path
+) -> None:
+    file = tmp_path / "up.yaml"
+    file.write_text("""\
+policy:
+  rules:
+    - {authenticator: token, actions: [list]}
+    - {authenticator: corp, actions: [list]}
+""")
+    problem = "policy.rules.1: no authenticator is called corp; there is token"
+    assert relay("up", "--config", str(file)) == (2, "", f"relay: {problem} ({file}:4)\n")
+    assert fake.config is None
+    code, out, _ = relay("check-config", "--up", str(file))
+    assert (code, out.splitlines()[0]) == (2, f"error: {file}:4: {problem}")
+
+
 def test_the_weak_parser_is_refused(
     relay: Run, fake: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

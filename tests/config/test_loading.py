@@ -427,11 +427,41 @@ policy:
     )
 
 
-def test_a_rule_for_whom_nobody_knows(file: Path) -> None:
+@pytest.mark.parametrize(("kind", "text"), [(EdgeConfig, EDGE), (UpConfig, "# nothing\n" * 4)])
+def test_a_rule_for_whom_nobody_knows(
+    file: Path, kind: type[EdgeConfig | UpConfig], text: str
+) -> None:
+    file.write_text(f"{text}policy:\n  rules:\n  - {{authenticator: tokne, actions: [list]}}\n")
     with pytest.raises(ConfigError) as error:
-        edge(file, EDGE + "policy: {rules: [{authenticator: tokne, actions: [list]}]}\n")
-    (only,) = problems(error, file)
-    assert "policy.rules.0: no authenticator is called tokne; there is token" in only
+        load(kind, file, {})
+    assert problems(error, file) == [
+        "policy.rules.0: no authenticator is called tokne; there is token (FILE:7)"
+    ]
+
+
+def test_relay_up_knows_its_own_tokens_and_who_is_configured(file: Path) -> None:
+    rules = "policy: {rules: [{authenticator: %s, actions: [list]}]}\n"
+    besides = "authentication: {mtls: {robots.example: {ca: r.pem}}, aliases: {'mtls:r': 'hr:r'}}\n"
+    for known in ("token", "mtls", "hr"):
+        file.write_text(besides + rules % known)
+        assert load(UpConfig, file, {}).policy
+    file.write_text(besides + rules % "corp")
+    with pytest.raises(ConfigError, match="called corp; there is token, mtls, hr"):
+        load(UpConfig, file, {})
+
+
+def test_a_section_that_makes_no_sense_is_told_at_the_setting_it_names(file: Path) -> None:
+    written = "authentication:\n  tokens: {file: t}\n  chain: [corp]\n"
+    with pytest.raises(ConfigError) as error:
+        edge(file, EDGE.replace(AUTHENTICATION, written))
+    assert problems(error, file) == [
+        "authentication: chain: corp is not set here; there is token (FILE:5)"
+    ]
+    with pytest.raises(ConfigError) as error:
+        edge(file, EDGE, {"RELAY_AUDIT__REQUIRED": "true"})
+    assert problems(error, file) == [
+        "audit.required: there is no audit.file ($RELAY_AUDIT__REQUIRED)"
+    ]
 
 
 def test_more_names_of_kernelspecs_than_a_ticket_bears(file: Path) -> None:

@@ -10,6 +10,9 @@ from relay.auth.policy import Action, Rights
 from relay.config import (
     AgentConfig,
     AuthenticationSettings,
+    BaseEdgeConfig,
+    ConnectionSettings,
+    CullSettings,
     EdgeConfig,
     EdgeLimits,
     JournalSettings,
@@ -19,10 +22,13 @@ from relay.config import (
     KernelSettings,
     KeySettings,
     ListenSettings,
+    LoginSettings,
     LogSettings,
     MetricsSettings,
     PastSettings,
     PolicySettings,
+    ProxySettings,
+    QuotaSettings,
     RuleSettings,
     SessionSettings,
     TokenSettings,
@@ -42,9 +48,18 @@ CONFIG = UpConfig(
     kernels=KernelSettings(launch_timeout=11.0),
     journal=JournalSettings(tail_bytes=12345),
     past=PastSettings(limit=5),
+    culling=CullSettings(cull_busy=True),
+    shared_uid=True,
+    root_dir="/srv",
     environment=KernelEnvironment(allowed=["FOO"]),
     sessions=SessionSettings(requests=77),
     limits=EdgeLimits(headers=7, body_bytes=8_000_000),
+    base_url="/relay",
+    origins=["https://lab.example"],
+    connections=ConnectionSettings(total=8),
+    quotas=QuotaSettings(user_sockets=9),
+    logins=LoginSettings(failures=10),
+    proxies=ProxySettings(header="forwarded"),
     websocket=WebSocketSettings(ping_interval=9.0),
     upstream=UpstreamSettings(hold=1.5),
     log=LogSettings(level="debug"),
@@ -70,8 +85,8 @@ def test_the_edge_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
         "alpha": ["http://127.0.0.1:3"],
         "beta-2": ["http://127.0.0.1:4"],
     }
-    for name in ("limits", "websocket", "upstream", "log"):
-        assert getattr(made, name) == getattr(CONFIG, name)
+    for name in set(BaseEdgeConfig.__struct_fields__) - {"https", "wss", "audit"}:
+        assert getattr(made, name) == getattr(CONFIG, name) != getattr(UpConfig(), name), name
     assert made.workers == 3
     assert made.metrics == MetricsSettings(host="127.0.0.1", port=5)
 
@@ -172,8 +187,9 @@ def test_an_agent_gets_every_setting_that_is_its_own(folder: StateFolder) -> Non
     assert made.listen == ListenSettings(host="127.0.0.1", port=3)
     assert made.metrics == MetricsSettings(host="127.0.0.1", port=4)
     assert (made.cluster, made.state_dir) == ("alpha", str(folder.path))
-    for name in ("environment", "journal", "past", "sessions", "kernels", "log"):
-        assert getattr(made, name) == getattr(CONFIG, name)
+    for name in set(AgentConfig.__struct_fields__) & set(UpConfig.__struct_fields__):
+        if name != "state_dir":
+            assert getattr(made, name) == getattr(CONFIG, name) != getattr(UpConfig(), name), name
     assert made.body_bytes == CONFIG.limits.body_bytes
 
 

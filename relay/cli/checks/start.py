@@ -88,23 +88,6 @@ def edge_start(config: EdgeConfig) -> Iterator[Finding]:
         yield error("", f"would not start: {problem}")
 
 
-@last_resort(UpConfig)
-def up_start(config: UpConfig) -> Iterator[Finding]:
-    """Settings of which no edge or agent can be made."""
-    from relay import supervisor
-    from relay.supervisor import plan
-
-    folder = supervisor.StateFolder(Path("/"))
-    try:
-        plan.edge_config(
-            folder, config, https=1, wss=2, metrics=3, agents=dict.fromkeys(config.clusters, 4)
-        )
-        for name in config.clusters:
-            plan.agent_config(folder, config, name, port=4, metrics=5)
-    except ValueError as problem:
-        yield error("", f"would not start: {problem}")
-
-
 @check(AgentConfig)
 def agent_certificate(config: AgentConfig) -> Iterator[Finding]:
     """Who the agent is, and whom it lets in."""

@@ -24,13 +24,6 @@ def test_whatever_else_keeps_an_edge_from_starting(
     assert look(place.edge_config()) == [("error", "ticket_key")]
 
 
-def test_whatever_else_keeps_relay_up_from_starting(place: Place) -> None:
-    rule = {"authenticator": "nobodys", "actions": ["list"]}
-    place.up["policy"] = {"rules": [rule]}
-    (found,) = (each for each in findings_of(place.up_config()) if each.severity == "error")
-    assert "no authenticator is called nobodys" in found.text
-
-
 def test_tickets_that_live_long(place: Place, look: Any) -> None:
     place.edge["ticket_lifetime"] = 60.0
     assert look(place.edge_config()) == []
