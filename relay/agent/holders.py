@@ -36,17 +36,9 @@ from relay.errors import (
     StartFailed,
     TooMany,
 )
+from relay.files import first_come, is_disk_trouble, try_flock
 from relay.model import Principal
-from relay.registry import (
-    Place,
-    first_come,
-    is_disk_trouble,
-    kernels_folder,
-    places,
-    remove,
-    socket_name,
-    try_flock,
-)
+from relay.registry import Place, kernels_folder, places, remove, socket_name
 from relay.routing.routes import is_kernel_id
 
 log = structlog.get_logger(__name__)
