@@ -31,8 +31,8 @@ from relay.agent.starts import Starts
 from relay.agent.users import OsUsers
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
+from relay.connections import Server, page_server, server
 from relay.files import FolderError
-from relay.http import Server, page_server, server
 from relay.metrics import AgentMetrics, agent_registry, page
 
 log = structlog.get_logger(__name__)
