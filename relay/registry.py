@@ -9,49 +9,41 @@ its holder. Unix sockets live in the runtime folder, whose paths are short enoug
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import secrets
 import shutil
-import stat
 import tempfile
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import msgspec
 
 from relay.auth.ownership import Grant
+from relay.files import (
+    TRAVERSABLE,
+    FolderError,
+    open_plain,
+    private_folder,
+    read_plain,
+    read_struct,
+    try_flock,
+    write_new,
+)
 
-T = TypeVar("T")
+# The holder's modules take these from here.
+from relay.files import is_disk_trouble as is_disk_trouble  # noqa: PLC0414 - says so to mypy
+from relay.files import write_atomic as write_atomic  # noqa: PLC0414
 
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
-_DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
 _USER_BYTES: Final = len("/4294967294")
 """Of the folder that each OS user has in a runtime folder that several share."""
-_LARGEST_FILE: Final = 16 * 1024 * 1024
-"""Bytes of the largest file that is read whole."""
-_NOT_PLAIN: Final = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EISDIR, errno.ENOTDIR})
-TRAVERSABLE: Final = 0o711
-"""Mode of a folder that others may pass through on the way to what is theirs, and not list."""
 
 
 KernelState = Literal["starting", "ready", "dead", "ending"]
 """``ready`` from the moment it was heard first, ``dead`` when its restarts are used up."""
-
-
-class RegistryError(Exception):
-    """The state or runtime folder cannot be used; the message says why."""
-
-
-class NotPlain(OSError):
-    """What should be a file of ours is something else, or nothing that we may read.
-
-    A kernel's folder may be another user's, who puts there what he likes.
-    """
 
 
 class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,70 +231,10 @@ class Place(msgspec.Struct, frozen=True):
             return {}
 
 
-_NOTHING: Final = (
-    FileNotFoundError,
-    NotPlain,
-    msgspec.MsgspecError,
-    UnicodeDecodeError,
-    RecursionError,
-)
-"""What reading a file raises of which nothing can be made."""
-
-
 def _socket_path(_: type, text: object) -> Path:
     if not isinstance(text, str) or "\0" in text:
         raise ValueError("no path")
     return Path(text)
-
-
-def open_plain(path: Path, flags: int) -> int:
-    """Open a file in a kernel's folder, made for this user only: a descriptor to close.
-
-    Neither links nor pipes are followed. Raises ``OSError``, `NotPlain` among them.
-    """
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno in _NOT_PLAIN:
-            raise NotPlain(error.errno, error.strerror, str(path)) from error
-        raise
-    status = os.fstat(descriptor)
-    # A second name may be that of a file which whoever made it could not write to.
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(descriptor)
-        raise NotPlain(errno.EINVAL, "not a plain file", str(path))
-    return descriptor
-
-
-def read_plain(path: Path) -> bytes:
-    """The whole of a file in a kernel's folder. Raises as `open_plain`.
-
-    `NotPlain` is also one that is too large for what it is.
-    """
-    with open(open_plain(path, os.O_RDONLY), "rb") as file:
-        data = file.read(_LARGEST_FILE + 1)
-    if len(data) > _LARGEST_FILE:
-        raise NotPlain(errno.EINVAL, f"over {_LARGEST_FILE} bytes", str(path))
-    return data
-
-
-def read_tail(path: Path, limit: int) -> bytes:
-    """The last ``limit`` bytes of a file in a kernel's folder. Raises as `open_plain`."""
-    with open(open_plain(path, os.O_RDONLY), "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - limit, 0))
-        return file.read(limit)
-
-
-def read_struct(path: Path, struct_type: type[T]) -> T | None:
-    """What a JSON file in a kernel's folder holds; None where nothing can be made of it.
-
-    Raises ``OSError`` where it cannot be read just now.
-    """
-    try:
-        return msgspec.json.decode(read_plain(path), type=struct_type)
-    except _NOTHING:
-        return None
 
 
 def kernels_folder(state_dir: Path, cluster: str) -> Path:
@@ -354,76 +286,6 @@ def sweep(state_dir: Path, cluster: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file in one step, readable by its owner only: this user, or another uid and gid.
-
-    In a folder that its group may enter, by all who can enter it: the kernel's user and the agent.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        if path.parent.stat().st_mode & stat.S_IXGRP:
-            os.fchmod(descriptor, 0o644)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
-            if owner is not None:
-                os.fchown(descriptor, *owner)
-            file.write(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def is_disk_trouble(error: OSError) -> bool:
-    """Whether a file could not be written because of the disk: full, broken, read-only."""
-    return error.errno in _DISK_TROUBLE
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """Create a file in one step, whole. Raises ``FileExistsError``."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.chmod(0o600)
-        path.hardlink_to(temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def first_come(path: Path, text: str) -> str:
-    """What a file says, written by whoever came first: ``text`` where that is us."""
-    try:
-        _write_new(path, text.encode(errors="surrogatepass"))
-    except FileExistsError:
-        return path.read_bytes().decode(errors="surrogatepass")
-    return text
-
-
-def try_flock(descriptor: int) -> bool:
-    """Lock an open file for this process alone; false where another has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def private_folder(path: Path, mode: int = 0o700) -> Path:
-    """Make a folder for this user only. Raises `RegistryError` where somebody else could write.
-
-    ``mode`` may let others pass through (`TRAVERSABLE`).
-    """
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700, parents=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        msg = f"{path} is not a folder of this user"
-        raise RegistryError(msg)
-    if status.st_mode & 0o077 != mode & 0o077:
-        path.chmod(mode)
-    return path
-
-
 def runtime_folder(state_dir: Path, setting: str | None) -> Path:
     """Where unix sockets go: the setting, the XDG runtime folder, or a short one of our own.
 
@@ -443,7 +305,7 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="relay-"))
     try:
         # Whoever comes second takes the folder of whoever came first, and never reads half a note.
-        _write_new(noted, f"{folder}\n".encode())
+        write_new(noted, f"{folder}\n".encode())
     except FileExistsError:
         if not shared:
             # Ours alone, and of no use now.
@@ -453,14 +315,14 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
 
 
 def shared_runtime_folder(setting: str) -> Path:
-    """Where unix sockets go in a folder for each OS user. Raises `RegistryError`."""
+    """Where unix sockets go in a folder for each OS user. Raises `FolderError`."""
     return _short_enough(private_folder(Path(setting), TRAVERSABLE), _USER_BYTES)
 
 
 def _short_enough(folder: Path, more: int = 0) -> Path:
     if len(os.fsencode(folder)) + more + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
         msg = f"runtime_dir {folder} is too long for unix sockets, choose a shorter one"
-        raise RegistryError(msg)
+        raise FolderError(msg)
     return folder
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from relay import registry
+from relay import files
 from relay.auth.tokens import TokenStore
 
 LOCK_TIMEOUT: Final = 10.0
@@ -36,16 +35,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def _lock(folder: int) -> None:
     deadline = time.monotonic() + LOCK_TIMEOUT
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                text = f"locked by another process for {LOCK_TIMEOUT:.0f} s"
-                raise TimeoutError(errno.ETIMEDOUT, text) from None
-            time.sleep(_INTERVAL)
-        else:
-            return
+    while not files.try_flock(folder):
+        if time.monotonic() >= deadline:
+            text = f"locked by another process for {LOCK_TIMEOUT:.0f} s"
+            raise TimeoutError(errno.ETIMEDOUT, text)
+        time.sleep(_INTERVAL)
 
 
 def read(path: Path) -> TokenStore:
@@ -63,4 +57,4 @@ def write(path: Path, store: TokenStore) -> None:
     if os.geteuid() == 0:
         status = (path if path.exists() else path.parent).stat()
         owner = status.st_uid, status.st_gid
-    registry.write_atomic(path, store.dump(), owner)
+    files.write_atomic(path, store.dump(), owner)

@@ -2,39 +2,30 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from relay.files import FolderError, NotPlain, write_atomic
 from relay.registry import (
-    TRAVERSABLE,
     HolderAddress,
     KernelRecord,
-    NotPlain,
     Place,
-    RegistryError,
-    first_come,
     kernels_folder,
-    open_plain,
     places,
-    private_folder,
     process_started,
-    read_plain,
-    read_tail,
     remove,
     runtime_folder,
     shared_runtime_folder,
     socket_name,
     sweep,
-    write_atomic,
 )
+from tests.oddities import ODDITIES, put
 from tests.programs import python
 
 RECORD = KernelRecord(holder_pid=7, holder_started=99, epoch="e1", kernel_pid=8)
@@ -161,88 +152,17 @@ def test_an_address_that_cannot_be_read_is_none(place: Place, note: bytes) -> No
     assert place.read_address() is None
 
 
-def test_whoever_comes_first_is_noted_for_good(tmp_path: Path) -> None:
-    note = tmp_path / "principal"
-    names = [f"token:{number} é\n" for number in range(8)]
-    with ThreadPoolExecutor(len(names)) as pool:
-        found = set(pool.map(lambda name: first_come(note, name), names))
-    (first,) = found
-    assert first in names
-    assert first_come(note, "token:else") == first
-    assert note.stat().st_mode & 0o777 == 0o600
-    assert list(tmp_path.iterdir()) == [note]
-
-
-def test_an_atomic_write_replaces_and_is_private(tmp_path: Path) -> None:
-    path = tmp_path / "note"
-    path.write_bytes(b"before")
-    path.chmod(0o644)
-    write_atomic(path, b"after")
-    assert path.read_bytes() == b"after"
-    assert mode(path) == 0o600
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failed_write_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "note"
-    path.write_bytes(b"before")
-
-    def fail(self: Path, target: Path) -> Path:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(path, b"after")
-    assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_in_a_shared_folder_both_users_may_read(tmp_path: Path) -> None:
-    tmp_path.chmod(0o770)
-    write_atomic(tmp_path / "note", b"1")
-    assert mode(tmp_path / "note") == 0o644
-
-
 # What another user has put there
 
-BAD = ["link", "dangling", "pipe", "folder", "second name", "socket"]
 
-
-def put(path: Path, what: str) -> None:
-    path.unlink(missing_ok=True)
-    other = path.with_name("other")
-    other.write_bytes(msgspec.json.encode(RECORD))
-    match what:
-        case "link":
-            path.symlink_to(other)
-        case "dangling":
-            path.symlink_to("nowhere")
-        case "pipe":
-            os.mkfifo(path)
-        case "folder":
-            path.mkdir()
-        case "second name":
-            path.hardlink_to(other)
-        case "socket":
-            with socket.socket(socket.AF_UNIX) as server:
-                server.bind(str(path))
-
-
-@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("what", ODDITIES)
 def test_what_is_no_plain_file_is_neither_read_nor_written(place: Place, what: str) -> None:
-    for path in (place.record, place.request, place.holder_log, place.folder / "lock"):
-        put(path, what)
+    for path in (place.record, place.request, place.folder / "lock"):
+        put(path, what, msgspec.json.encode(RECORD))
     assert place.read_record() is None
     assert place.read_address() is None
     with pytest.raises(NotPlain):
-        read_tail(place.holder_log, 10)
-    with pytest.raises(NotPlain):
         place.try_lock()
-    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT):
-        with pytest.raises(NotPlain):
-            open_plain(place.record, flags)
     assert not (place.folder / "nowhere").exists()
 
 
@@ -251,9 +171,6 @@ def test_a_file_that_is_too_large_is_not_read(place: Place) -> None:
     os.truncate(place.record, 1 << 40)
     assert place.read_record() is None
     assert place.read_address() is None
-    with pytest.raises(NotPlain):
-        read_plain(place.record)
-    assert read_tail(place.record, 10) == bytes(10)
 
 
 def test_the_largest_file_is_read(place: Place) -> None:
@@ -314,16 +231,7 @@ def test_a_link_among_the_kernels_is_no_place(place: Place, tmp_path: Path) -> N
     assert [found.kernel_id for found in places(tmp_path, "alpha")] == ["k1"]
 
 
-# Folders
-
-
-def test_others_may_pass_through_a_traversable_folder_and_not_list_it(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    for before in (None, 0o777, 0o700, 0o755):
-        if before is not None:
-            path.chmod(before)
-        private_folder(path, TRAVERSABLE)
-        assert mode(path) == 0o711
+# Folders of sockets
 
 
 def test_a_shared_runtime_folder_has_room_for_users(tmp_path: Path) -> None:
@@ -331,43 +239,8 @@ def test_a_shared_runtime_folder_has_room_for_users(tmp_path: Path) -> None:
     longest = tmp_path / ("x" * (room - len(str(tmp_path)) - 1))
     assert shared_runtime_folder(str(longest)) == longest
     assert mode(longest) == 0o711
-    with pytest.raises(RegistryError, match="too long"):
+    with pytest.raises(FolderError, match="too long"):
         shared_runtime_folder(f"{longest}x")
-
-
-def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b"
-    assert private_folder(path) == path
-    assert mode(path) == 0o700
-    (path / "kept").touch()
-    assert private_folder(path) == path
-    assert (path / "kept").exists()
-
-
-def test_an_open_folder_is_closed(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.mkdir(mode=0o755)
-    private_folder(path)
-    assert mode(path) == 0o700
-
-
-def test_a_link_or_a_file_is_no_private_folder(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "file").touch()
-    for name in ("link", "dangling", "file"):
-        with pytest.raises(RegistryError, match=name):
-            private_folder(tmp_path / name)
-
-
-def test_somebody_elses_folder_is_no_private_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uid = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
-    with pytest.raises(RegistryError, match="not a folder of this user"):
-        private_folder(tmp_path)
 
 
 @pytest.fixture
@@ -451,7 +324,7 @@ def test_a_runtime_folder_must_be_short_enough_for_sockets(tmp_path: Path) -> No
     longest = tmp_path / ("x" * room)
     assert runtime_folder(tmp_path, str(longest)) == longest
     assert len(os.fsencode(longest / f"{socket_name()}.sock")) == 107
-    with pytest.raises(RegistryError, match="too long for unix sockets"):
+    with pytest.raises(FolderError, match="too long for unix sockets"):
         runtime_folder(tmp_path, f"{longest}x")
 
 

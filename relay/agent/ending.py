@@ -14,7 +14,8 @@ from relay.agent.burial import bury_as_owner, kill_holder
 from relay.agent.line import Line
 from relay.agent.spawn import bury, is_free
 from relay.errors import RelayError
-from relay.registry import NotPlain, Place, places
+from relay.files import NotPlain
+from relay.registry import Place, places
 
 log = structlog.get_logger(__name__)
 

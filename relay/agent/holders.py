@@ -1,4 +1,4 @@
-"""The holders of this node: found in their folders, started, replaced, spoken to.
+"""The holders of this node: found in their folders, kept at hand, replaced when they died.
 
 The folders are the registry; what is kept here is read from them and from the holders' sockets,
 and can be read again by the next agent. Agents that share a state folder serve the same kernels.
@@ -11,42 +11,29 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-import msgspec
 import structlog
 
-from relay import limits
 from relay.agent.line import Line
-from relay.agent.spawn import Quarters, Starter, is_free, log_tail, replace, spawn
+from relay.agent.making import Maker, StartRequest
+from relay.agent.spawn import Starter, is_free, log_tail, replace
 from relay.agent.tally import Tally
 from relay.auth.ownership import Possession, no_such_kernel
 from relay.bridge.records import Phase, RecordError
-from relay.config import AgentConfig, CullSettings
-from relay.config.holder import HolderConfig
+from relay.config import AgentConfig
 from relay.errors import (
     AgentUnavailable,
     Conflict,
     DiskFull,
-    Forbidden,
     NotFound,
     RelayError,
     StartFailed,
-    TooMany,
 )
-from relay.model import Principal
-from relay.registry import (
-    Place,
-    first_come,
-    is_disk_trouble,
-    kernels_folder,
-    places,
-    remove,
-    socket_name,
-    try_flock,
-)
+from relay.files import is_disk_trouble
+from relay.registry import Place, kernels_folder, places
 from relay.routing.routes import is_kernel_id
 
 log = structlog.get_logger(__name__)
@@ -57,30 +44,12 @@ _CONNECT: Final = 15.0
 """Seconds a holder has from its start until it serves its socket."""
 _ANSWER: Final = 5.0
 """Seconds a list waits for a holder that was never heard."""
-_TURN: Final = 30.0
-"""Seconds that a start waits for other agents' starts to be begun."""
 _RETRY: Final = 0.02
 _TRIES: Final = 3
 _REASONS: Final = 1024
 """Kernels of which is remembered why they are no more."""
 _MARGIN: Final = 20.0
 """Seconds beyond twice the launch timeout (ipc, then TCP) after which a start has failed."""
-
-
-class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A kernel somebody wants; ``environment`` is the kernel's whole environment."""
-
-    kernel_id: str
-    name: str
-    owner: Principal
-    environment: dict[str, str]
-    parameters: dict[str, str]
-    working_folder: str | None
-    cull: CullSettings
-    launch_timeout: float
-    max_kernels: int | None = None
-    """How many kernels the owner may have on this cluster; None: as many as it takes."""
-    request_id: str
 
 
 class Holders:
@@ -94,7 +63,7 @@ class Holders:
     ) -> None:
         self._config = config
         self._starter = starter
-        self._max_record = max_record
+        self._maker = Maker(config, starter, max_record, self._replace)
         self._tasks = tasks
         self._state_dir = Path(config.state_dir)
         self._lines: dict[str, Line] = {}
@@ -219,54 +188,6 @@ class Holders:
         if kernel is not None and kernel.owner != str(request.owner):
             raise Conflict("This kernel id is taken.")
 
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Have the agents of this node count and start kernels one after the other.
-
-        Raises `AgentUnavailable`.
-        """
-        path = kernels_folder(self._state_dir, self._config.cluster).with_name("starts.lock")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            deadline = time.monotonic() + _TURN
-            while not try_flock(descriptor):
-                if time.monotonic() > deadline:
-                    raise AgentUnavailable("Another agent is busy starting kernels.", retry_after=1)
-                await asyncio.sleep(_RETRY)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _check_room(self, request: StartRequest) -> None:
-        """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
-        owner = str(request.owner)
-        alone = not self._config.shared_uid and self._config.launch_as is None
-        if alone and first_come(self._state_dir / "principal", owner) != owner:
-            raise Forbidden(
-                "All kernels of this relay run under one user id, and it is another user's: there "
-                "would be no isolation between you (shared_uid, --shared-uid)."
-            )
-        found = [
-            address.owner
-            for place in places(self._state_dir, self._config.cluster)
-            if place.kernel_id not in self._gone
-            and (address := place.read_address()) is not None
-            and self._starter.believes(place, address.owner)
-            # One that is being ended leaves its clients the time to read the rest.
-            and not place.is_ending()
-        ]
-        limit, quota = self._config.kernels.max_kernels, request.max_kernels
-        if limit and len(found) >= limit:
-            log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
-            limits.hit("kernels.max_kernels")
-            raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
-        if quota is not None and found.count(owner) >= quota:
-            log.warning("too_many_kernels", limit=quota, setting="quotas.user_kernels")
-            limits.hit("quotas.user_kernels")
-            raise TooMany(
-                f"You have {quota} kernels on this cluster already (quotas.user_kernels)."
-            )
-
     async def stop(self, kernel_id: str, request_id: str) -> None:
         """End a kernel. Raises `NotFound`."""
         line = await self.get(kernel_id)
@@ -353,23 +274,11 @@ class Holders:
         for _ in range(_TRIES):
             # Another agent may take a folder without a holder for a left-over in between.
             with contextlib.suppress(FileNotFoundError):
-                async with self._alone():
-                    await self._make(place, request)
+                await self._maker.make(place, request, self._gone)
             line = await self._connect(place)
             if line is not None:
                 return line
         return None
-
-    async def _make(self, place: Place, request: StartRequest) -> None:
-        """Have a folder and a holder for a kernel, unless they are there."""
-        if not place.exists():
-            self._check_room(request)
-        try:
-            quarters = await self._starter.prepare(place, request.owner)
-            await self._spawn_unless_taken(place, request, quarters)
-        except OSError:
-            _discard(place)
-            raise
 
     async def _tend(self, place: Place) -> None:
         """Replace the holder of a folder that no holder holds, or bury what is left of it."""
@@ -388,25 +297,6 @@ class Holders:
             self._reasons[place.kernel_id] = kernel, reason
             if len(self._reasons) > _REASONS:
                 self._reasons.popitem(last=False)
-
-    async def _spawn_unless_taken(
-        self, place: Place, request: StartRequest, quarters: Quarters
-    ) -> None:
-        lock = place.try_lock()
-        if lock is None:
-            return
-        try:
-            left = place.read_record()
-            if left is None:
-                config = self._holder_config(request, quarters)
-                await spawn(self._starter, place, config, lock)
-        except BaseException:
-            os.close(lock)
-            raise
-        if left is None:
-            os.close(lock)
-        else:
-            await self._replace(place, lock)
 
     async def _connect(self, place: Place) -> Line | None:
         deadline = time.monotonic() + _CONNECT
@@ -454,41 +344,3 @@ class Holders:
             self.tally.part(line)
             del self._lines[line.place.kernel_id]
         line.close()
-
-    def _holder_config(self, request: StartRequest, quarters: Quarters) -> HolderConfig:
-        working_folder = request.working_folder
-        if quarters.working_folder is not None and self._config.root_dir is None:
-            working_folder = quarters.working_folder
-        return HolderConfig(
-            name=request.name,
-            owner=str(request.owner),
-            request_id=request.request_id,
-            created=time.time(),
-            socket=str(quarters.runtime / f"{socket_name()}.sock"),
-            environment={**request.environment, **quarters.environment},
-            parameters=request.parameters,
-            working_folder=working_folder,
-            culling=request.cull,
-            max_record=self._max_record,
-            kernels=msgspec.structs.replace(
-                self._config.kernels, launch_timeout=request.launch_timeout
-            ),
-            journal=self._config.journal,
-            sessions=self._config.sessions,
-            log=self._config.log,
-        )
-
-
-def _discard(place: Place) -> None:
-    """Remove the folder of a kernel that could not be started."""
-    with contextlib.suppress(OSError):
-        lock = place.try_lock()
-        if lock is not None:
-            try:
-                if place.read_record() is None:
-                    remove(place)
-            finally:
-                os.close(lock)
-    with contextlib.suppress(OSError):
-        # There was no room for the lock either.
-        place.folder.rmdir()

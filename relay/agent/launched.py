@@ -1,6 +1,6 @@
 """Kernels that run as other OS users: asked of the launcher, which is root and does little else.
 
-What a kernel's user writes into the kernel's folder is read with care (``registry.py``), and
+What a kernel's user writes into the kernel's folder is read with care (``files.py``), and
 believed where the folder's own uid, which only root can set, says the same.
 """
 
@@ -21,14 +21,9 @@ from relay.agent.spawn import Quarters, bury, open_log
 from relay.agent.users import OsUsers
 from relay.config import AgentConfig
 from relay.errors import AgentUnavailable, Conflict, Forbidden
+from relay.files import TRAVERSABLE, private_folder
 from relay.model import Principal
-from relay.registry import (
-    TRAVERSABLE,
-    Place,
-    kernels_folder,
-    private_folder,
-    shared_runtime_folder,
-)
+from relay.registry import Place, kernels_folder, shared_runtime_folder
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +35,7 @@ class OtherUsers:
     """The `Starter` where each kernel runs as the OS user of its owner."""
 
     def __init__(self, config: AgentConfig, users: OsUsers, channel: socket.socket) -> None:
-        """Raise `RegistryError` where the runtime folder cannot be used."""
+        """Raise `FolderError` where the runtime folder cannot be used."""
         self._kernels = kernels_folder(Path(config.state_dir), config.cluster)
         self._runtime = shared_runtime_folder(config.runtime_dir or "")
         self._users = users

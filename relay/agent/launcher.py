@@ -30,6 +30,7 @@ from relay.agent.spawn import run_holder
 from relay.agent.users import OsUser, OsUsers, own_variables
 from relay.config import AgentConfig, LaunchAs
 from relay.errors import Conflict, Forbidden
+from relay.files import TRAVERSABLE
 from relay.model import Principal
 from relay.processes import (
     Command,
@@ -39,7 +40,7 @@ from relay.processes import (
     notify,
     until_ready,
 )
-from relay.registry import TRAVERSABLE, Place, hidden_name, is_hidden, kernels_folder
+from relay.registry import Place, hidden_name, is_hidden, kernels_folder
 from relay.routing.routes import is_kernel_id
 
 log = structlog.get_logger(__name__)

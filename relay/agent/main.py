@@ -31,9 +31,9 @@ from relay.agent.starts import Starts
 from relay.agent.users import OsUsers
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
-from relay.http import Server, page_server, server
+from relay.connections import Server, page_server, server
+from relay.files import FolderError
 from relay.metrics import AgentMetrics, agent_registry, page
-from relay.registry import RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ def run(config: AgentConfig) -> None:
         context = _tls(config.tls)
         starter = _starter(config)
         starter.open_folders()
-    except (OSError, ValueError, RegistryError) as error:  # ssl's errors are among them
+    except (OSError, ValueError, FolderError) as error:  # ssl's errors are among them
         raise processes.StartError(str(error)) from error
     with contextlib.ExitStack() as opened:
         scraped = None
@@ -65,7 +65,7 @@ def run(config: AgentConfig) -> None:
 
 
 def _starter(config: AgentConfig) -> Starter:
-    """Who starts holders. Raises `StartError`, `RegistryError` and ``OSError``."""
+    """Who starts holders. Raises `StartError`, `FolderError` and ``OSError``."""
     if config.launch_as is None or config.user is None:
         return SameUser(Path(config.state_dir), config.cluster, config.runtime_dir)
     users = OsUsers.of_config(config.launch_as, config.user)

@@ -26,7 +26,7 @@ from relay.auth.ownership import SEEING
 from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
 from relay.errors import BadRequest, DiskFull, Forbidden, NotFound
-from relay.registry import private_folder, write_atomic
+from relay.files import private_folder, write_atomic
 
 log = structlog.get_logger(__name__)
 

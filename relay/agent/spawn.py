@@ -25,20 +25,9 @@ import structlog
 from relay import limits
 from relay.config.holder import HolderConfig
 from relay.config.values import THE_RELAYS
+from relay.files import open_plain, private_folder, read_struct, read_tail, write_atomic
 from relay.model import Principal
-from relay.registry import (
-    Place,
-    kernels_folder,
-    open_plain,
-    private_folder,
-    process_started,
-    read_struct,
-    read_tail,
-    remove,
-    runtime_folder,
-    sweep,
-    write_atomic,
-)
+from relay.registry import Place, kernels_folder, process_started, remove, runtime_folder, sweep
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +60,7 @@ class Starter(Protocol):
     """Does what takes the rights of a kernel's OS user."""
 
     def open_folders(self) -> None:
-        """Make what the kernels' folders stand in. Raises ``OSError`` and `RegistryError`."""
+        """Make what the kernels' folders stand in. Raises ``OSError`` and `FolderError`."""
 
     async def prepare(self, place: Place, owner: Principal) -> Quarters:
         """Make a kernel's folder. Raises `Forbidden`, `Conflict` and ``OSError``."""

@@ -13,9 +13,10 @@ import msgspec
 
 from relay import limits
 from relay.agent import parameters
-from relay.agent.holders import Holders, StartRequest
+from relay.agent.holders import Holders
 from relay.agent.kernelspecs import KernelSpecs
 from relay.agent.line import Line
+from relay.agent.making import StartRequest
 from relay.auth.tickets import Ticket
 from relay.config import AgentConfig, KernelEnvironment
 from relay.errors import BadRequest

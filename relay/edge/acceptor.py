@@ -19,12 +19,12 @@ from aiohttp import web
 
 from relay import limits
 from relay.config import ConnectionSettings
+from relay.connections import Server
 from relay.edge import hello, proxies
 from relay.edge.certificates import Certificates
 from relay.edge.council import Council, Lease, Refused
 from relay.edge.proxies import Networks
 from relay.edge.quotas import Address, Connection, Lasting
-from relay.http import Server
 from relay.model import Identity
 
 log = structlog.get_logger(__name__)

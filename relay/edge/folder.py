@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from relay.registry import try_flock
+from relay.files import try_flock
 
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 _PLACE_BYTES: Final = 50

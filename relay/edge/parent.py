@@ -22,13 +22,13 @@ import msgspec
 
 from relay.auth.audit import Event, Note
 from relay.config import EdgeConfig
+from relay.connections import page_server
 from relay.edge.audit import TOPIC
 from relay.edge.audit_file import AuditFile
 from relay.edge.council import Chair, council_path
 from relay.edge.folder import private_folder
 from relay.edge.quotas import Quotas, Refusal
 from relay.edge.settings import Settings
-from relay.http import page_server
 from relay.log import get_logger
 from relay.metrics import (
     AuditFigures,

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from relay.config import ConfigError, EdgeConfig, load
-from relay.registry import write_atomic
+from relay.files import write_atomic
 
 log = structlog.get_logger(__name__)
 

@@ -26,6 +26,7 @@ from relay import log as logging
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig
 from relay.config.jupyterhub import base_url
+from relay.connections import HeadLimits, Patience, server
 from relay.edge import authentication, settings
 from relay.edge.acceptor import Acceptor
 from relay.edge.app import App, Parts
@@ -39,7 +40,6 @@ from relay.edge.proxies import Networks
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing
 from relay.edge.upstream import Upstream
-from relay.http import HeadLimits, Patience, server
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from relay import registry
+from relay import files
 from relay.auth.policy import Action
 from relay.auth.tokens import AUTHENTICATOR
 from relay.config import (
@@ -115,7 +115,7 @@ def write(folder: StateFolder, name: str, settings: EdgeConfig | AgentConfig) ->
     """Write a configuration where its program reads it."""
     path = folder.configurations / f"{name}.yaml"
     head = b"# Written by `relay up` at each start: changes made here are lost.\n"
-    registry.write_atomic(path, head + msgspec.yaml.encode(settings))
+    files.write_atomic(path, head + msgspec.yaml.encode(settings))
     return path
 
 

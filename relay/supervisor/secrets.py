@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from relay import pki, registry, tokenfile
+from relay import files, pki, tokenfile
 from relay.auth.tokens import TokenRecord, TokenStore, generate, is_name
 from relay.config import UpConfig
 from relay.processes import StartError
@@ -61,8 +61,8 @@ def _pair(
             return pair
     pair = make()
     # Killed between the two, the halves do not match, and the next start makes both again.
-    registry.write_atomic(private, pair.private)
-    registry.write_atomic(public, pair.public)
+    files.write_atomic(private, pair.private)
+    files.write_atomic(public, pair.public)
     return pair
 
 
@@ -84,7 +84,7 @@ def _first_token(folder: StateFolder, now: float) -> str:
 
 def _add(folder: StateFolder, store: TokenStore, token: str, record: TokenRecord) -> None:
     # The token first: killed in between, it is unknown and made anew, and no hash is left over.
-    registry.write_atomic(folder.first_token, f"{token}\n".encode())
+    files.write_atomic(folder.first_token, f"{token}\n".encode())
     tokenfile.write(folder.tokens, TokenStore((*store.records, record)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Self
 
 import msgspec
 
-from relay import registry
+from relay import files, registry
 from relay.processes import StartError
 
 
@@ -116,15 +115,15 @@ class StateFolder(msgspec.Struct, frozen=True):
                     f"{self.path} is open to other users: chmod 700, or choose another --state-dir"
                 )
             for part in ("", "pki", "keys", "run"):
-                registry.private_folder(self.path / part)
-        except (OSError, registry.RegistryError) as error:
+                files.private_folder(self.path / part)
+        except (OSError, files.FolderError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise StartError(f"cannot use the state folder {self.path}: {reason}") from error
 
     def write_status(self, ready: Ready) -> None:
         """Replace ``relay.json`` in one step."""
         text = msgspec.json.format(msgspec.json.encode(ready), indent=2)
-        registry.write_atomic(self.status, text + b"\n")
+        files.write_atomic(self.status, text + b"\n")
 
     def _is_open(self) -> bool:
         return bool(self.path.stat().st_mode & 0o077)
@@ -139,15 +138,13 @@ class Lock:
     def __init__(self, folder: StateFolder) -> None:
         """Raise `StartError`, naming the owner, where somebody has it."""
         self._file = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.try_flock(self._file):
             os.close(self._file)
             owner = lock_owner(folder)
             raise StartError(
                 f"a relay is running on {folder.path} already"
                 + (f": process {owner}" if owner else "")
-            ) from None
+            )
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 

@@ -10,7 +10,8 @@ import pytest
 
 from relay.agent.line import Address, Line, connect
 from relay.bridge.records import Kind, Phase, Status, struct_record
-from relay.registry import Place, write_atomic
+from relay.files import write_atomic
+from relay.registry import Place
 from relay.streams import peer_uid
 
 STATUS = Status(

@@ -13,8 +13,8 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
-from relay.agent.holders import StartRequest
 from relay.agent.kernels import Kernels
+from relay.agent.making import StartRequest
 from relay.agent.past import Past
 from relay.agent.rest import Rest
 from relay.agent.sessions import Sessions

@@ -15,7 +15,8 @@ from relay.agent import spawn
 from relay.agent.spawn import SameUser
 from relay.config import CullSettings, JournalSettings, KernelSettings, LogSettings, SessionSettings
 from relay.config.holder import HolderConfig
-from relay.registry import KernelRecord, Place, process_started, write_atomic
+from relay.files import write_atomic
+from relay.registry import KernelRecord, Place, process_started
 
 SETTINGS = KernelSettings(holder_restart_limit=2, holder_restart_window=60.0)
 

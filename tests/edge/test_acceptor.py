@@ -25,12 +25,12 @@ from relay.config import (
     QuotaSettings,
     TlsSettings,
 )
+from relay.connections import HeadLimits, Patience, server
 from relay.edge.acceptor import Acceptor, visitor_of
 from relay.edge.certificates import Certificates, server_context
 from relay.edge.council import Chair, Council, council_path
 from relay.edge.proxies import V2_SIGNATURE, Networks
 from relay.edge.quotas import Quotas
-from relay.http import HeadLimits, Patience, server
 
 WAIT = 20.0
 ROBOTS = "robots.example"

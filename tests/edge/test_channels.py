@@ -24,6 +24,7 @@ from relay.config import (
     TokenSettings,
     UpstreamSettings,
 )
+from relay.connections import server
 from relay.edge import standing
 from relay.edge.channels import Channels, _handshake
 from relay.edge.link import Link
@@ -37,7 +38,7 @@ from relay.errors import (
     RelayError,
     Unauthorized,
 )
-from relay.http import error_response, server
+from relay.http import error_response
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 from tests.fakes import Agent, Browser, FakeTransport, client_frame, text

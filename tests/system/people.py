@@ -11,7 +11,7 @@ import msgspec
 
 from relay.auth.tokens import TokenStore, generate
 from relay.config import PolicySettings, RuleSettings, UpConfig
-from relay.registry import private_folder
+from relay.files import private_folder
 from tests.system.channels import Channels
 from tests.system.running import Answer, RunningRelay
 

@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from relay import pki, registry
+from relay import pki
 from relay.auth.tokens import TokenStore, generate
 from relay.config import ClusterSettings, EdgeConfig, EdgeLimits, ListenSettings, TlsSettings
+from relay.files import write_atomic
 from tests.system.running import environment
 from tests.system.separate import Separate, admitting
 
@@ -136,7 +137,7 @@ def watched(
             "tokens.json": TokenStore([record]).dump(),
         }
         for name, content in files.items():
-            registry.write_atomic(folder / name, content)
+            write_atomic(folder / name, content)
         settings = EdgeConfig(
             https=ListenSettings(port=0),
             wss=ListenSettings(port=0),

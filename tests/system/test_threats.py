@@ -17,7 +17,7 @@ DOOR, SMUGGLING = "system/test_door.py", "system/test_smuggling.py"
 WORK, PAGES = "system/test_work.py", "system/test_pages.py"
 TICKETS, APP = "system/test_tickets.py", "edge/test_app.py"
 HEADS, ORIGIN = "routing/test_heads.py", "auth/test_origin.py"
-PIPE, HTTP = "edge/test_pipe.py", "test_http.py"
+PIPE, CONNECTIONS = "edge/test_pipe.py", "test_connections.py"
 
 THREATS: Final = {
     # CVE-2024-28179: HTTP was checked, the WebSocket was not.
@@ -119,8 +119,8 @@ THREATS: Final = {
         f"{TICKETS}::test_the_token_is_written_down_nowhere",
         f"{DOOR}::test_what_is_not_http_is_refused_and_not_quoted",
         f"{SMUGGLING}::test_the_edge_says_the_same_of_itself_everywhere",
-        f"{HTTP}::test_no_answer_names_a_library",
-        f"{HTTP}::test_an_error_nobody_foresaw_is_told_without_its_text",
+        f"{CONNECTIONS}::test_no_answer_names_a_library",
+        f"{CONNECTIONS}::test_an_error_nobody_foresaw_is_told_without_its_text",
     ],
     # CVE-2020-26232, CVE-2026-33709, GHSA-r726-vmfq-j9j3.
     "a redirect leads elsewhere": [f"{WORK}::test_nobody_is_sent_elsewhere"],
