@@ -31,6 +31,7 @@ from relay.config.values import (
     PrincipalName,
     Seconds,
     SecondsOrZero,
+    SecretFile,
     Size,
 )
 
@@ -40,7 +41,7 @@ class AgentTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     certificate: FilePath
     """PEM file: the agent's certificate and its chain."""
-    key: FilePath
+    key: SecretFile
     """PEM file: the certificate's private key, without a passphrase."""
     client_ca: FilePath
     """PEM file: the authorities that an edge's certificate must come from."""

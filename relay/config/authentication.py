@@ -13,9 +13,11 @@ from relay.config.values import (
     AuthenticatorName,
     ClaimPath,
     FilePath,
+    JwksFile,
     Name,
     PrincipalName,
     Seconds,
+    SecretFile,
     Size,
     WebUrl,
     check_fetched,
@@ -29,7 +31,7 @@ ServerName = Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])
 class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Static tokens, which ``relay token`` makes; their authenticator is called ``token``."""
 
-    file: FilePath
+    file: SecretFile
     """JSON file: the hashes of the tokens, and whose they are; read again when it changes."""
     look_interval: Annotated[float, Meta(gt=0, le=60)] = 0.5
     """Seconds between two looks at whether the file has changed."""
@@ -61,11 +63,11 @@ class KeySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Whether to ask the issuer (OpenID Connect Discovery) where it publishes its keys."""
     jwks_url: WebUrl | None = None
     """Where it publishes them."""
-    jwks_file: FilePath | None = None
+    jwks_file: JwksFile | None = None
     """JSON file: a JWK Set; for HMAC with the secrets in it."""
     pem: list[PemSettings] = []
     """Public keys in files of their own."""
-    secret: FilePath | None = None
+    secret: SecretFile | None = None
     """File: an HMAC secret, as many bytes as the hash has or more. A line's end at its end is not
     part of it."""
     ca: FilePath | None = None

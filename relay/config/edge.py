@@ -23,6 +23,7 @@ from relay.config.values import (
     Origin,
     Seconds,
     SecondsOrZero,
+    SecretFile,
     Size,
     check_two_ports,
 )
@@ -33,7 +34,7 @@ class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     certificate: FilePath
     """PEM file: the certificate, then what else its chain needs."""
-    key: FilePath
+    key: SecretFile
     """PEM file: the certificate's private key, without a passphrase."""
 
 
@@ -44,7 +45,7 @@ class UpstreamTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """PEM file: the authorities, and no others, that an agent's certificate may come from."""
     certificate: FilePath | None = None
     """PEM file: the edge's certificate for agents that ask for one; none is shown by default."""
-    key: FilePath | None = None
+    key: SecretFile | None = None
     """PEM file: the private key of ``certificate``."""
 
     def __post_init__(self) -> None:
@@ -130,7 +131,7 @@ class UpstreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class AuditSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The audit log: one line for every decision that matters, each bound to the one before."""
 
-    file: FilePath | None = None
+    file: SecretFile | None = None
     """The file, which ``relay audit verify`` checks; by default there is none. Of ``relay up`` it
     is ``audit.log`` in the state folder by default."""
     required: bool = False
@@ -190,7 +191,7 @@ class EdgeConfig(BaseEdgeConfig, frozen=True, kw_only=True, forbid_unknown_field
     """Who may come in."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """What they may do."""
-    ticket_key: FilePath
+    ticket_key: SecretFile
     """PEM file: the Ed25519 private key that signs the tickets which agents ask for."""
     ticket_lifetime: Annotated[float, Meta(ge=1, le=120)] = 30.0
     """Seconds a ticket is good for; agents refuse more than 120."""

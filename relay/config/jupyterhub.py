@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.config.values import Count, FilePath, Name, Seconds, SecondsOrZero
+from relay.config.values import Count, FilePath, Name, Seconds, SecondsOrZero, SecretFile
 
 PREFIX: Final = "JUPYTERHUB_"
 """Of the variables' names. One of them is the service's token: no kernel ever sees any."""
@@ -66,7 +66,7 @@ class JupyterHubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     access_scopes: list[AccessScope] = []
     """A token needs one of these scopes, exactly so, or ``access:services``; by default those of
     ``$JUPYTERHUB_OAUTH_ACCESS_SCOPES``, else ``access:services!service=<service_name>``."""
-    api_token_file: FilePath | None = None
+    api_token_file: SecretFile | None = None
     """File with the service's own token, to report activity; by default ``$JUPYTERHUB_API_TOKEN``.
     At the Hub it needs the scope ``users:activity``."""
     scopes: dict[Name, Name] = {}

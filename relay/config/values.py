@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import Meta, Struct
 
 from relay.auth.origin import check_origin
@@ -21,6 +22,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
 _AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+_PRIVATE: Final = frozenset({"k", "d"})
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
 
 THE_RELAYS: Final = ("RELAY_", "JUPYTERHUB_", "JPY_API_TOKEN")
@@ -94,6 +96,18 @@ def check_kernelspec(name: str) -> None:
         raise ValueError("expected a kernelspec's name: letters, digits, '.', '_' and '-'")
 
 
+def is_secret_jwks(content: bytes) -> bool:
+    """Whether there is a key in a JWK Set that is not public (RFC 7518 §6): "k" and "d" have it."""
+    try:
+        document = msgspec.json.decode(content)
+    except (ValueError, RecursionError):
+        # Whoever uses it says so.
+        return False
+    keys = document.get("keys") if isinstance(document, dict) else None
+    entries = keys if isinstance(keys, list) else []
+    return any(isinstance(key, dict) and not _PRIVATE.isdisjoint(key) for key in entries)
+
+
 def check_os_user(user: int | str) -> None:
     """Raise ``ValueError`` for what is neither the name of an OS user nor a uid."""
     if isinstance(user, int):
@@ -106,6 +120,8 @@ def check_os_user(user: int | str) -> None:
 
 # `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
 # for what the type alone cannot exclude, `path` takes a relative path from the right folder.
+# `relay check-config` knows one: `secret` is True where a file is for nobody else, or tells so from
+# its content.
 A_DAY: Final = 86_400
 Seconds = Annotated[float, Meta(gt=0, le=A_DAY)]
 SecondsOrZero = Annotated[float, Meta(ge=0, le=A_DAY)]
@@ -116,6 +132,8 @@ LAST_PORT: Final = 65_535
 Port = Annotated[int, Meta(ge=0, le=LAST_PORT)]
 Host = Annotated[str, Meta(min_length=1, max_length=255)]
 FilePath = Annotated[str, Meta(min_length=1, extra={"path": True})]
+SecretFile = Annotated[str, Meta(min_length=1, extra={"path": True, "secret": True})]
+JwksFile = Annotated[str, Meta(min_length=1, extra={"path": True, "secret": is_secret_jwks})]
 ClusterName = Annotated[str, Meta(extra={"check": check_name})]
 WebUrl = Annotated[str, Meta(max_length=2000, extra={"check": check_web_url})]
 Origin = Annotated[str, Meta(max_length=300, extra={"check": check_origin})]

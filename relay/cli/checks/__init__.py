@@ -6,7 +6,7 @@ takes to add one. Each file here is a subject.
 
 from __future__ import annotations
 
-from relay.cli.checks import door, kernels, policy, ports, start, together
+from relay.cli.checks import door, kernels, policy, ports, secrets, start, together
 from relay.cli.checks.finding import Finding, Severity, error, findings_of, warning
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "kernels",
     "policy",
     "ports",
+    "secrets",
     "start",
     "together",
     "warning",

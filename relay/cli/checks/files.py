@@ -40,6 +40,8 @@ def secret(path: str, name: str) -> Iterator[Finding]:
     except OSError:
         # Reported by who reads it.
         return
+    if not stat.S_ISREG(mode):
+        return
     if mode & stat.S_IROTH:
         yield warning(path, f"{name} can be read by everybody on this machine: chmod 600")
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -54,7 +56,6 @@ def pair(section: str, certificate: str, key: str) -> Iterator[Finding]:
     yield from findings
     data, findings = read(f"{section}.key", key)
     yield from findings
-    yield from secret(f"{section}.key", key)
     if chain:
         yield from _validity(f"{section}.certificate", certificate, chain[0])
         yield from _strength(f"{section}.certificate", certificate, chain[0])

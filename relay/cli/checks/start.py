@@ -40,7 +40,6 @@ def ticket_key(config: EdgeConfig) -> Iterator[Finding]:
     """What tickets are signed with, and for how long they are good."""
     data, findings = files.read("ticket_key", config.ticket_key)
     yield from findings
-    yield from files.secret("ticket_key", config.ticket_key)
     if not findings:
         try:
             TicketSigner(data)
@@ -130,12 +129,12 @@ def up_folders(config: UpConfig) -> Iterator[Finding]:
     yield from _folder("state_dir", str(folder.path))
     if folder.tokens.exists():
         yield from _tokens("state_dir", str(folder.tokens))
+        yield from files.secret("state_dir", str(folder.tokens))
 
 
 def _tokens(path: str, name: str) -> Iterator[Finding]:
     data, findings = files.read(path, name)
     yield from findings
-    yield from files.secret(path, name)
     if findings:
         return
     try:
@@ -159,7 +158,6 @@ def _audit(name: str) -> Iterator[Finding]:
     if not file.is_file():
         yield error("audit.file", f"{name} is not a regular file")
         return
-    yield from files.secret("audit.file", name)
     try:
         with file.open("rb") as opened:
             first = opened.readline(LINE_BYTES)
