@@ -239,6 +239,15 @@ def test_an_empty_set_has_no_keys() -> None:
     assert (keys.keys, problems) == ((), [])
 
 
+# On sect283r1, a curve of the kind whose points were once not checked (CVE-2026-26007).
+STRANGE = b"""\
+-----BEGIN PUBLIC KEY-----
+MF4wEAYHKoZIzj0CAQYFK4EEABEDSgAEAK1FF3e0YzzM45aur/P6FwpLpO9RwCww
+qkAdhToD/3m1DXB9Ax2quO7cm9c40XxINU+K6tXLnWac+7qib20OwQm+IHF9/o19
+-----END PUBLIC KEY-----
+"""
+
+
 @pytest.mark.parametrize(
     "pem",
     [
@@ -249,8 +258,9 @@ def test_an_empty_set_has_no_keys() -> None:
         public_pem(RSA)[:100],
         b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
         SECRET,
+        STRANGE,
     ],
-    ids=["nothing", "a letter", "private", "two", "cut", "no key", "a secret"],
+    ids=["nothing", "a letter", "private", "two", "cut", "no key", "a secret", "a strange curve"],
 )
 def test_what_is_not_one_public_key_in_pem_is_an_error(pem: bytes) -> None:
     with pytest.raises(ValueError, match="not one public key in PEM"):

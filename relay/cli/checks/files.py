@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relay.cli.checks.finding import Finding, error, warning
@@ -69,7 +70,7 @@ def pair(section: str, certificate: str, key: str) -> Iterator[Finding]:
     except _BROKEN as problem:
         yield error(f"{section}.key", f"{key} holds no private key in PEM: {problem}")
         return
-    if chain and chain[0].public_key() != private.public_key():
+    if chain and _public_key(chain[0]) != private.public_key():
         yield error(f"{section}.key", f"{key} is not the key of {certificate}")
     elif chain:
         try:
@@ -133,8 +134,18 @@ def _validity(path: str, name: str, certificate: x509.Certificate) -> Iterator[F
         yield warning(path, f"{name} expires soon: {ends:%Y-%m-%d}")
 
 
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
+    """``None`` for kinds that nobody supports any more, as curves over binary fields."""
+    try:
+        return certificate.public_key()
+    except _BROKEN:
+        return None
+
+
 def _strength(path: str, name: str, certificate: x509.Certificate) -> Iterator[Finding]:
-    key = certificate.public_key()
+    key = _public_key(certificate)
+    if key is None:
+        yield error(path, f"{name} has a key of a kind that nobody should use")
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < _RSA_BITS:
         yield error(path, f"{name} is weak: RSA with {key.key_size} bits; {_RSA_BITS} at least")
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size < _CURVE_BITS:

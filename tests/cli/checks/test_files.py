@@ -18,6 +18,20 @@ from relay.cli.checks import findings_of
 from tests.cli.checks.conftest import Place
 
 DAY = 86_400.0
+# On sect283r1, which no library makes any more (`openssl ecparam -name sect283r1 -genkey`).
+STRANGE = b"""\
+-----BEGIN CERTIFICATE-----
+MIIBizCCASqgAwIBAgIUH7KrU9MHCG7J+qaIzJQLdDYRIWYwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzE3MDkzOVoYDzIxMjYxMDMw
+MTcwOTM5WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwXjAQBgcqhkjOPQIBBgUrgQQA
+EQNKAAQG0K1xILrk/cEvcCAtvtqgto2g3HgqkwAI5eyZU1MDf/QZkpAEOSS4BtLK
+tKLjfU34Jm3oeESaFiyLDuKsFJGgNbK9q+pUfIijUzBRMB0GA1UdDgQWBBRtNCfs
+d4x8ZfCv60vIOqykx43FCzAfBgNVHSMEGDAWgBRtNCfsd4x8ZfCv60vIOqykx43F
+CzAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA08AMEwCJAGTBPQEfOn4IE+/
+y4cj/n04n3benWCllkg6Tk72t/v9H392ZAIkAZOGzL0RoDUF+XBQMGEW7DWfky5b
+haLwtA1jVCJLie/iMRn2
+-----END CERTIFICATE-----
+"""
 
 
 def test_good_files(place: Place, look: Any) -> None:
@@ -88,6 +102,14 @@ def test_weak_keys(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.write_pair("edge", pki.new_server(authority, ["localhost"], time.time()))
     texts = [each.text for each in findings_of(place.edge_config())]
     assert [text for text in texts if "RSA with 1024 bits" in text]
+
+
+def test_a_key_that_no_library_knows(place: Place) -> None:
+    place.write("edge.pem", STRANGE)
+    found = findings_of(place.edge_config())
+    assert [each[:2] for each in found] == [("error", "tls.certificate"), ("error", "tls.key")]
+    assert "edge.pem has a key of a kind that nobody should use" in found[0].text
+    assert "is not the key of" in found[1].text
 
 
 @pytest.mark.parametrize("name", ["edge.key", "ticket.key", "tokens.json"])
