@@ -18,6 +18,9 @@ WORK, PAGES = "system/test_work.py", "system/test_pages.py"
 TICKETS, APP = "system/test_tickets.py", "edge/test_app.py"
 HEADS, ORIGIN = "routing/test_heads.py", "auth/test_origin.py"
 PIPE, CONNECTIONS = "edge/test_pipe.py", "test_connections.py"
+TOKENS, WHO_MAY = "system/test_tokens.py", "system/test_who_may.py"
+JWT, JWKS, KEYS = "auth/test_jwt.py", "auth/test_jwks.py", "edge/test_keys.py"
+TICKETS_UNIT, STARTS = "auth/test_tickets.py", "agent/test_starts.py"
 
 THREATS: Final = {
     # CVE-2024-28179: HTTP was checked, the WebSocket was not.
@@ -26,13 +29,19 @@ THREATS: Final = {
         f"{PAGES}::test_whose_websocket_opens",
     ],
     # An empty EG_AUTH_TOKEN let everybody in.
-    "authentication is off by default": ["edge/test_app.py::test_nobody_unknown_comes_in"],
+    "authentication is off by default": [
+        f"{APP}::test_nobody_unknown_comes_in",
+        "cli/test_check_config.py::test_an_edge_that_nobody_could_enter_is_refused",
+        "cli/test_check_config.py::test_no_option_lets_everybody_in",
+        "cli/test_check_config.py::test_no_setting_lets_everybody_in",
+    ],
     # Compared byte by byte, the query before the header, OPTIONS not at all.
     "tokens are compared badly": [
         f"{DOOR}::test_nobody_comes_in_without_a_token",
         f"{DOOR}::test_no_method_is_exempt",
         f"{APP}::test_nobody_else_asks_anything_by_options",
         f"{DOOR}::test_credentials_that_disagree_open_none",
+        "auth/test_tokens.py::test_every_record_is_compared_in_constant_time",
         f"{SMUGGLING}::test_two_credentials_are_none",
     ],
     "one request's credential serves the next": [
@@ -124,6 +133,93 @@ THREATS: Final = {
     ],
     # CVE-2020-26232, CVE-2026-33709, GHSA-r726-vmfq-j9j3.
     "a redirect leads elsewhere": [f"{WORK}::test_nobody_is_sent_elsewhere"],
+    # CVE-2026-40934: what was reset went on to work.
+    "a credential outlives its end": [
+        f"{TOKENS}::test_a_new_token_works_and_its_revocation_ends_what_it_opened",
+        f"{TOKENS}::test_a_websocket_ends_when_its_token_expires",
+        f"{TOKENS}::test_a_followed_answer_ends_with_its_token",
+        "system/test_certificates.py::test_what_a_certificate_opened_ends_with_it",
+        "system/test_jupyterhub.py::test_open_websockets_end_with_the_token_that_opened_them",
+        "system/test_jupyterhub.py::test_a_token_that_the_hub_revokes_is_refused_when_the_cache_ends",
+    ],
+    # CVE-2022-29217, GHSA-xgmm-8j9v-c9wx, GHSA-jq35-7prp-9v3f.
+    "a JWT chooses how it is checked": [
+        f"{JWT}::test_the_algorithm_is_the_configured_one_exactly",
+        f"{JWT}::test_an_issuer_with_secrets_takes_no_public_keys_token_and_the_other_way_round",
+        f"{JWKS}::test_a_public_key_is_no_secret_whatever_a_token_says",
+        f"{JWKS}::test_another_keys_text_is_no_secret",
+        f"{TICKETS_UNIT}::test_hmac_keyed_with_the_public_key",
+    ],
+    # GHSA-993g-76c3-p5m4: keys from wherever a token says, from file:// too.
+    "a JWT brings its keys": [
+        f"{JWT}::test_keys_in_the_header_are_not_looked_at",
+        f"{KEYS}::test_discovery_leads_to_https_only",
+        f"{KEYS}::test_redirects_are_not_followed",
+        f"{KEYS}::test_a_document_of_another_issuer_is_not_believed",
+    ],
+    # CVE-2026-32597, GHSA-w7vc-732c-9m39, and signatures with padding.
+    "a JWT is read in another way than it was signed": [
+        f"{JWT}::test_extensions_are_refused",
+        f"{JWT}::test_a_detached_payload_is_refused",
+        f"{JWT}::test_a_token_has_one_spelling",
+        "auth/test_base64url.py::test_no_second_spelling_is",
+    ],
+    # GHSA-fhv5-28vv-h8m8: a fetch that failed took the keys away.
+    "an issuer's outage, or a flood of unknown keys": [
+        f"{KEYS}::test_a_fetch_that_fails_takes_nothing_away",
+        f"{KEYS}::test_a_flood_of_unknown_keys_makes_one_fetch_for_each_cool_down",
+        "system/test_oidc.py::test_a_flood_of_unknown_keys_is_no_flood_at_the_provider",
+        "system/test_oidc.py::test_an_outage_is_not_noticed",
+    ],
+    "a JWT's times are missing or no numbers": [
+        f"{JWT}::test_exp_is_needed_whatever_is_required",
+        f"{JWT}::test_a_time_is_a_number",
+        f"{JWT}::test_a_time_is_finite",
+    ],
+    # CVE-2026-26007: curves on which a signature says nothing.
+    "a key that is weak or of a strange kind": [
+        f"{JWKS}::test_another_curve_or_kind_of_key_is_an_error",
+        f"{JWKS}::test_what_is_not_one_public_key_in_pem_is_an_error",
+        f"{JWKS}::test_a_weak_rsa_key_is_skipped",
+        f"{KEYS}::test_a_wrong_pem_or_secret_is_an_error_that_names_it",
+        "cli/checks/test_files.py::test_weak_keys",
+        "cli/checks/test_files.py::test_a_key_that_no_library_knows",
+    ],
+    "the weaker of two parsers serves": [
+        "cli/test_edge.py::test_the_weak_parser_is_refused",
+    ],
+    # CVE-2026-44180, CVE-2026-44181, CVE-2026-44182, 83f54a88: Jinja, YAML, a shell.
+    "a variable becomes code": [
+        f"{STARTS}::test_a_malformed_name_is_refused",
+        f"{STARTS}::test_values_are_passed_as_they_are",
+        f"{STARTS}::test_a_value_that_is_too_long_is_refused_by_its_setting",
+        f"{STARTS}::test_no_client_says_who_it_is",
+        f"{WHO_MAY}::test_nothing_in_a_value_is_anything_but_the_value",
+        "agent/test_users.py::test_no_map_makes_a_principal_root_or_the_agent",
+    ],
+    # An open port for kernels' answers, without a MAC that holds.
+    "somebody else speaks for a kernel": [
+        "bridge/test_zmq_codec.py::test_a_missing_or_foreign_signature_is_refused",
+        "bridge/test_zmq_codec.py::test_a_change_of_any_signed_byte_is_refused",
+        "bridge/test_session.py::test_what_answers_nobody_is_discarded_and_takes_no_seq",
+        "agent/test_line.py::test_another_users_process_gets_not_a_byte",
+        "system/test_launch_as.py::test_a_kernels_ports_are_of_no_use_to_others",
+    ],
+    # CVE-2023-33189, GHSA-r7rh-jww5-5fjr, CVE-2024-41942.
+    "a user reaches another's kernel": [
+        f"{WHO_MAY}::test_the_table",
+        f"{WHO_MAY}::test_lists",
+        f"{WHO_MAY}::test_channels",
+        "auth/test_ownership.py::test_strangers_hear_the_words_of_a_kernel_that_is_not_there",
+    ],
+    # CVE-2026-25949, slowloris.
+    "a client stalls": [
+        "edge/test_acceptor.py::test_a_handshake_that_fails_or_stalls_is_counted_no_longer",
+        f"{CONNECTIONS}::test_a_head_has_an_absolute_time",
+        f"{CONNECTIONS}::test_a_body_has_an_absolute_time",
+        f"{CONNECTIONS}::test_who_does_not_read_is_cut_off",
+        "system/test_storm.py::test_the_good_client_hardly_notices",
+    ],
     "sockets leak": [f"{WORK}::test_nothing_is_left_of_five_hundred_connections"],
 }
 
