@@ -90,7 +90,7 @@ class RelayClient:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Each call has its own bound; a WebSocket stays for days.
-            timeout=aiohttp.ClientTimeout(total=None),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout),
         )
         self._rest = Rest(self._session, self._url, self._settings, self._dice)
         return self

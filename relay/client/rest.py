@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -14,6 +14,8 @@ from relay.client.backoff import Backoff
 from relay.client.settings import Settings
 from relay.client.sockets import of_failure, retry_after
 from relay.errors import AgentError, RelayError
+
+_UNCONNECTED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -56,8 +58,8 @@ class Rest:
             try:
                 return await self._once(method, path, body)
             except AgentError as error:
-                # The connection was refused: nobody has seen the request.
-                unseen = isinstance(error.__cause__, aiohttp.ClientConnectorError)
+                # There was no connection: nobody has seen the request.
+                unseen = isinstance(error.__cause__, _UNCONNECTED)
                 if not (repeatable or unseen):
                     raise
                 pause = backoff.pause(asyncio.get_running_loop().time(), error)

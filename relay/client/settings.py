@@ -16,6 +16,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     silent_after: float = 60.0
     """A WebSocket on which not even a ping came for so long is taken for broken. The relay pings
     every ``websocket.ping_interval`` (25 s): it should be more than that."""
+    connect_timeout: float = 20.0
+    """For one connection to come about, TLS included. Where no answer comes, Linux asks again after
+    1, 3, 7, 15, 31, 63 s; a new try begins anew, and so finds a network soon that is back."""
     request_timeout: float = 180.0
     """For one REST request, a start included: the relay itself allows 150 s for that."""
     queue_bytes: int = 64 * 1024 * 1024

@@ -67,12 +67,10 @@ class Match:
         asked = self._asked
         dice = random.Random(f"{asked.seed} {rows[0].name}")  # noqa: S311
         clients, moments = asked.client or list(CLIENTS), asked.moment or list(MOMENTS)
-        if silent := rows[0].silent:
-            # They could not be reached, or made, from out here.
-            clients = [client for client in clients if client not in {"gateway", "script"}]
-            if missing := Network.missing():
-                self._say(f"SKIPPED: {rows[0].name}: {missing}")
-                return
+        silent = rows[0].silent
+        if silent and (missing := Network.missing()):
+            self._say(f"SKIPPED: {rows[0].name}: {missing}")
+            return
         async with room, Arena(clients, moments, dice, rows[0].environ, silent=silent) as arena:
             self._say(f"{rows[0].name}: {len(arena.posts)} clients of {arena.relay.folder}")
             for row in rows:

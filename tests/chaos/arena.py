@@ -6,21 +6,19 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import os
 import random
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
-from relay.client import RelayClient
+from tests.chaos.apart import Apart, start_node, start_script
 from tests.chaos.blows import Blow, Row, Target
 from tests.chaos.desk import Desk, Seat
-from tests.chaos.node import Node
 from tests.chaos.posts import LARGE, LESS, STARTING, Post, Speed, moment, now
 from tests.chaos.raw import Door, RawSeat
-from tests.chaos.script import ScriptSeat
 from tests.chaos.silence import Network
 from tests.chaos.starting import Nobody, Starting
 from tests.chaos.tally import Tally
@@ -38,7 +36,10 @@ CLIENTS: Final[Mapping[str, str]] = MappingProxyType(
         "script": "`relay.client`",
     }
 )
-_EVERYWHERE: Final = {"RELAY_HTTPS__HOST": "0.0.0.0", "RELAY_WSS__HOST": "0.0.0.0"}  # noqa: S104
+_APART: Final = MappingProxyType({"node": start_node, "script": start_script})
+"""Clients that have a process of their own."""
+_WITHIN_REACH: Final = {"RELAY_HTTPS__HOST": Network.address, "RELAY_WSS__HOST": Network.address}
+"""For clients in a network of their own. The relay's certificate is for that address then."""
 _PATIENCE: Final = 2.0
 """Seconds of silence after which a client of its own in a bad network asks, and waits again."""
 _AT_ONCE: Final = 3
@@ -47,6 +48,8 @@ _MOMENT: Final = 0.005
 """Seconds, at the most, between a request and a blow that is to meet it."""
 _TRIES: Final = 4
 """Blows for each hit, at the most: some find a moment that is over."""
+
+T = TypeVar("T")
 
 
 class Arena:
@@ -65,9 +68,9 @@ class Arena:
         """``speeds`` are those of the moments in which a cell prints, where not as usual;
         ``silent`` puts the clients into a network that can go silent.
         """
-        listen = _EVERYWHERE if silent else {}
+        listen = _WITHIN_REACH if silent else {}
         self.relay = RunningRelay((CLUSTER,), environ={**CROWD, **(environ or {}), **listen})
-        self._network = Network(self.relay.folder) if silent else None
+        self._network = Network() if silent else None
         self.posts: list[Post] = []
         # How a kernel is asked for has nothing to do with the kind of WebSocket.
         self._wanted = [
@@ -80,9 +83,8 @@ class Arena:
         self._target = Target(self.relay, CLUSTER, set(), dice, self._network)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
-        self._node: Node
         self._server: JupyterServer
-        self._client: RelayClient
+        self._apart: dict[str, Apart] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -98,30 +100,22 @@ class Arena:
         await asyncio.to_thread(self.relay.close, keep=kind is not None)
 
     async def _start(self) -> None:
+        _forget_history(Path(self.relay.environ["IPYTHONDIR"]))
         if self._network is not None:
             self._stack.enter_context(self._network)
         await asyncio.to_thread(self.relay.start)
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         clients = {client for client, _ in self._wanted}
-        if "node" in clients:
-            there = (self._network.host, self._network.prefix) if self._network else ()
-            self._node = Node(self.relay, CLUSTER, *there)
-            await self._node.start()
-            self._stack.push_async_callback(self._node.close)
-            self._tasks.create_task(self._node.run(), name="node")
-        if "script" in clients:
-            info = self.relay.info
-            script = RelayClient(
-                f"{info.https_url}/{CLUSTER}",
-                token=info.token,
-                ws_url=f"{info.wss_url}/{CLUSTER}",
-                ssl=self.relay.tls,
-            )
-            self._client = await self._stack.enter_async_context(script)
+        there = self._network.prefix if self._network else ()
+        for client in sorted(clients & _APART.keys()):
+            process = await _APART[client](self.relay, CLUSTER, there)
+            self._apart[client] = process
+            self._stack.push_async_callback(process.close)
+            self._tasks.create_task(process.run(), name=client)
         if "gateway" in clients:
             self._server = JupyterServer(self.relay, CLUSTER)
             self._stack.push_async_callback(asyncio.to_thread, self._end_server)
-            await asyncio.to_thread(self._server.start)
+            await self._within(self._server.start)
         room = asyncio.Semaphore(_AT_ONCE)
 
         async def open_in_turn(client: str, name: str) -> None:
@@ -131,6 +125,11 @@ class Arena:
         async with asyncio.TaskGroup() as opening:
             for client, name in self._wanted:
                 opening.create_task(open_in_turn(client, name), name=f"open {client} {name}")
+
+    async def _within(self, do: Callable[[], T]) -> T:
+        """Do something in the clients' network, in a thread."""
+        network = self._network
+        return await asyncio.to_thread(do if network is None else lambda: network.inside(do))
 
     def _end_server(self) -> None:
         """It ends its kernels one after the other, busy as they are: no promise of ours."""
@@ -154,8 +153,8 @@ class Arena:
     async def _seat(self, client: str, title: str, desk: Desk) -> Seat:
         relay = self.relay
         if client == "gateway":
-            answer = await asyncio.to_thread(
-                self._server.request, "POST", "/api/kernels", {"name": "python3"}
+            answer = await self._within(
+                functools.partial(self._server.request, "POST", "/api/kernels", {"name": "python3"})
             )
             base = self._server.url.replace("http", "ws", 1)
             process = self._server.process
@@ -163,16 +162,13 @@ class Arena:
                 f"{base}/api/kernels/{answer.json['id']}/channels",
                 {"Authorization": f"token {self._server.token}"},
                 v1=False,
+                # To a server beside it: silence is between that one and the relay.
+                network=self._network,
             )
             return self._run(RawSeat(door, desk.hear, ports=lambda: ports_of(process.pid, relay)))
         kernel = await asyncio.to_thread(relay.start_kernel, CLUSTER)
-        if client == "node":
-            return await self._node.seat(title, kernel, desk.hear)
-        if client == "script":
-            connected = await self._client.connect(kernel)
-            # Its own among those of this process.
-            ports = functools.partial(ports_of, os.getpid(), relay)
-            return ScriptSeat(connected, desk.hear, ports, self._tasks)
+        if client in self._apart:
+            return await self._apart[client].seat(title, kernel, desk.hear)
         url = f"{relay.info.wss_url}/{CLUSTER}/api/kernels/{kernel}/channels"
         door = Door(url, relay.authorization, relay.tls)
         if self._network is not None:
@@ -219,6 +215,14 @@ class Arena:
             }
         for post in hit:
             post.note(back[post].result(), over.result())
+
+
+def _forget_history(folder: Path) -> None:
+    """Have kernels keep no history. All have one file for it; one that waits for that in vain for
+    5 s says so on stdout, in the middle of what is counted."""
+    profile = folder / "profile_default"
+    profile.mkdir()
+    (profile / "ipython_kernel_config.py").write_text("c.HistoryManager.enabled = False\n")
 
 
 async def _all(steps: Iterable[Coroutine[None, None, None]]) -> None:

@@ -25,10 +25,6 @@ class Stuck(Exception):
 class Seat(Protocol):
     """A client of some kind, connected to one kernel. It comes back by itself."""
 
-    @property
-    def connections(self) -> int:
-        """How often it has connected, where it tells; else 0."""
-
     def ports(self) -> set[int]:
         """The local ports of its connections to the edge; those of its whole process, where one
         has several seats."""
@@ -107,6 +103,11 @@ class Desk:
             if now - recent > _QUIET:
                 await self._probe()
             await asyncio.sleep(_LOOK)
+
+    async def has_begun(self, asked: Asked) -> bool:
+        """Wait until the kernel is busy with it; False if it never will be. Raises `Stuck`."""
+        await self.settle(asked, lambda: asked.busies > 0)
+        return asked.busies > 0
 
     async def _probe(self) -> None:
         self._number += 1

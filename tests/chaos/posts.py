@@ -126,6 +126,17 @@ class _Quiet:
             await self._desk.settle(self._asked)
             self._asked = None
 
+    async def _begin(self, ask: Callable[[str], Awaitable[Asked]]) -> Asked:
+        """Ask, with `Desk.next_key`, until the kernel is busy with it.
+
+        What a blow did to a connection may show only after it: when the answers that were on their
+        way have come, or when the next request is sent. That one is lost, and counted as such.
+        """
+        asked = await ask(self._desk.next_key)
+        while not await self._desk.has_begun(asked):
+            asked = await ask(self._desk.next_key)
+        return asked
+
 
 class Speed(NamedTuple):
     """How a cell prints."""
@@ -150,16 +161,18 @@ class Printing(_Quiet):
         ):
             await self.finish()
         if self._asked is None:
-            name = self._desk.next_key
-            code = (
-                "import time\n"
-                f"for number in range({self._lines}):\n"
-                f"    print({name!r}, number, flush=True)\n"
-                f"    if number % {self._burst} == {self._burst - 1}: time.sleep({self._pause})"
-            )
-            self._asked = await self._desk.ask(code, list(numbered(name, self._lines)))
+            self._asked = await self._begin(self._ask)
         asked = self._asked
         await until(f"lines of {asked.key}", lambda: asked.came)
+
+    async def _ask(self, name: str) -> Asked:
+        code = (
+            "import time\n"
+            f"for number in range({self._lines}):\n"
+            f"    print({name!r}, number, flush=True)\n"
+            f"    if number % {self._burst} == {self._burst - 1}: time.sleep({self._pause})"
+        )
+        return await self._desk.ask(code, list(numbered(name, self._lines)))
 
     async def recover(self, struck: str) -> None:
         """Wait for a line that was printed after the blow."""
@@ -202,14 +215,15 @@ class Silent(_Quiet):
     async def ready(self) -> None:
         """Have it wait."""
         self._gate.unlink(missing_ok=True)
-        name = self._desk.next_key
+        self._asked = await self._begin(self._ask)
+
+    async def _ask(self, name: str) -> Asked:
         code = (
             "import pathlib, time\n"
             f"while not pathlib.Path({str(self._gate)!r}).exists(): time.sleep(0.05)\n"
             f"print({name!r})"
         )
-        asked = self._asked = await self._desk.ask(code, [name])
-        await until(f"busy with {asked.key}", lambda: asked.busies)
+        return await self._desk.ask(code, [name])
 
     async def recover(self, struck: str) -> None:
         """Have it go on."""
@@ -229,8 +243,7 @@ class Large(_Quiet):
 
     async def ready(self) -> None:
         """Have it made, and perhaps begun."""
-        asked = self._asked = await self._desk.ask(self._code, self._lines)
-        await until(f"busy with {asked.key}", lambda: asked.busies)
+        self._asked = await self._begin(lambda _: self._desk.ask(self._code, self._lines))
 
     async def recover(self, struck: str) -> None:
         """Wait for the rest."""

@@ -34,7 +34,7 @@ class Door(NamedTuple):
     tls: ssl.SSLContext | None = None
     v1: bool = True
     network: Network | None = None
-    """Another than the usual."""
+    """Where it is opened from, if not from here."""
     patience: float | None = None
     """Seconds of silence after which the connection is taken for dead, and a ping is sent, which
     may take as long; None believes in it for ever."""
@@ -73,7 +73,6 @@ class RawSeat:
         ``ports``: what `ports` tells, where it is not the relay that the door leads to.
         """
         self.session = secrets.token_hex(16)
-        self.connections = 0
         self.gone = False
         """The server says that there is no such kernel."""
         self._door = door
@@ -103,8 +102,9 @@ class RawSeat:
     async def _connect_once(self) -> None:
         parts = urlsplit(self._url)
         network = self._door.network
+        assert parts.hostname is not None
         assert parts.port is not None
-        made = None if network is None else await network.connect(parts.port)
+        made = None if network is None else await network.connect(parts.hostname, parts.port)
         async with connect(
             self._url,
             ssl=self._door.tls,
@@ -125,7 +125,6 @@ class RawSeat:
             if self._stopped.is_set():
                 return
             self._socket = opened
-            self.connections += 1
             v1 = opened.subprotocol == V1
             async for payload in opened:
                 self._hear(Heard.of(unpack(payload, v1=v1)))

@@ -1,38 +1,35 @@
-"""`relay.client`: its iterators feed a desk."""
+"""A script that uses `relay.client`, and is told what to ask while the relay is killed around it.
+
+    python -m tests.chaos.script
+
+It knows the relay from its environment. Commands and answers are those of
+tests/system/node/chaos.mjs, without the settings.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
 
-from relay.client import Execution, Kernel, Stream
+from relay.client import Execution, Kernel, RelayClient, Stream
 from relay.errors import RelayError
 from tests.chaos.tally import LARGE, Heard, digest
 
 
-class ScriptSeat:
-    """A script in front of one kernel. The client resends, and drops, what it must."""
+class Seat:
+    """One kernel. The client resends, and drops, what it must."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        hear: Callable[[Heard], None],
-        ports: Callable[[], set[int]],
-        tasks: asyncio.TaskGroup,
-    ) -> None:
+    def __init__(self, name: str, kernel: Kernel, tasks: asyncio.TaskGroup) -> None:
+        self._name = name
         self._kernel = kernel
-        self._hear = hear
         self._tasks = tasks
-        self.ports = ports
-        tasks.create_task(self._listen(), name=f"listen {kernel.id}")
+        tasks.create_task(self._listen(), name=f"listen {name}")
 
-    @property
-    def connections(self) -> int:
-        """How many WebSockets there have been."""
-        return self._kernel.connections
-
-    async def ask(self, key: str, code: str) -> None:
+    def ask(self, key: str, code: str) -> None:
         """Execute code; what comes of it is read beside."""
         execution = self._kernel.execute(code, msg_id=key)
         self._tasks.create_task(self._read(key, execution), name=f"read {key}")
@@ -52,11 +49,40 @@ class ScriptSeat:
         """Hear of states and dates, which an execution's iterator does not tell."""
         with contextlib.suppress(RelayError):
             async for message in self._kernel.messages():
-                date = str(message.header.date or "")[:26]
                 busy = message.msg_type == "status" and message.state() == "busy"
                 kind, text = ("status", "busy") if busy else ("", "")
+                date = str(message.header.date or "")
                 self._hear(Heard(message.parent.msg_id, kind, text, date=date))
 
-    async def close(self) -> None:
-        """Leave."""
-        await self._kernel.close()
+    def _hear(self, heard: Heard) -> None:
+        say({"heard": self._name, "messages": [heard]})
+
+
+async def main() -> None:
+    """Do what standard input says, until it ends."""
+    seats: dict[str, Seat] = {}
+    async with asyncio.TaskGroup() as tasks, RelayClient.from_environment() as relay:
+        async for command in _commands():
+            name = command.get("open") or command["seat"]
+            if "open" in command:
+                seats[name] = Seat(name, await relay.connect(command["kernel"]), tasks)
+                say({"status": name, "connection": "connected"})
+            else:
+                seats[name].ask(command["ask"], command["code"])
+
+
+def say(what: Any) -> None:
+    """Tell whoever started it."""
+    print(json.dumps(what), flush=True)  # noqa: T201 - that is how it tells
+
+
+async def _commands() -> AsyncIterator[dict[str, str]]:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async for line in reader:
+        yield json.loads(line)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -14,8 +14,10 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 _NEW_NETWORK: Final = 0x4000_0000
 """CLONE_NEWNET, for setns(2)."""
@@ -25,19 +27,19 @@ _SIDES: Final = {
     "theirs": ("10.213.77.2", "02:00:00:00:77:02"),
 }
 
+T = TypeVar("T")
+
 
 class Network:
     """The namespace. To be used as a context; one at a time on a machine."""
 
-    def __init__(self, folder: Path) -> None:
-        """``folder`` takes a file for the names of hosts."""
+    address: Final = _SIDES["ours"][0]
+    """This side's, for the relay to listen on. From this side it can always be reached."""
+
+    def __init__(self) -> None:
         self.name = f"relay-chaos-{os.getpid()}"
-        self.host = socket.gethostname()
-        """The relay's name in there; its certificate has it."""
-        self.address = _SIDES["ours"][0]
         self._here = f"rc{os.getpid()}"
         self._there = f"rt{os.getpid()}"
-        self._hosts = folder / "hosts"
 
     @staticmethod
     def missing() -> str:
@@ -65,7 +67,6 @@ class Network:
         except BaseException:
             self.close()
             raise
-        self._hosts.write_text(f"127.0.0.1 localhost\n{ours} {self.host}\n")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,41 +88,42 @@ class Network:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Before a command that is to run in there, and to find the relay by its name."""
-        enter = ("nsenter", f"--net=/run/netns/{self.name}", "unshare", "--mount")
-        return (*enter, "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(self._hosts))
+        """Before a command that is to run in there."""
+        return ("nsenter", f"--net=/run/netns/{self.name}")
 
-    async def connect(self, port: int) -> socket.socket:
-        """A connection from there to the relay. Raises ``OSError``, also after 10 s."""
-        made = self._socket_in_there()
+    async def connect(self, address: str, port: int) -> socket.socket:
+        """A connection from there. Raises ``OSError``, also after 10 s."""
+        made = self.inside(socket.socket)
         made.setblocking(False)
         try:
             async with asyncio.timeout(10):
-                await asyncio.get_running_loop().sock_connect(made, (self.address, port))
+                await asyncio.get_running_loop().sock_connect(made, (address, port))
         except BaseException:
             made.close()
             raise
         return made
 
-    def _socket_in_there(self) -> socket.socket:
-        """A socket of the namespace, where it stays: a thread goes there to make it."""
-        made: list[socket.socket] = []
-        failed: list[int] = []
+    def inside(self, do: Callable[[], T]) -> T:
+        """Do something in there, and wait for it; in a thread, for a namespace is a thread's.
+
+        A socket that it makes stays there, and so does a process that it starts.
+        """
+        done: Future[T] = Future()
 
         def enter() -> None:
-            library = ctypes.CDLL(None, use_errno=True)
-            with Path(f"/run/netns/{self.name}").open() as namespace:
-                if library.setns(namespace.fileno(), _NEW_NETWORK):
-                    failed.append(ctypes.get_errno())
-                else:
-                    made.append(socket.socket())
+            try:
+                library = ctypes.CDLL(None, use_errno=True)
+                with Path(f"/run/netns/{self.name}").open() as namespace:
+                    if library.setns(namespace.fileno(), _NEW_NETWORK):
+                        raise OSError(ctypes.get_errno(), "setns")  # noqa: TRY301
+                done.set_result(do())
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                done.set_exception(error)
 
         thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
-        if failed:
-            raise OSError(failed[0], "setns")
-        return made[0]
+        return done.result()
 
     def _ip(self, *arguments: str, inside: bool = False) -> None:
         where = ("-n", self.name) if inside else ()

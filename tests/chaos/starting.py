@@ -25,8 +25,6 @@ _OF_A_KERNEL: Final = 2
 class Nobody:
     """Stands for a client that has no WebSocket yet."""
 
-    connections = 0
-
     def __init__(self, relay: RunningRelay) -> None:
         self._relay = relay
         self._others = ports_of(os.getpid(), relay)

@@ -147,7 +147,8 @@ class Tally:
         self.replies += bool(asked.replies)
         self.idles += bool(asked.idles)
         if count.lost or count.out_of_order or count.strange:
-            self.trouble.append(f"{asked.key}: {count}, first missing {_missing(asked)}")
+            shown = f"first missing {_missing(asked)}, strange {_strange(asked)}"
+            self.trouble.append(f"{asked.key}: {count}, {shown}")
         elif not asked.complete:
             self.trouble.append(f"{asked.key}: {asked.replies} replies, {asked.idles} idles")
 
@@ -165,6 +166,11 @@ class Tally:
 def _missing(asked: Asked) -> list[str]:
     came = set("".join(asked.out).splitlines())
     return [line for line in asked.lines if line not in came][:3]
+
+
+def _strange(asked: Asked) -> list[str]:
+    known = set(asked.lines)
+    return [line[:200] for line in "".join(asked.out).splitlines() if line not in known][:3]
 
 
 class Requirement(NamedTuple):

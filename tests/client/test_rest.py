@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import socket
+
+import aiohttp
 import pytest
 
 from relay.client import GaveUp, RelayClient, Settings
+from relay.client.rest import Rest
 from relay.errors import (
     AgentError,
     AgentUnavailable,
@@ -53,6 +57,26 @@ async def test_an_answer_that_does_not_come_is_not_waited_for() -> None:
     async with client_of(settings=settings) as (relay, client):
         relay.trouble = [late]
         assert await client.kernels() == []
+
+
+async def test_a_connection_that_does_not_come_about_is_not_waited_for() -> None:
+    settings = Settings(connect_timeout=0.01, give_up_after=0.05, retry_at_most=0.001)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"https://127.0.0.1:{deaf.getsockname()[1]}"
+        async with RelayClient(url, settings=settings) as client:
+            with pytest.raises(GaveUp, match="ConnectionTimeoutError"):
+                await client.kernels()
+
+
+async def test_what_no_connection_came_about_for_is_repeated_whatever_it_is() -> None:
+    settings = Settings(give_up_after=0.05, retry_at_most=0.001)
+    timeout = aiohttp.ClientTimeout(sock_connect=0.01)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"https://127.0.0.1:{deaf.getsockname()[1]}"
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            rest = Rest(session, url, settings, lambda: 1.0)
+            with pytest.raises(GaveUp):
+                await rest.call("POST", "/interrupt", {}, repeatable=False)
 
 
 async def test_a_start_is_repeated_with_the_same_id() -> None:

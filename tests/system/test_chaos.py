@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from tests.chaos import table
+from tests.chaos import desk, table
 from tests.chaos.arena import Arena
 from tests.chaos.blows import LANES
-from tests.chaos.posts import Speed
+from tests.chaos.desk import Desk
+from tests.chaos.posts import Large, Speed
 from tests.chaos.tally import Asked, Heard, Requirement, Tally
 
 KILLS = 2
@@ -81,6 +83,39 @@ def test_a_request_that_is_executed_twice_or_too_few_kills_break_both() -> None:
     tally = heard(*ALL)
     tally.twice = 1
     assert PROMISED.broken_by(tally, 2) == ["1 kills of 2", "1 twice"]
+
+
+class Forgetful:
+    """Loses the first request, as a client does that has not noticed that its connection broke."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.asked: list[str] = []
+        self._desk = desk
+
+    def ports(self) -> set[int]:
+        return set()
+
+    async def ask(self, key: str, code: str) -> None:
+        self.asked.append(key)
+        if len(self.asked) > 1:
+            for kind, text in (BUSY, REPLY, IDLE):
+                self._desk.hear(Heard(key, kind, text))
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_moment_is_asked_for_again_where_the_request_never_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "_QUIET", 0.0)
+    sat = Desk("it", tmp_path / "marks")
+    seat = sat.seat = Forgetful(sat)
+    await Large(sat, random.Random(0), 16).ready()  # noqa: S311
+    assert seat.asked == ["it-0", "it-probe-2", "it-2"]
+    tally = Tally()
+    sat.count(tally)
+    assert (tally.asked, tally.arrived) == (2, 0)
 
 
 @pytest.mark.timeout(400)
