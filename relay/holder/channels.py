@@ -143,7 +143,7 @@ class Channels:
         poison = start.poison
         while not self._was_cut:
             self._more.clear()
-            batch = self._hub.journal.read(after, _BATCH_BYTES)
+            batch = self._hub.read(after, _BATCH_BYTES)
             if batch.gap and not self._bridge_gap(batch, fragment):
                 return
             mine = [

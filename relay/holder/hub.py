@@ -46,12 +46,13 @@ from relay.bridge.session import is_answered
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
 from relay.holder.activity import NO_PARENT, Activity, state_in
+from relay.holder.answers import Answers
 from relay.holder.guests import Guests
 from relay.holder.memory import Memory
 from relay.holder.probe import Probe
 from relay.holder.requests import MAIN, Request, Requests, request
 from relay.holder.sockets import KernelSockets
-from relay.holder.store import Entry, Journal
+from relay.holder.store import Batch, Entry, Journal
 from relay.holder.voice import Voice
 from relay.model import ExecutionState
 
@@ -95,11 +96,13 @@ class Hub:
         self,
         memory: Memory,
         journal: Journal,
+        answers: Answers,
         requests: Requests,
         guests: Guests,
         on_change: Callable[[], None],
     ) -> None:
         self.journal = journal
+        self.answers = answers
         self.heard = asyncio.Event()
         """Set when iopub has been heard from the present kernel process."""
         self.answered = asyncio.Event()
@@ -113,6 +116,7 @@ class Hub:
         self._readers: dict[int, Reader] = {}
         self._next_connection = 0
         self._unwritten: list[Entry] = []
+        self._unwritten_answers: list[Entry] = []
         self._finished: list[Callable[[], None]] = []
         """What to note of requests once that is written."""
         self._loop = asyncio.get_running_loop()
@@ -136,7 +140,7 @@ class Hub:
         """What the agent's metrics are made of."""
         failed = self.journal.failed
         return Figures(
-            journal_bytes=self.journal.size,
+            journal_bytes=self.journal.size + self.answers.size,
             journal_problem=None if failed is None else failed.strerror or "it cannot be written",
             messages=self.journal.last_seq,
             unsaved=self.journal.unsaved,
@@ -145,6 +149,10 @@ class Hub:
             sessions=self._memory.sessions.remembered,
             limit_hits=dict(limits.counts),
         )
+
+    def read(self, after: int, max_bytes: int) -> Batch:
+        """What a session is to read behind ``after``: the journal, and answers in its gaps."""
+        return self.answers.read(self.journal, after, max_bytes)
 
     def note_gap(self, messages: int, setting: str | None = "journal.bytes") -> None:
         """A reader misses messages, because of ``setting`` or, without one, of the disk."""
@@ -346,7 +354,8 @@ class Hub:
             self._append(event, reply)
         if not asked.idle:
             idle = self.voice.status("idle", bytes(asked.header))
-            self._append(Published(Channel.IOPUB, asked.msg_id, asked.session), idle)
+            told = Published(Channel.IOPUB, asked.msg_id, asked.session)
+            self._append(told, idle, state=True)
             self._finished.append(partial(self._requests.idle, asked.msg_id, asked.session))
 
     def learnt_idle(self, before: Sequence[Request]) -> None:
@@ -397,9 +406,9 @@ class Hub:
         """Tell all clients a state that the kernel itself cannot tell any more."""
         self.activity.enter(state)
         # JupyterLab closes its WebSocket when it hears this one, and comes back.
-        farewell = state == "restarting"
+        event = Published(Channel.IOPUB, "", "", farewell=state == "restarting")
         status = self.voice.status(state, self.activity.running_cell)
-        self._tell(status, farewell=farewell)
+        self._append(event, status, state=True)
 
     def say(self, text: str) -> None:
         """Tell all clients something on stderr of the running cell."""
@@ -407,11 +416,9 @@ class Hub:
         parent = self.activity.running_cell
         self._tell(self.voice.say(Channel.IOPUB, "stream", content, parent))
 
-    def _tell(
-        self, message: Message, connection: int | None = None, *, farewell: bool = False
-    ) -> None:
+    def _tell(self, message: Message, connection: int | None = None) -> None:
         """Have a message read by everybody, or by one connection's session."""
-        event = Published(message.channel, "", "", connection=connection, farewell=farewell)
+        event = Published(message.channel, "", "", connection=connection)
         self._append(event, message)
 
     def on_multipart(self, channel: Channel, parts: list[bytes]) -> None:
@@ -442,8 +449,9 @@ class Hub:
             return
         self.activity.heard(parent)
         event = Published(channel, parent.msg_id, parent.session, parent.subshell)
-        self._append(event, message)
-        if channel is Channel.IOPUB and header.msg_type == "status" and state_in(message) == "idle":
+        is_state = channel is Channel.IOPUB and header.msg_type == "status"
+        self._append(event, message, state=is_state)
+        if is_state and state_in(message) == "idle":
             self._finished.append(partial(self._requests.idle, parent.msg_id, parent.session))
 
     def _note_probe(self, channel: Channel, msg_id: str, message: Message) -> None:
@@ -459,12 +467,13 @@ class Hub:
 
     # The journal.
 
-    def _append(self, event: Published, message: Message) -> None:
+    def _append(self, event: Published, message: Message, *, state: bool = False) -> None:
         for action in self._memory.handle(event, time.time()):
             if isinstance(action, Append):
-                self._unwritten.append(
-                    Entry(action.seq, message.channel, action.audience, _parts(message))
-                )
+                entry = Entry(action.seq, message.channel, action.audience, _parts(message))
+                self._unwritten.append(entry)
+                if state or (action.audience and not self._is_refusal(event)):
+                    self._unwritten_answers.append(entry)
                 if len(self._unwritten) == 1:
                     self._loop.call_soon(self._write)
                 if event.channel in (Channel.SHELL, Channel.CONTROL) and event.connection is None:
@@ -473,9 +482,15 @@ class Hub:
             else:
                 log.debug("unasked_reply", channel=message.channel.wire)
 
+    def _is_refusal(self, event: Published) -> bool:
+        """Whether it is for who may only view: what others wait for must not make room for it."""
+        return event.connection is not None and self._guests.views_only(event.connection)
+
     def _write(self) -> None:
         entries, self._unwritten = self._unwritten, []
         self.journal.append(entries)
+        answers, self._unwritten_answers = self._unwritten_answers, []
+        self.answers.keep(answers)
         finished, self._finished = self._finished, []
         for note in finished:
             note()

@@ -27,6 +27,7 @@ from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
 from relay.holder.adoption import NOTICE, make_up
+from relay.holder.answers import SHARE, Answers
 from relay.holder.channels import ChannelLimits
 from relay.holder.culling import Usage, is_idle
 from relay.holder.guests import Guests
@@ -108,17 +109,21 @@ class Holder:
         self._left = left
         self._noted = True
         """Whether what there is to note for others has been."""
+        for_answers = config.journal.bytes // SHARE
         journal = Journal.open(
             place.journal,
-            max_bytes=config.journal.bytes,
+            max_bytes=config.journal.bytes - for_answers,
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
+        answers = Answers(place.journal / "answers", for_answers)
         remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
-        self._memory = Memory.open(place.sessions, remembered, journal.last_seq, time.time())
+        # On a full disk there may have been room for an answer only.
+        last = max(journal.last_seq, answers.last_seq)
+        self._memory = Memory.open(place.sessions, remembered, last, time.time())
         self._requests = Requests(place.requests, remembered.requests)
         guests = Guests(place, config.kernels.max_grants)
-        self._hub = Hub(self._memory, journal, self._requests, guests, self._changed)
+        self._hub = Hub(self._memory, journal, answers, self._requests, guests, self._changed)
         if left is not None:
             self._hub.voice.kernel_session = left.kernel_session
         self._process = KernelProcess(_plan(place, config))
@@ -165,6 +170,7 @@ class Holder:
         await self._server.deserted(_FAREWELL)
         self._server.close()
         self._hub.journal.close()
+        self._hub.answers.close()
         self._memory.close()
         self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)

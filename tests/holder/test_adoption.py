@@ -15,6 +15,7 @@ from relay.bridge.records import Attach
 from relay.bridge.session import SessionLimits
 from relay.bridge.zmq_codec import Signer
 from relay.holder.adoption import NOTICE, make_up
+from relay.holder.answers import Answers
 from relay.holder.guests import Guests
 from relay.holder.hub import Hub
 from relay.holder.memory import Memory
@@ -108,7 +109,10 @@ class Adopter:
         journal = Journal.open(
             folder / "journal", max_bytes=2**20, segment_bytes=2**20, tail_bytes=2**20
         )
-        self.hub = Hub(memory, journal, self.requests, Guests(Place(folder), 1), lambda: None)
+        answers = Answers(folder / "answers", 2**20)
+        self.hub = Hub(
+            memory, journal, answers, self.requests, Guests(Place(folder), 1), lambda: None
+        )
         self.connection = self.hub.attach(Reader(), ASKER)
         for msg_id in left:
             self.requests.add(request(Channel.SHELL, header(msg_id, **more)))

@@ -14,6 +14,7 @@ from relay.bridge.messages import Channel, Message
 from relay.bridge.records import Attach
 from relay.bridge.session import SessionLimits
 from relay.errors import Forbidden, MalformedMessage
+from relay.holder.answers import Answers
 from relay.holder.guests import Guests
 from relay.holder.hub import Hub
 from relay.holder.memory import Memory
@@ -80,14 +81,18 @@ class Client:
 
 
 class Bench:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, journal_bytes: int = 2**20) -> None:
         journal = Journal.open(
-            folder / "journal", max_bytes=2**20, segment_bytes=2**20, tail_bytes=2**20
+            folder / "journal",
+            max_bytes=journal_bytes,
+            segment_bytes=journal_bytes // 2,
+            tail_bytes=journal_bytes // 2,
         )
+        answers = Answers(folder / "answers", 2**20)
         memory = Memory.open(folder / "sessions", LIMITS, 0, 0.0)
         requests = Requests(folder / "requests.log", 100)
         self.requests = requests
-        self.hub = Hub(memory, journal, requests, Guests(Place(folder), 3), lambda: None)
+        self.hub = Hub(memory, journal, answers, requests, Guests(Place(folder), 3), lambda: None)
         self.kernel = Sockets(self.hub)
         self.hub.open(self.kernel, SIGNER)  # type: ignore[arg-type]
 
@@ -333,3 +338,85 @@ async def test_who_reads_the_past_by_a_grant_loses_it_too(folder: Path) -> None:
     bench.hub.unwatch(number)
     with pytest.raises(Forbidden):
         bench.hub.watch(readers[1], BOB, granted=True)
+
+
+def kept(hub: Hub) -> list[tuple[str, str, str]]:
+    """Channel, type and state of each message that is kept when the output goes."""
+    found = []
+    after = 0
+    while entries := hub.answers._kept.read(after, 2**20).entries:
+        for entry in entries:
+            head, _, _, content = map(json.loads, entry.parts[:4])
+            state = content.get("execution_state", "")
+            found.append((entry.channel.wire, head["msg_type"], state))
+        after = entries[-1].seq
+    return found
+
+
+@virtual
+async def test_what_somebody_waits_for_is_kept_when_the_output_goes(folder: Path) -> None:
+    bench = Bench(folder)
+    client = Client(bench.hub, ADA)
+    client.ask("execute_request")
+    cell = {"msg_id": "m", "session": client.session, "msg_type": "execute_request"}
+    bench.kernel.say(Channel.IOPUB, "status", cell, execution_state="busy")
+    bench.kernel.say(Channel.IOPUB, "stream", cell, name="stdout", text="x")
+    bench.kernel.say(Channel.STDIN, "input_request", cell, prompt="?")
+    # A kernel that says something else in a status' words.
+    bench.kernel.say(Channel.IOPUB, "display_data", cell, execution_state="idle")
+    bench.kernel.say(Channel.SHELL, "execute_reply", cell, status="ok")
+    bench.kernel.say(Channel.IOPUB, "status", cell, execution_state="idle")
+    bench.hub.say("a notice")
+    bench.hub.announce("restarting")
+    await settle()
+    assert kept(bench.hub) == [
+        ("iopub", "status", "busy"),
+        ("stdin", "input_request", ""),
+        ("shell", "execute_reply", ""),
+        ("iopub", "status", "idle"),
+        ("iopub", "status", "restarting"),
+    ]
+    assert bench.hub.figures.journal_bytes > bench.hub.journal.size
+
+
+@virtual
+async def test_what_a_holder_makes_up_for_is_kept_too(folder: Path) -> None:
+    bench = Bench(folder)
+    client = Client(bench.hub, ADA)
+    client.ask("execute_request")
+    (asked,) = bench.requests
+    bench.hub.finish(asked, "RelayReplyLost", "why")
+    await settle()
+    assert kept(bench.hub) == [("shell", "execute_reply", ""), ("iopub", "status", "idle")]
+
+
+@virtual
+async def test_a_busy_kernels_answer_is_kept_and_a_viewers_refusal_is_not(folder: Path) -> None:
+    bench = Bench(folder)
+    bench.learn_info()
+    bench.run("busy")
+    Client(bench.hub, ADA).ask("kernel_info_request")
+    viewer = Client(bench.hub, BOB, "viewer", views_only=True)
+    viewer.ask("execute_request")
+    viewer.ask("kernel_info_request")
+    await settle()
+    replies = [msg_type for channel, msg_type, _ in kept(bench.hub) if channel == "shell"]
+    assert replies == ["kernel_info_reply"]
+
+
+@virtual
+async def test_a_session_reads_answers_where_the_journal_has_a_gap(folder: Path) -> None:
+    bench = Bench(folder, journal_bytes=1000)
+    client = Client(bench.hub, ADA)
+    client.ask("execute_request")
+    cell = {"msg_id": "m", "session": client.session, "msg_type": "execute_request"}
+    bench.kernel.say(Channel.IOPUB, "stream", cell, text="lost")
+    bench.kernel.say(Channel.SHELL, "execute_reply", cell, status="ok")
+    for _ in range(9):
+        bench.kernel.say(Channel.IOPUB, "stream", cell, text="x" * 300)
+        await settle()
+    assert bench.hub.journal.first_seq > 2
+    batch = bench.hub.read(0, 2**20)
+    assert batch.gap == 1
+    assert [(entry.seq, entry.channel) for entry in batch.entries] == [(2, Channel.SHELL)]
+    assert batch.entries[0].audience in client.audiences
