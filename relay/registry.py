@@ -30,10 +30,6 @@ from relay.files import (
     write_new,
 )
 
-# The holder's modules take these from here.
-from relay.files import is_disk_trouble as is_disk_trouble  # noqa: PLC0414 - says so to mypy
-from relay.files import write_atomic as write_atomic  # noqa: PLC0414
-
 _HIDDEN: Final = "."
 """Begins the names of folders that are being deleted: no kernel id begins like that."""
 _SOCKET_PATH_BYTES: Final = 107

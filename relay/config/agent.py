@@ -94,7 +94,8 @@ class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What is kept of a kernel's output for whoever reads later; per kernel."""
 
     bytes: Size = 256 * MIB
-    """Bytes on disk; the oldest segments go first, and their readers are told."""
+    """Bytes on disk, an eighth of them for replies and states; the oldest segments go first, and
+    their readers are told."""
     segment_bytes: Size = 16 * MIB
     """Bytes of one file of the journal."""
     tail_bytes: Size = 4 * MIB

@@ -14,7 +14,8 @@ import structlog
 from relay import limits
 from relay.auth.ownership import Grant
 from relay.errors import DiskFull, Forbidden, NotFound, TooMany
-from relay.registry import Grants, Place, write_atomic
+from relay.files import write_atomic
+from relay.registry import Grants, Place
 
 log = structlog.get_logger(__name__)
 

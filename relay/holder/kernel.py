@@ -28,9 +28,10 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from relay.bridge.messages import Channel
 from relay.errors import DiskFull, StartFailed
+from relay.files import is_disk_trouble
 from relay.holder.adopted import AdoptedProcess
 from relay.holder.sockets import Endpoints
-from relay.registry import KernelRecord, is_disk_trouble
+from relay.registry import KernelRecord
 
 log = structlog.get_logger(__name__)
 

@@ -26,6 +26,7 @@ from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
+from relay.files import write_atomic
 from relay.holder.adoption import NOTICE, make_up
 from relay.holder.answers import SHARE, Answers
 from relay.holder.channels import ChannelLimits
@@ -39,7 +40,7 @@ from relay.holder.requests import Requests
 from relay.holder.serve import Server
 from relay.holder.store import Journal
 from relay.processes import hide_from_user, refuse_new_privileges
-from relay.registry import KernelRecord, Place, process_started, remove, write_atomic
+from relay.registry import KernelRecord, Place, process_started, remove
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ import structlog
 from relay.bridge.events import Action, Event, HolderLost, Published
 from relay.bridge.messages import Channel
 from relay.bridge.session import SessionLimits, Sessions, Table
-from relay.registry import write_atomic
+from relay.files import write_atomic
 
 log = structlog.get_logger(__name__)
 

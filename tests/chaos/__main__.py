@@ -24,6 +24,7 @@ from tests.chaos.blows import LANES, Row
 from tests.chaos.posts import MOMENTS
 from tests.chaos.silence import Network
 from tests.chaos.tally import Requirement, Tally
+from tests.chaos.wiring import end_in_order
 
 KILLS_EACH = 20
 ROWS = {row.name: row for lane in LANES for row in lane}
@@ -124,6 +125,7 @@ def main() -> int:
     asked = parse(sys.argv[1:])
     console = Console(highlight=False, width=150)
     console.print(f"seed {asked.seed}")
+    end_in_order()
     return asyncio.run(Match(asked, console).run())
 
 

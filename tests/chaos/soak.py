@@ -31,7 +31,7 @@ from tests.chaos.blows import LANES, Target
 from tests.chaos.desk import Desk, Stuck, numbered, until
 from tests.chaos.raw import Door, RawSeat
 from tests.chaos.tally import Asked, Tally
-from tests.chaos.wiring import CROWD, parts_of
+from tests.chaos.wiring import CROWD, end_in_order, parts_of
 from tests.system.running import RunningRelay, processes_of
 
 CLUSTER: Final = "alpha"
@@ -269,6 +269,7 @@ def main() -> int:
     asked = parser.parse_args()
     console = Console(width=150, highlight=False)
     console.print(f"seed {asked.seed}")
+    end_in_order()
     return asyncio.run(soak(asked, console))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -14,6 +15,15 @@ from tests.system.running import RunningRelay
 
 CROWD: Final = {"RELAY_QUOTAS__USER_KERNELS": "null", "RELAY_QUOTAS__USER_SOCKETS": "1000"}
 """For a relay all of whose clients are one user's."""
+
+
+def end_in_order() -> None:
+    """Have SIGTERM, and SIGINT in the background too, end what ``asyncio.run`` runs from now on.
+
+    Relays, kernels and namespaces that were made are then ended as well.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 class Parts(NamedTuple):
