@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self, TypeVar
 
-from tests.chaos.apart import Apart, start_node, start_script
+from tests.chaos.apart import ApartSeat, node, script
 from tests.chaos.blows import Blow, Row, Target
 from tests.chaos.desk import Desk, Seat
 from tests.chaos.posts import LARGE, LESS, STARTING, Post, Speed, moment, now
@@ -36,7 +36,7 @@ CLIENTS: Final[Mapping[str, str]] = MappingProxyType(
         "script": "`relay.client`",
     }
 )
-_APART: Final = MappingProxyType({"node": start_node, "script": start_script})
+_APART: Final = MappingProxyType({"node": node, "script": script})
 """Clients that have a process of their own."""
 _WITHIN_REACH: Final = {"RELAY_HTTPS__HOST": Network.address, "RELAY_WSS__HOST": Network.address}
 """For clients in a network of their own. The relay's certificate is for that address then."""
@@ -83,8 +83,6 @@ class Arena:
         self._target = Target(self.relay, CLUSTER, set(), dice, self._network)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
-        self._server: JupyterServer
-        self._apart: dict[str, Apart] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -105,17 +103,6 @@ class Arena:
             self._stack.enter_context(self._network)
         await asyncio.to_thread(self.relay.start)
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
-        clients = {client for client, _ in self._wanted}
-        there = self._network.prefix if self._network else ()
-        for client in sorted(clients & _APART.keys()):
-            process = await _APART[client](self.relay, CLUSTER, there)
-            self._apart[client] = process
-            self._stack.push_async_callback(process.close)
-            self._tasks.create_task(process.run(), name=client)
-        if "gateway" in clients:
-            self._server = JupyterServer(self.relay, CLUSTER)
-            self._stack.push_async_callback(asyncio.to_thread, self._end_server)
-            await self._within(self._server.start)
         room = asyncio.Semaphore(_AT_ONCE)
 
         async def open_in_turn(client: str, name: str) -> None:
@@ -130,11 +117,6 @@ class Arena:
         """Do something in the clients' network, in a thread."""
         network = self._network
         return await asyncio.to_thread(do if network is None else lambda: network.inside(do))
-
-    def _end_server(self) -> None:
-        """It ends its kernels one after the other, busy as they are: no promise of ours."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._server.stop()
 
     async def _open(self, client: str, name: str) -> Post:
         title = f"{client}-{name}"
@@ -153,27 +135,38 @@ class Arena:
     async def _seat(self, client: str, title: str, desk: Desk) -> Seat:
         relay = self.relay
         if client == "gateway":
-            answer = await self._within(
-                functools.partial(self._server.request, "POST", "/api/kernels", {"name": "python3"})
-            )
-            base = self._server.url.replace("http", "ws", 1)
-            process = self._server.process
-            door = Door(
-                f"{base}/api/kernels/{answer.json['id']}/channels",
-                {"Authorization": f"token {self._server.token}"},
-                v1=False,
-                # To a server beside it: silence is between that one and the relay.
-                network=self._network,
-            )
-            return self._run(RawSeat(door, desk.hear, ports=lambda: ports_of(process.pid, relay)))
+            return await self._seat_behind_a_server(desk)
         kernel = await asyncio.to_thread(relay.start_kernel, CLUSTER)
-        if client in self._apart:
-            return await self._apart[client].seat(title, kernel, desk.hear)
+        if client in _APART:
+            program = await asyncio.to_thread(_APART[client], relay, CLUSTER)
+            seat = ApartSeat(relay, title, desk.hear)
+            await seat.start(program, self._network.prefix if self._network else ())
+            self._stack.push_async_callback(seat.close)
+            self._tasks.create_task(seat.run(), name=title)
+            await seat.connect(kernel)
+            return seat
         url = f"{relay.info.wss_url}/{CLUSTER}/api/kernels/{kernel}/channels"
         door = Door(url, relay.authorization, relay.tls)
         if self._network is not None:
             door = door._replace(network=self._network, patience=_PATIENCE)
         return self._run(RawSeat(door, desk.hear, named=client != "anonymous"))
+
+    async def _seat_behind_a_server(self, desk: Desk) -> Seat:
+        server = JupyterServer(self.relay, CLUSTER)
+        self._stack.push_async_callback(asyncio.to_thread, _end, server)
+        await self._within(server.start)
+        answer = await self._within(
+            functools.partial(server.request, "POST", "/api/kernels", {"name": "python3"})
+        )
+        door = Door(
+            f"{server.url.replace('http', 'ws', 1)}/api/kernels/{answer.json['id']}/channels",
+            {"Authorization": f"token {server.token}"},
+            v1=False,
+            # To a server beside it: silence is between that one and the relay.
+            network=self._network,
+        )
+        pid = server.process.pid
+        return self._run(RawSeat(door, desk.hear, ports=lambda: ports_of(pid, self.relay)))
 
     def _run(self, seat: RawSeat) -> RawSeat:
         self._tasks.create_task(seat.run(), name="seat")
@@ -199,6 +192,7 @@ class Arena:
     async def _strike(self, blow: Blow, posts: Sequence[Post]) -> None:
         await blow.aim(self._target, [post.desk.seat for post in posts])
         await _all(post.ready() for post in posts)
+        await _all(post.begin() for post in posts)
         await asyncio.sleep(self._dice.uniform(0, self._dice.choice(posts).moment.within))
         near = {post for post in posts if blow.hits(post.desk.seat)}
         await _all(post.aim() for post in posts)
@@ -215,6 +209,12 @@ class Arena:
             }
         for post in hit:
             post.note(back[post].result(), over.result())
+
+
+def _end(server: JupyterServer) -> None:
+    """It ends its kernel, busy as that is: no promise of ours."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.stop()
 
 
 def _forget_history(folder: Path) -> None:

@@ -40,6 +40,9 @@ class Moment(Protocol):
     async def ready(self) -> None:
         """Get into the moment, or near to it."""
 
+    async def begin(self) -> None:
+        """Get into the moment where it is a short one; all the others are ready."""
+
     async def aim(self) -> None:
         """Do what has to happen within milliseconds before the blow."""
 
@@ -65,6 +68,10 @@ class Post:
     async def ready(self) -> None:
         """Get into the moment."""
         await self._bounded(self.moment.ready)
+
+    async def begin(self) -> None:
+        """The same, where others must not keep it waiting."""
+        await self._bounded(self.moment.begin)
 
     async def aim(self) -> None:
         """Do what has to happen just before the blow."""
@@ -116,6 +123,9 @@ class _Quiet:
 
     async def ready(self) -> None:
         """Nothing to prepare."""
+
+    async def begin(self) -> None:
+        """Nothing to begin."""
 
     async def aim(self) -> None:
         """Nothing to do in the last moment."""
@@ -241,7 +251,7 @@ class Large(_Quiet):
         self._code = f"print('0123456789abcdef' * ({size} // 16))"
         self._lines = [_large(size)]
 
-    async def ready(self) -> None:
+    async def begin(self) -> None:
         """Have it made, and perhaps begun."""
         self._asked = await self._begin(lambda _: self._desk.ask(self._code, self._lines))
 

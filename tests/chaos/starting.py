@@ -74,6 +74,9 @@ class Starting:
         wanted = self._repeat("POST", self._path, body, {HTTPStatus.CREATED})
         self._start = self._tasks.create_task(wanted, name=f"start {self._kernel}")
 
+    async def begin(self) -> None:
+        """Nothing more to begin."""
+
     async def aim(self) -> None:
         """It is on its way."""
 
