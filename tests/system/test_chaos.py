@@ -111,7 +111,7 @@ async def test_a_moment_is_asked_for_again_where_the_request_never_arrived(
     monkeypatch.setattr(desk, "_QUIET", 0.0)
     sat = Desk("it", tmp_path / "marks")
     seat = sat.seat = Forgetful(sat)
-    await Large(sat, random.Random(0), 16).ready()  # noqa: S311
+    await Large(sat, random.Random(0), 16).begin()  # noqa: S311
     assert seat.asked == ["it-0", "it-probe-2", "it-2"]
     tally = Tally()
     sat.count(tally)

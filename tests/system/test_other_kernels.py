@@ -101,6 +101,7 @@ def test_xeus_python_is_adopted(with_xpython: RunningRelay) -> None:
     kernel = with_xpython.start_kernel("alpha", name=name)
     with with_xpython.connect("alpha", kernel) as channels:
         channels.execute("kept = 1")
+        done = 0
         for code in ("pass", "import time; time.sleep(2)"):
             running = channels.submit(code)
             queued = channels.submit("kept += 1")
@@ -112,7 +113,9 @@ def test_xeus_python_is_adopted(with_xpython: RunningRelay) -> None:
             for msg_id in (running, queued):
                 (reply,) = of(came, msg_id).replies
                 assert reply["status"] == "ok" or reply["ename"] == "RelayReplyLost"
-        assert channels.execute("print(kept)").stdout == "3\n"
+            done += of(came, queued).replies[0]["status"] == "ok"
+        # One whose reply is lost may have died with the holder, on its way to the kernel.
+        assert 1 + done <= int(channels.execute("print(kept)").stdout) <= 3
     assert with_xpython.request("POST", f"/alpha/api/kernels/{kernel}/restart", {}).status == 200
     assert with_xpython.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
 
