@@ -128,7 +128,8 @@ class Arena:
         desk.seat = await self._seat(client, title, desk)
         gate = self.relay.folder / f"{title}.gate"
         speed = self._speeds.get(name, Speed())
-        large = LARGE if client == "raw" else LESS
+        # One in a process of its own would have less before we hear that it has begun.
+        large = LARGE if client == "raw" or client in _APART else LESS
         what = moment(name, desk, self._dice, gate, speed, large)
         return Post(client, name, desk, what)
 
