@@ -177,9 +177,10 @@ class Printing(_Quiet):
 
     async def _ask(self, name: str) -> Asked:
         code = (
-            "import time\n"
+            "import sys, time\n"
             f"for number in range({self._lines}):\n"
-            f"    print({name!r}, number, flush=True)\n"
+            # In one piece: print's may be sent in two messages, and the second alone again.
+            f"    sys.stdout.write(f'{name} {{number}}\\n'); sys.stdout.flush()\n"
             f"    if number % {self._burst} == {self._burst - 1}: time.sleep({self._pause})"
         )
         return await self._desk.ask(code, list(numbered(name, self._lines)))
