@@ -22,9 +22,9 @@ from relay.bridge.records import Attach, Position
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.link import Link
-from relay.edge.pipe import Pipe
 from relay.edge.standing import Visit
 from relay.edge.upstream import Bearer, Upstream
+from relay.edge.websocket.pipe import Pipe
 from relay.errors import AgentError, BadRequest, Forbidden, NotFound, RelayError
 from relay.http import TakenOver, transport_of
 from relay.metrics import EdgeMetrics
@@ -119,9 +119,9 @@ class Channels:
         self._pipes.add(pipe)
         try:
             self._use(pipe, link)
-            visit.attend(lambda why: pipe.close(why.close_code, why.message), pipe.relink)
+            visit.attend(lambda why: pipe.close(why.close_code, why.message), pipe.detach_link)
             if visit.bearer != bearer:
-                pipe.relink()
+                pipe.detach_link()
             if early.data:
                 pipe.data_received(bytes(early.data))
             websockets = self._metrics.websockets.labels(cluster)

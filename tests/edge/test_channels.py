@@ -28,8 +28,8 @@ from relay.connections import server
 from relay.edge import standing
 from relay.edge.channels import Channels, _handshake
 from relay.edge.link import Link
-from relay.edge.pipe import Pipe
 from relay.edge.upstream import Bearer
+from relay.edge.websocket.pipe import Pipe
 from relay.errors import (
     AgentUnavailable,
     BadRequest,
