@@ -19,14 +19,14 @@ from websockets.frames import Opcode
 
 from relay.bridge.records import (
     Attached,
-    Kind,
     Position,
+    RecordKind,
     frames_record,
     number_record,
     struct_record,
 )
 from relay.config import EdgeLimits, WebSocketSettings
-from relay.edge.link import Link
+from relay.edge.upstream.link import Link
 from relay.edge.websocket.pipe import Pipe
 from relay.metrics import EdgeMetrics
 from tests.fakes import FakeResponse, FakeTransport, client_frame
@@ -54,7 +54,7 @@ def joined(pipe_class: Callable[..., Any] = Pipe) -> tuple[Any, Link]:
     pipe = pipe_class(Sink(), EdgeLimits(), WebSocketSettings(), traffic)
     link = Link(FakeResponse(Sink()))  # type: ignore[arg-type] # all that a link wants of a response
     attached = Attached(position=Position("e1", 0), acknowledged=0)
-    link.data_received(struct_record(Kind.ATTACHED, attached))
+    link.data_received(struct_record(RecordKind.ATTACHED, attached))
     pipe.bind(link)
     return pipe, link
 
@@ -70,7 +70,7 @@ def from_client(pipe_class: Callable[..., Any], batch: int) -> Work:
         for _ in range(MESSAGES // batch):
             pipe.data_received(data)
             sent += batch
-            link.data_received(number_record(Kind.ACK, sent))
+            link.data_received(number_record(RecordKind.ACK, sent))
 
     return work
 

@@ -18,7 +18,7 @@ from websockets.frames import CLOSE, CONT, PONG, TEXT, CloseCode, Frame
 from websockets.protocol import OPEN, Protocol, Side
 
 from relay.bridge.messages import Buffer
-from relay.bridge.records import Departure
+from relay.bridge.records import Disconnect
 from relay.config import EdgeLimits
 from relay.edge.websocket.state import TRANSITIONS, State, Trigger
 
@@ -91,7 +91,7 @@ class ClientFrames:
         """Control frames of the client since ``_control_since``."""
         self._control_since = -math.inf
         self.state = State.OPEN
-        self.departure: Departure | None = None
+        self.departure: Disconnect | None = None
         """How the client left; None as long as it has not, and if this side ended the WebSocket."""
 
     def receive(self, data: bytes, now: float) -> Iterator[ClientMessage | Pong | Violation]:
@@ -209,12 +209,12 @@ class ClientFrames:
         self.state = following
         return True
 
-    def _departure(self, trigger: Trigger) -> Departure | None:
+    def _departure(self, trigger: Trigger) -> Disconnect | None:
         """Return how the client leaves with the first trigger after `State.OPEN`."""
         close = self._protocol.close_rcvd
         if close is not None:
-            return Departure.BROKEN if close.code in _ABNORMAL_CODES else Departure.GOODBYE
-        return Departure.BROKEN if trigger is Trigger.CONNECTION_LOST else None
+            return Disconnect.BROKEN if close.code in _ABNORMAL_CODES else Disconnect.GOODBYE
+        return Disconnect.BROKEN if trigger is Trigger.CONNECTION_LOST else None
 
 
 def _parser_violation(problem: Exception) -> Violation:

@@ -15,12 +15,13 @@ from typing import Final
 import structlog
 from websockets.frames import Opcode
 
+from relay import limits
 from relay.bridge.records import (
     BUSY,
     Close,
     Detach,
-    Kind,
     Position,
+    RecordKind,
     number_record,
     read_frames,
     read_number,
@@ -28,12 +29,11 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.config import EdgeLimits, WebSocketSettings
-from relay.edge.link import Link
+from relay.edge.upstream.link import Link
 from relay.edge.websocket.client_frames import ClientFrames, ClientMessage, Pong, Violation
 from relay.edge.websocket.keepalive import KeepAlive
 from relay.edge.websocket.resend_buffer import ResendBuffer
 from relay.edge.websocket.state import State
-from relay.limits import hit
 from relay.metrics import Traffic
 
 log = structlog.get_logger(__name__)
@@ -100,7 +100,7 @@ class Pipe(asyncio.Protocol):
         else:
             self._keepalive.sent = after.seq
             # The lost link may have taken the last proof along.
-            link.write(number_record(Kind.PROVED, self._keepalive.proved))
+            link.write(number_record(RecordKind.PROVED, self._keepalive.proved))
         self._unacked.acknowledge(link.attached.acknowledged)
         self._link_full = False
         for record in self._unacked:
@@ -124,8 +124,8 @@ class Pipe(asyncio.Protocol):
         self._link_full = not writable
         self._balance()
 
-    def _on_record(self, kind: Kind, payload: bytes) -> None:
-        if kind is Kind.FRAMES:
+    def _on_record(self, kind: RecordKind, payload: bytes) -> None:
+        if kind is RecordKind.FRAMES:
             seq, fragment, frames = read_frames(payload)
             self._client.write(frames)
             self._traffic.sent(len(frames))
@@ -133,14 +133,14 @@ class Pipe(asyncio.Protocol):
             self.position = Position(self._epoch, seq, fragment)
             self._keepalive.sent = seq
             self._want_proof(now)
-        elif kind is Kind.ACK:
+        elif kind is RecordKind.ACK:
             self._unacked.acknowledge(read_number(payload))
             self._balance()
-        elif kind is Kind.CLOSE:
+        elif kind is RecordKind.CLOSE:
             close = read_struct(payload, Close)
             log.info("closing", code=close.code, reason=close.reason)
             self.close(close.code, close.reason)
-        elif kind is Kind.PONG:
+        elif kind is RecordKind.PONG:
             if payload == BUSY:
                 self.last_activity = self._loop.time()
         else:
@@ -153,7 +153,7 @@ class Pipe(asyncio.Protocol):
             at = self.position or Position("", 0)
             detach = Detach(departure=self._frames.departure, seq=at.seq, fragment=at.fragment)
             with contextlib.suppress(OSError):
-                link.write(struct_record(Kind.DETACH, detach))
+                link.write(struct_record(RecordKind.DETACH, detach))
             link.close()
 
     # The client
@@ -201,7 +201,7 @@ class Pipe(asyncio.Protocol):
         if proved is not None:
             self._traffic.proved()
             if self._link is not None:
-                self._link.write(number_record(Kind.PROVED, proved))
+                self._link.write(number_record(RecordKind.PROVED, proved))
         self._want_proof(now)
 
     def eof_received(self) -> bool:
@@ -228,7 +228,7 @@ class Pipe(asyncio.Protocol):
             return
         if pause:
             if not self._link_full:
-                hit("limits.unacknowledged_bytes")
+                limits.record("limits.unacknowledged_bytes")
             self._client.pause_reading()
         else:
             # The client could not be heard until now.
@@ -263,7 +263,7 @@ class Pipe(asyncio.Protocol):
         ping, wait = self._keepalive.on_timer(self._loop.time(), reading=reading)
         if wait is None:
             log.info("client_silent", setting="websocket.pong_timeout")
-            hit("websocket.pong_timeout")
+            limits.record("websocket.pong_timeout")
             self.abort()
             return
         if ping is not None and self._frames.send_ping(ping):
@@ -345,4 +345,4 @@ def _report(violation: Violation) -> None:
         log.info(violation.event, problem=violation.problem)
     else:
         log.info(violation.event, setting=violation.setting, problem=violation.problem)
-        hit(violation.setting)
+        limits.record(violation.setting)

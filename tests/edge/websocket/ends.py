@@ -10,8 +10,8 @@ from websockets.frames import Frame, Opcode
 
 from relay.bridge.records import (
     Detach,
-    Kind,
     Position,
+    RecordKind,
     frames_record,
     number_record,
     read_message,
@@ -60,20 +60,22 @@ def submitted(agent: Agent) -> list[tuple[int, bool, bytes]]:
     return [
         (number, is_text, bytes(payload))
         for number, is_text, payload in (
-            read_message(payload) for kind, payload in agent.received() if kind is Kind.MESSAGE
+            read_message(payload)
+            for kind, payload in agent.received()
+            if kind is RecordKind.MESSAGE
         )
     ]
 
 
 def proofs(agent: Agent) -> list[int]:
-    return [read_number(payload) for kind, payload in agent.received() if kind is Kind.PROVED]
+    return [read_number(payload) for kind, payload in agent.received() if kind is RecordKind.PROVED]
 
 
 def farewell(agent: Agent) -> Detach:
     """The last thing that the agent heard before the edge hung up."""
     assert agent.transport.is_closing()
     kind, payload = agent.received()[-1]
-    assert kind is Kind.DETACH
+    assert kind is RecordKind.DETACH
     return read_struct(payload, Detach)
 
 
@@ -86,7 +88,7 @@ def output(seq: int, fragment: int = 0, frames: bytes = b"\x81\x01x") -> bytes:
 
 
 def acknowledge(number: int) -> bytes:
-    return number_record(Kind.ACK, number)
+    return number_record(RecordKind.ACK, number)
 
 
 def close_of(frame: Frame) -> tuple[int, str]:

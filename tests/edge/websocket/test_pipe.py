@@ -10,9 +10,9 @@ from websockets.frames import Frame, Opcode
 from relay.bridge.records import (
     BUSY,
     Close,
-    Departure,
-    Kind,
+    Disconnect,
     Position,
+    RecordKind,
     record,
     struct_record,
 )
@@ -50,10 +50,10 @@ async def test_frames_go_to_the_client_as_they_came() -> None:
 async def test_output_input_and_a_busy_kernel_are_activity_and_a_quiet_one_is_not() -> None:
     pipe, browser, agent = linked()
     loop = asyncio.get_running_loop()
-    quiet = [record(Kind.PONG), record(Kind.PONG, b"\0"), acknowledge(1)]
+    quiet = [record(RecordKind.PONG), record(RecordKind.PONG, b"\0"), acknowledge(1)]
     for data, active in (
         *((each, False) for each in quiet),
-        (record(Kind.PONG, BUSY), True),
+        (record(RecordKind.PONG, BUSY), True),
         (output(11), True),
     ):
         await asyncio.sleep(1)
@@ -93,9 +93,9 @@ async def test_what_came_with_the_answer_to_attach_waits_for_the_client() -> Non
 @pytest.mark.parametrize(
     "data",
     [
-        record(Kind.FRAMES, b"short"),
-        record(Kind.ACK, b"short"),
-        record(Kind.CLOSE, b"{}"),
+        record(RecordKind.FRAMES, b"short"),
+        record(RecordKind.ACK, b"short"),
+        record(RecordKind.CLOSE, b"{}"),
         b"\0\0\0\0\xff",
         b"\xff\xff\xff\xff\x03",
     ],
@@ -192,7 +192,7 @@ async def test_a_link_that_comes_after_the_client_left_is_hung_up() -> None:
     agent.transport.lose()
     browser.transport.lose()
     late = relinked(pipe)
-    assert farewell(late).departure is Departure.BROKEN
+    assert farewell(late).departure is Disconnect.BROKEN
 
 
 @virtual
@@ -310,7 +310,7 @@ async def test_a_client_that_says_goodbye_is_answered() -> None:
     assert browser.transport.is_closing()
     assert pipe.finished.is_set()
     assert pipe.unlinked.is_set()
-    assert farewell(agent).departure is Departure.GOODBYE
+    assert farewell(agent).departure is Disconnect.GOODBYE
 
 
 @virtual
@@ -318,7 +318,7 @@ async def test_a_client_that_vanishes_has_not_said_goodbye() -> None:
     pipe, browser, agent = linked()
     browser.transport.lose(ConnectionResetError())
     assert pipe.finished.is_set()
-    assert farewell(agent).departure is Departure.BROKEN
+    assert farewell(agent).departure is Disconnect.BROKEN
 
 
 @virtual
@@ -350,7 +350,7 @@ async def test_a_client_that_leaves_while_there_is_no_link_is_finished() -> None
 @virtual
 async def test_a_close_record_closes_the_clients_websocket(reason: str, shown: str) -> None:
     pipe, browser, agent = linked()
-    agent.send(output(11), struct_record(Kind.CLOSE, Close(1007, reason)), output(12))
+    agent.send(output(11), struct_record(RecordKind.CLOSE, Close(1007, reason)), output(12))
     first, _, last = browser.received()
     assert first.opcode is Opcode.TEXT
     assert close_of(last) == (1007, shown)
@@ -369,7 +369,7 @@ async def test_a_close_record_closes_the_clients_websocket(reason: str, shown: s
 async def test_a_close_record_that_waited_ends_what_waited_behind_it() -> None:
     pipe, browser = opened()
     agent = Agent.attached(START)
-    agent.send(struct_record(Kind.CLOSE, Close(1000, "")), output(11))
+    agent.send(struct_record(RecordKind.CLOSE, Close(1000, "")), output(11))
     pipe.bind(agent.link)
     assert [frame.opcode for frame in browser.received()] == [Opcode.CLOSE]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Opcode
 
-from relay.bridge.records import Departure
+from relay.bridge.records import Disconnect
 from relay.edge.websocket.client_frames import ClientFrames
 from relay.edge.websocket.state import TRANSITIONS, State, Trigger
 from tests.edge.websocket.ends import CLOSE, UNKNOWN, frames_of, receive
@@ -98,11 +98,11 @@ def test_whatever_happens_the_state_changes_as_the_table_says(steps: list[Trigge
 @pytest.mark.parametrize(
     ("code", "departure"),
     [
-        *((code, Departure.GOODBYE) for code in (1000, 1001, 4000)),
-        *((code, Departure.BROKEN) for code in (1002, 1003, 1007, 1008, 1009, 1011)),
+        *((code, Disconnect.GOODBYE) for code in (1000, 1001, 4000)),
+        *((code, Disconnect.BROKEN) for code in (1002, 1003, 1007, 1008, 1009, 1011)),
     ],
 )
-def test_a_client_that_complains_has_not_said_goodbye(code: int, departure: Departure) -> None:
+def test_a_client_that_complains_has_not_said_goodbye(code: int, departure: Disconnect) -> None:
     frames = frames_of()
     receive(frames, client_frame(Opcode.CLOSE, CloseFrame(code, "").serialize()))
     assert frames.departure is departure
@@ -111,17 +111,17 @@ def test_a_client_that_complains_has_not_said_goodbye(code: int, departure: Depa
 @pytest.mark.parametrize(
     ("data", "departure"),
     [
-        (CLOSE, Departure.GOODBYE),
+        (CLOSE, Disconnect.GOODBYE),
         # The client's close frame came before this side failed the WebSocket.
-        (client_frame(Opcode.TEXT, b"a", fin=False) + CLOSE, Departure.GOODBYE),
-        (text(b"\xff") + CLOSE, Departure.GOODBYE),
+        (client_frame(Opcode.TEXT, b"a", fin=False) + CLOSE, Disconnect.GOODBYE),
+        (text(b"\xff") + CLOSE, Disconnect.GOODBYE),
         (UNKNOWN, None),
         (UNKNOWN + CLOSE, None),
         (text(b"\xff"), None),
     ],
 )
 def test_who_ended_it_is_told_by_the_first_close_frame(
-    data: bytes, departure: Departure | None
+    data: bytes, departure: Disconnect | None
 ) -> None:
     frames = frames_of()
     receive(frames, data)
@@ -137,5 +137,5 @@ def test_a_connection_that_breaks_is_no_goodbye_unless_this_side_cut_it() -> Non
     receive(sent_away, CLOSE)
     for frames in (broken, cut, sent_away):
         frames.connection_lost()
-    assert broken.departure is Departure.BROKEN
+    assert broken.departure is Disconnect.BROKEN
     assert (cut.departure, sent_away.departure) == (None, None)
