@@ -55,6 +55,7 @@ def test_every_room_keeps_the_rules() -> None:
         ("agent/planted.py", "import jupyter_client", "Only holder.kernel and agent.kernelspecs"),
         ("holder/planted.py", "import jupyter_client", "Only holder.kernel and agent.kernelspecs"),
         ("client/planted.py", "import relay.config", "The client for scripts knows"),
+        ("edge/ipc/server.py", "import relay.edge.ipc.quotas", "The edge's IPC knows none of its"),
     ],
 )
 def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str) -> None:

@@ -23,6 +23,7 @@ import uvloop
 
 from relay import limits, processes
 from relay import log as logging
+from relay.auth.audit import Note
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig
 from relay.config.jupyterhub import base_url
@@ -30,12 +31,13 @@ from relay.connections import HeadLimits, Patience, server
 from relay.edge import authentication, settings
 from relay.edge.acceptor import Acceptor
 from relay.edge.app import App, Parts
-from relay.edge.audit import TOPIC, Audit
+from relay.edge.audit import Audit
 from relay.edge.authentication import Authentication
 from relay.edge.certificates import Certificates, server_context
 from relay.edge.channels import Channels
-from relay.edge.council import Council, Refused
 from relay.edge.door import Door
+from relay.edge.ipc.audit_file import WriteNote
+from relay.edge.ipc.client import CallError, ParentClient
 from relay.edge.proxies import Networks
 from relay.edge.rest import Rest
 from relay.edge.standing import Standing
@@ -50,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.edge.worker")
     parser.add_argument("--settings", type=Path, required=True, help="what the parent accepted")
     parser.add_argument("--die-with-parent", type=int)
-    parser.add_argument("--council", type=Path, required=True, help="the parent's socket")
+    parser.add_argument("--parent-socket", type=Path, required=True)
     parser.add_argument("--metrics-folder", type=Path, help="shared with the parent")
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
@@ -68,7 +70,7 @@ def main() -> None:
         # The parent takes 2 for what another try will not mend.
         log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, path, secrets, metrics, arguments.council))
+    uvloop.run(_run(config, path, secrets, metrics, arguments.parent_socket))
 
 
 def _raise_descriptor_limit() -> None:
@@ -121,7 +123,7 @@ def _naming(setting: str) -> Iterator[None]:
 
 
 async def _run(
-    config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics, council_path: Path
+    config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics, parent_socket: Path
 ) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -129,7 +131,7 @@ async def _run(
         loop.add_signal_handler(number, stopped.set)
     sockets = processes.inherited_listeners()
     standing = Standing(secrets.authentication.identify, metrics)
-    council = await Council.join(council_path, os.getppid(), stopped.set)
+    parent = await ParentClient.connect(parent_socket, os.getppid(), stopped.set)
     async with (
         secrets.authentication,
         Upstream(config, secrets.signer, metrics=metrics) as upstream,
@@ -140,10 +142,10 @@ async def _run(
         channels = Channels(config, upstream, metrics, secrets.authentication.follow)
         rest = Rest(config, upstream, metrics)
         parts = Parts(
-            door=Door(council, config.proxies),
+            door=Door(parent, config.proxies),
             authentication=secrets.authentication,
             standing=standing,
-            audit=Audit(config.audit, partial(_tell, council)),
+            audit=Audit(config.audit, partial(_write_audit, parent)),
             upstream=upstream,
             rest=rest,
             channels=channels,
@@ -161,7 +163,7 @@ async def _run(
             Acceptor(
                 sockets[name],
                 http,
-                council=council,
+                parent=parent,
                 tls=secrets.tls,
                 certificates=secrets.certificates,
                 proxies=proxies,
@@ -177,7 +179,7 @@ async def _run(
             processes.notify("READY=1")
             log.info("ready")
             await stopped.wait()
-            if council.gone:
+            if parent.gone:
                 # Nobody can be let in without the parent, and nobody else would end this process.
                 log.error("parent_gone")
                 sys.exit(1)
@@ -231,15 +233,15 @@ async def _background(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def _tell(council: Council, note: bytes) -> bool:
-    """Have the parent write to the audit log; whether all is written.
+async def _write_audit(parent: ParentClient, note: Note | None) -> bool:
+    """Have the parent write to the audit log, and return whether all is written.
 
     Raises ``ConnectionError`` once the parent is gone, with which the client's connection ends:
     nobody hears of a decision that nobody will write down.
     """
     try:
-        await council.tell(TOPIC, note)
-    except Refused:
+        await parent.call(WriteNote(note))
+    except CallError:
         return False
     return True
 
