@@ -29,6 +29,7 @@ from relay.errors import (
     Conflict,
     DiskFull,
     NotFound,
+    OtherVersion,
     RelayError,
     StartFailed,
 )
@@ -247,6 +248,9 @@ class Holders:
             log.warning("holder_not_understood", kernel_id=place.kernel_id, problem=error.message)
             msg = "A kernel's holder does not speak as this agent does."
             return AgentUnavailable(msg, retry_after=1)
+        except OtherVersion as error:
+            log.warning("version_refused", kernel_id=place.kernel_id, problem=error.message)
+            return error
         except RelayError as error:
             return error
         except UnicodeEncodeError:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
 from relay.bridge.records import (
     Call,
     Failure,
@@ -67,6 +68,16 @@ async def connect(
     return reader, writer
 
 
+async def _first_status(reader: asyncio.StreamReader) -> Status:
+    """What a holder answers whoever opens a line. Raises as `Line.open`."""
+    while True:
+        kind, payload = await read_record(reader, _MAX_RECORD)
+        if kind is Kind.CLOSE:
+            raise refused(payload, HOLDER, AGENT)
+        if kind is Kind.STATUS:
+            return read_opening(payload, Status, HOLDER, AGENT)
+
+
 class Line:
     """One holder, for as long as both it and this agent live."""
 
@@ -89,7 +100,11 @@ class Line:
 
     @classmethod
     async def open(cls, place: Place) -> Line:
-        """Connect and hear the first status. Raises ``OSError`` and ``EOFError``."""
+        """Connect and hear the first status.
+
+        Raises `OtherVersion`, `RecordError`, ``OSError`` and ``EOFError``.
+        """
+        place.check_versions()
         address = place.read_address()
         if address is None:
             raise FileNotFoundError(place.request)
@@ -97,15 +112,11 @@ class Line:
         reader, writer = await connect(holder, _READ_AHEAD)
         writer.write(struct_record(Kind.CALL, Call(id=0, op="status")))
         try:
-            while True:
-                kind, payload = await read_record(reader, _MAX_RECORD)
-                if kind is Kind.STATUS:
-                    status = read_struct(payload, Status)
-                    streams = reader, writer
-                    return cls(place, holder, status, streams)
+            status = await _first_status(reader)
         except BaseException:
             writer.close()
             raise
+        return cls(place, holder, status, (reader, writer))
 
     @property
     def model(self) -> KernelModel:

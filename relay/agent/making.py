@@ -20,7 +20,7 @@ from relay import limits
 from relay.agent.spawn import Quarters, Starter, spawn
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Forbidden, TooMany
+from relay.errors import AgentUnavailable, Forbidden, OtherVersion, TooMany
 from relay.files import first_come, try_flock
 from relay.model import Principal
 from relay.registry import Place, kernels_folder, places, remove, socket_name
@@ -176,7 +176,7 @@ class Maker:
 
 def _discard(place: Place) -> None:
     """Remove the folder of a kernel that could not be started."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OtherVersion):
         lock = place.try_lock()
         if lock is not None:
             try:

@@ -25,7 +25,7 @@ from relay import log as logging
 from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
-from relay.errors import KernelError
+from relay.errors import KernelError, OtherVersion
 from relay.files import write_atomic
 from relay.holder.adoption import NOTICE, make_up
 from relay.holder.answers import SHARE, Answers
@@ -69,10 +69,19 @@ def main() -> None:
     place = Place(arguments.folder)
     # The lock is held by this process alone, for as long as it lives: no child inherits it.
     os.set_inheritable(arguments.lock, False)
-    config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
+    config = _read_config(place)
     logging.configure(config.log.level, config.log.format, component="holder")
     structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id, request_id=config.request_id)
     uvloop.run(_run(place, config, frozenset(agents)))
+
+
+def _read_config(place: Place) -> HolderConfig:
+    """What the agent asks for. Exits where the folder is of a version that is not known here."""
+    try:
+        place.check_versions()
+    except OtherVersion as error:
+        raise SystemExit(f"version_refused: {error.message}") from error
+    return msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
 
 
 async def _run(place: Place, config: HolderConfig, agents: frozenset[int]) -> None:

@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from relay import files, registry
+from relay.errors import OtherVersion
 from relay.processes import StartError
 
 
@@ -185,6 +186,18 @@ def _is_adoptable(record: registry.KernelRecord) -> bool:
     return alive and record.adoptable
 
 
+def _has_kernel(place: registry.Place) -> bool:
+    try:
+        place.check_versions()
+        record = place.read_record()
+    except OtherVersion:
+        # What cannot be read here may well be of one.
+        return True
+    except OSError:
+        return False
+    return record is not None and (_lives(record) or _is_adoptable(record))
+
+
 def living_kernels(path: Path) -> Counter[str]:
     """How many kernels live in a state folder, by cluster.
 
@@ -194,9 +207,6 @@ def living_kernels(path: Path) -> Counter[str]:
     with contextlib.suppress(OSError), os.scandir(path) as clusters:
         for cluster in clusters:
             for place in registry.places(path, cluster.name) if cluster.is_dir() else ():
-                record = None
-                with contextlib.suppress(OSError):
-                    record = place.read_record()
-                if record and (_lives(record) or _is_adoptable(record)):
+                if _has_kernel(place):
                     found[cluster.name] += 1
     return found
