@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from relay.agent.line import Address, Line, connect
-from relay.bridge.records import Kind, Phase, Status, struct_record
+from relay.bridge.records import Close, Kind, Phase, Status, struct_record
+from relay.errors import OtherVersion
 from relay.files import write_atomic
 from relay.registry import Place
 from relay.streams import peer_uid
@@ -29,6 +30,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.says: list[Status] = [STATUS]
+        self.refuses: Close | None = None
         self.connected = 0
         self.writer: asyncio.StreamWriter
 
@@ -37,6 +39,9 @@ class Holder:
         self.writer = writer
         if not await reader.read(1):
             writer.close()
+            return
+        if self.refuses is not None:
+            writer.write(struct_record(Kind.CLOSE, self.refuses))
             return
         for status in self.says:
             writer.write(struct_record(Kind.STATUS, status))
@@ -96,3 +101,27 @@ async def test_the_other_end_has_a_user(holder: Holder, tmp_path: Path) -> None:
     _, writer = await asyncio.open_unix_connection(tmp_path / "s")
     assert peer_uid(writer) == os.geteuid()
     writer.close()
+
+
+async def test_a_holder_of_another_version_has_no_line(holder: Holder, place: Place) -> None:
+    holder.says = [msgspec.structs.replace(STATUS, version=2)]
+    with pytest.raises(OtherVersion, match=r"holder has version 2 of .* agent has version 1\."):
+        await Line.open(place)
+
+
+async def test_a_holder_that_refuses_the_agent_has_no_line(holder: Holder, place: Place) -> None:
+    holder.refuses = Close(1012, "<stranger's words>", version=2)
+    with pytest.raises(OtherVersion) as caught:
+        await Line.open(place)
+    assert "The kernel's holder has version 2 of the relay's records" in caught.value.message
+    assert "stranger" not in caught.value.message
+
+
+@pytest.mark.parametrize("noted", [{"version": 2}, {"journal": 2}])
+async def test_of_a_folder_of_another_version_no_holder_is_asked(
+    holder: Holder, place: Place, noted: dict[str, int]
+) -> None:
+    write_atomic(place.record, msgspec.json.encode(noted))
+    with pytest.raises(OtherVersion):
+        await Line.open(place)
+    assert not holder.connected
