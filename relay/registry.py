@@ -20,6 +20,7 @@ import msgspec
 
 from relay.auth.ownership import Grant
 from relay.bridge.versions import FIRST, FOLDER, JOURNAL
+from relay.errors import OtherVersion
 from relay.files import (
     TRAVERSABLE,
     FolderError,
@@ -180,6 +181,16 @@ class Place(msgspec.Struct, frozen=True):
             noted = read_struct(path, _Versions) or _Versions()
             FOLDER.check(noted.version, "kernel's folder", "relay")
             JOURNAL.check(noted.journal, "kernel's folder", "relay")
+
+    def is_understood(self) -> bool:
+        """Whether the folder, as far as can be read, is of a version that is known here."""
+        try:
+            self.check_versions()
+        except OtherVersion:
+            return False
+        except OSError:
+            pass
+        return True
 
     def try_lock(self) -> int | None:
         """Take the folder's lock: a file descriptor to keep open, or None where it is taken.

@@ -97,16 +97,16 @@ class Holders:
         found = places(self._state_dir, self._config.cluster)
         self._gone &= {place.kernel_id for place in found}
 
-        def is_wanted(kernel_id: str, *, unknown: bool) -> bool:
-            kernel = self.possession(kernel_id)
-            return unknown if kernel is None else wanted(kernel)
+        def is_wanted(place: Place, *, unknown: bool) -> bool:
+            kernel = self.possession(place.kernel_id)
+            return (unknown and place.is_understood()) if kernel is None else wanted(kernel)
 
         # Nobody waits for the holder of somebody else's kernel.
-        asked = [place for place in found if is_wanted(place.kernel_id, unknown=True)]
+        asked = [place for place in found if is_wanted(place, unknown=True)]
         return [
             line
             for line in await self._within_answer(self._known(asked))
-            if line.status.phase is Phase.READY and is_wanted(line.place.kernel_id, unknown=False)
+            if line.status.phase is Phase.READY and is_wanted(line.place, unknown=False)
         ]
 
     def possession(self, kernel_id: str) -> Possession | None:

@@ -172,6 +172,23 @@ async def test_what_another_version_has_left_is_left_alone(
         assert contents(place) == found
 
 
+@pytest.mark.parametrize("alive", [True, False])
+async def test_a_folder_of_another_version_without_an_owner_is_in_nobodys_list(
+    tmp_path: Path, alive: bool
+) -> None:
+    async with running(tmp_path) as node:
+        await node.holder(kernel_id(1), BOB)
+        place = node.folder(kernel_id(2), ADA)
+        if alive:
+            node.lock(place)
+        place.request.write_bytes(b'{"version":2,"owner":{"name":"ada"}}')
+        assert await node.listed(BOB) == [kernel_id(1)]
+        assert await node.listed(ADA) == []
+        with pytest.raises(OtherVersion):
+            await node.start(place.kernel_id, ADA)
+        assert place.exists()
+
+
 async def test_a_holder_that_speaks_another_version_costs_its_owner_only(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
         await node.holder(kernel_id(1), BOB)
