@@ -23,6 +23,7 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN, Protocol, Side
 
 from relay.agent.channels import Channels
+from relay.agent.ending import end_kernels
 from relay.agent.holders import Holders
 from relay.agent.kernels import Admission
 from relay.agent.line import Address, Line
@@ -398,13 +399,7 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
     place = Place(folder)
     left = place.read_record()
     assert left is not None
-    starter = SameUser(tmp_path, "alpha", str(tmp_path / "run"))
-    lock = place.try_lock()
-    assert lock is not None
-    assert await replace(starter, place, lock) == ""
-    os.close(lock)
-    line = await until(lambda: Line.open(place))
-    async with asyncio.TaskGroup() as tasks:
+    async with replaced(place, tmp_path) as line, asyncio.TaskGroup() as tasks:
         running = tasks.create_task(line.run())
         record = await until(lambda: noted(place, left))
         assert (record.epoch, record.version, record.journal) == (left.epoch, 1, 1)
@@ -426,6 +421,21 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
         await until(lambda: gone(record.holder_pid))
     assert line.status.phase is Phase.GONE
     assert not place.exists()
+
+
+@asynccontextmanager
+async def replaced(place: Place, state: Path) -> AsyncIterator[Line]:
+    """A line to a holder of this version, in the place of the one that died."""
+    lock = place.try_lock()
+    assert lock is not None
+    starter = SameUser(state, "alpha", str(state / "run"))
+    assert await replace(starter, place, lock) == ""
+    os.close(lock)
+    try:
+        yield await until(lambda: Line.open(place))
+    finally:
+        # Where the test has failed.
+        await end_kernels(state, WAIT)
 
 
 async def gone(pid: int) -> None:
