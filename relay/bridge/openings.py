@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from relay.bridge.messages import Buffer
-from relay.bridge.records import Close, Kind, read_struct, struct_record
+from relay.bridge.records import Close, RecordKind, read_struct, struct_record
 from relay.bridge.versions import FIRST, RECORDS, Opening
 from relay.errors import OtherVersion
 
@@ -42,7 +42,7 @@ def read_opening(payload: Buffer, struct_type: type[T], theirs: str, ours: str) 
 
 def refusal_record(problem: str) -> bytes:
     """The CLOSE that stands in the place of an answer: why the other side is refused."""
-    return struct_record(Kind.CLOSE, Close(OtherVersion.close_code, problem))
+    return struct_record(RecordKind.CLOSE, Close(OtherVersion.close_code, problem))
 
 
 def refused(payload: Buffer, theirs: str, ours: str) -> OtherVersion:

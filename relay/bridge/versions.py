@@ -6,7 +6,7 @@ these formats bears a version, and each reader checks it before it makes anythin
 - Records: ``version`` in ATTACH, CALL and READ, which open a connection, in their answers
   (ATTACHED, STATUS, READING), and in a CLOSE that refuses them (``openings.py``).
 - Folder: ``version`` in ``request.json`` and in ``record.json``, for all files of a kernel's folder
-  (``registry.py``).
+  (``kernel_folders.py``).
 - Journal: ``journal`` in ``record.json``. Agents have to know it before they start a holder, and
   may not enter the journal's folder where it is another OS user's.
 """

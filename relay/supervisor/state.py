@@ -11,7 +11,7 @@ from typing import Self
 
 import msgspec
 
-from relay import files, registry
+from relay import files, kernel_folders
 from relay.errors import OtherVersion
 from relay.processes import StartError
 
@@ -176,20 +176,20 @@ def lock_owner(folder: StateFolder) -> int | None:
     return None
 
 
-def _lives(record: registry.KernelRecord) -> bool:
-    return registry.process_started(record.holder_pid) == record.holder_started
+def _lives(record: kernel_folders.KernelRecord) -> bool:
+    return kernel_folders.process_started(record.holder_pid) == record.holder_started
 
 
-def _is_adoptable(record: registry.KernelRecord) -> bool:
+def _is_adoptable(record: kernel_folders.KernelRecord) -> bool:
     pid = record.kernel_pid
-    alive = pid is not None and registry.process_started(pid) == record.kernel_started
+    alive = pid is not None and kernel_folders.process_started(pid) == record.kernel_started
     return alive and record.adoptable
 
 
-def _has_kernel(place: registry.Place) -> bool:
+def _has_kernel(kernel_folder: kernel_folders.KernelFolder) -> bool:
     try:
-        place.check_versions()
-        record = place.read_record()
+        kernel_folder.check_versions()
+        record = kernel_folder.read_record()
     except OtherVersion:
         # What cannot be read here may well be of one.
         return True
@@ -206,7 +206,9 @@ def living_kernels(path: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     with contextlib.suppress(OSError), os.scandir(path) as clusters:
         for cluster in clusters:
-            for place in registry.places(path, cluster.name) if cluster.is_dir() else ():
-                if _has_kernel(place):
+            for kernel_folder in (
+                kernel_folders.find_folders(path, cluster.name) if cluster.is_dir() else ()
+            ):
+                if _has_kernel(kernel_folder):
                     found[cluster.name] += 1
     return found

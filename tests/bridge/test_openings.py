@@ -12,12 +12,12 @@ from relay.bridge.records import (
     Attached,
     Call,
     Close,
-    Kind,
     Phase,
     Position,
     Read,
     Reading,
     RecordError,
+    RecordKind,
     Status,
     read_struct,
     struct_record,
@@ -26,11 +26,11 @@ from relay.bridge.versions import Format, Opening
 from relay.errors import OtherVersion
 
 OPENINGS = [
-    (Kind.ATTACH, Attach(link="l", principal="token:ada")),
-    (Kind.ATTACHED, Attached(position=Position("e", 1), acknowledged=0)),
-    (Kind.CALL, Call(id=0, op="status")),
+    (RecordKind.ATTACH, Attach(link="l", principal="token:ada")),
+    (RecordKind.ATTACHED, Attached(position=Position("e", 1), acknowledged=0)),
+    (RecordKind.CALL, Call(id=0, op="status")),
     (
-        Kind.STATUS,
+        RecordKind.STATUS,
         Status(
             phase=Phase.READY,
             name="python3",
@@ -40,27 +40,29 @@ OPENINGS = [
             connections=0,
         ),
     ),
-    (Kind.READ, Read(after=0, limit=None, follow=False, message_bytes=1)),
-    (Kind.READING, Reading(epoch="e", last_seq=0)),
+    (RecordKind.READ, Read(after=0, limit=None, follow=False, message_bytes=1)),
+    (RecordKind.READING, Reading(epoch="e", last_seq=0)),
 ]
 
 
 @pytest.mark.parametrize(("kind", "opening"), OPENINGS)
-def test_each_opening_bears_the_version(kind: Kind, opening: Opening) -> None:
+def test_each_opening_bears_the_version(kind: RecordKind, opening: Opening) -> None:
     payload = struct_record(kind, opening)[HEADER.size :]
     assert json.loads(payload)["version"] == 1
     assert read_opening(payload, type(opening), AGENT, HOLDER) == opening
 
 
 @pytest.mark.parametrize(("kind", "opening"), OPENINGS)
-def test_without_a_version_it_is_the_first(kind: Kind, opening: Opening) -> None:
+def test_without_a_version_it_is_the_first(kind: RecordKind, opening: Opening) -> None:
     payload = json.loads(struct_record(kind, opening)[HEADER.size :])
     del payload["version"]
     assert read_opening(json.dumps(payload).encode(), type(opening), AGENT, HOLDER) == opening
 
 
 @pytest.mark.parametrize(("kind", "opening"), OPENINGS)
-def test_another_version_is_refused_whatever_else_there_is(kind: Kind, opening: Opening) -> None:
+def test_another_version_is_refused_whatever_else_there_is(
+    kind: RecordKind, opening: Opening
+) -> None:
     with pytest.raises(OtherVersion, match=r"The agent has version 2 of .*holder has version 1"):
         read_opening(b'{"version":2,"link":{"new":"form"}}', type(opening), AGENT, HOLDER)
 
@@ -80,7 +82,7 @@ def test_what_is_read_has_the_form_of_this_version(monkeypatch: pytest.MonkeyPat
 
 def test_a_refusal_says_why_and_what_the_refusing_side_speaks() -> None:
     record = refusal_record("why")
-    assert record[4] == Kind.CLOSE
+    assert record[4] == RecordKind.CLOSE
     payload = record[HEADER.size :]
     assert json.loads(payload) == {"version": 1, "code": 1012, "reason": "why"}
     assert read_struct(payload, Close) == Close(1012, "why")

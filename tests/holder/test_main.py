@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.registry import Place
+from relay.kernel_folders import KernelFolder
 
 
 def run(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a holder in a folder until it ends."""
-    place = Place(folder)
+    kernel_folder = KernelFolder(folder)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    command = [sys.executable, "-m", "relay.holder", "--folder", str(place.folder)]
+    command = [sys.executable, "-m", "relay.holder", "--folder", str(kernel_folder.path)]
     try:
         return subprocess.run(
             [*command, "--lock", str(lock)],

@@ -1,4 +1,4 @@
-"""Holders run for as long as their kernels: what one of 0.1 says, and leaves, is understood.
+"""HolderRegistry run for as long as their kernels: what one of 0.1 says, and leaves, is understood.
 
 For ever: none of these tests, and no byte under ``fixtures/holder-0.1/``, is to be changed for a
 later version's sake.
@@ -22,26 +22,26 @@ from aiohttp.test_utils import RawTestServer, TestClient
 from websockets.frames import Frame
 from websockets.protocol import OPEN, Protocol, Side
 
-from relay.agent.channels import Channels
-from relay.agent.ending import end_kernels
-from relay.agent.holders import Holders
-from relay.agent.kernels import Admission
-from relay.agent.line import Address, Line
-from relay.agent.making import StartRequest
-from relay.agent.past import Past
-from relay.agent.spawn import SameUser, replace
+from relay.agent.api.access import Admission
+from relay.agent.api.messages import JournalMessages
+from relay.agent.channels.transcoder import Transcoder
+from relay.agent.holders.client import HolderClient, HolderEndpoint
+from relay.agent.holders.create import StartRequest
+from relay.agent.holders.registry import HolderRegistry
+from relay.agent.holders.stop_all import end_kernels
+from relay.agent.launchers.local import LocalLauncher, replace
 from relay.auth.ownership import Grant
-from relay.bridge.events import Attached, Start
+from relay.bridge.events import ClientAttached, StartReading
 from relay.bridge.messages import Channel
 from relay.bridge.records import (
     HEADER,
     Attach,
-    Departure,
     Detach,
-    Granting,
-    Kind,
+    Disconnect,
+    GrantChange,
     Phase,
     Position,
+    RecordKind,
     message_record,
     number_record,
     read_entries,
@@ -49,18 +49,18 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.bridge.records import Attached as AttachedRecord
+from relay.bridge.records import ClientAttached as AttachedRecord
 from relay.bridge.session import SessionLimits
-from relay.client import wire
+from relay.client import kernel_message
 from relay.config import AgentConfig, CullSettings, ListenSettings, PastSettings
 from relay.config.holder import HolderConfig
 from relay.files import read_struct as read_file
-from relay.holder.answers import SHARE, Answers
-from relay.holder.memory import Memory
-from relay.holder.requests import Requests
-from relay.holder.store import Entry, Journal
+from relay.holder.journal.replies import SHARE, ReplyJournal
+from relay.holder.journal.store import Journal, JournalEntry
+from relay.holder.sessions.requests import RequestStore
+from relay.holder.sessions.store import SessionStore
+from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from relay.model import Principal
-from relay.registry import KernelRecord, Place, kernels_folder
 from relay.routing.paths import parse_target
 from relay.streams import read_record
 from tests.fixtures import holder_01
@@ -96,7 +96,7 @@ async def played(name: str, path: Path) -> AsyncIterator[Player]:
     assert player.problem is None
 
 
-def recorded(name: str, kind: Kind) -> bytes:
+def recorded(name: str, kind: RecordKind) -> bytes:
     """The payload of the one record of that kind in a transcript."""
     (found,) = [record for _, record in transcript(name) if record[4] == kind]
     return found[HEADER.size :]
@@ -114,15 +114,15 @@ def test_no_record_of_0_1_bears_a_version() -> None:
 async def test_an_agent_finds_and_commands_a_holder_of_0_1(tmp_path: Path) -> None:
     folder = kernels_folder(tmp_path, "alpha") / KERNEL
     copy_folder(folder, tmp_path)
-    place = Place(folder)
+    place = KernelFolder(folder)
     address = place.read_address()
     assert address is not None
     address.socket.parent.mkdir()
     lock = place.try_lock()
     assert lock is not None
-    starter = SameUser(tmp_path, "alpha", str(tmp_path / "run"))
+    starter = LocalLauncher(tmp_path, "alpha", str(tmp_path / "run"))
     async with played("line", address.socket) as player, asyncio.TaskGroup() as tasks:
-        holders = Holders(config(tmp_path), starter, LIMIT, tasks)
+        holders = HolderRegistry(config(tmp_path), starter, LIMIT, tasks)
         line = await holders.start(start_request())
         assert line.status.phase is Phase.READY
         assert (line.model.name, line.model.execution_state) == ("python3", "idle")
@@ -132,7 +132,7 @@ async def test_an_agent_finds_and_commands_a_holder_of_0_1(tmp_path: Path) -> No
         assert kernel is not None
         assert (kernel.owner, kernel.grants) == (str(ALICE), {"token:bob": Grant.VIEW})
         await line.call("interrupt", "r1", WAIT)
-        granting = Granting(principal="token:bob", action="view")
+        granting = GrantChange(principal="token:bob", action="view")
         await line.call("grant", "r2", WAIT, grant=granting)
         await holders.stop(KERNEL, "r3")
         holders.close()
@@ -165,11 +165,11 @@ def start_request() -> StartRequest:
 async def test_a_line_to_a_holder_of_0_1_follows_it_to_the_end(tmp_path: Path) -> None:
     copy_folder(tmp_path / "k", tmp_path)
     (tmp_path / "run").mkdir()
-    place = Place(tmp_path / "k")
+    place = KernelFolder(tmp_path / "k")
     address = place.read_address()
     assert address is not None
     async with played("line", address.socket), asyncio.TaskGroup() as tasks:
-        line = await Line.open(place)
+        line = await HolderClient.open(place)
         assert line.status.phase is Phase.STARTING
         running = tasks.create_task(line.run())
         await line.settled(WAIT)
@@ -197,23 +197,27 @@ class Edge:
 
     async def attached(self) -> AttachedRecord:
         kind, payload = await read_record(self._reader, LIMIT)
-        assert kind is Kind.ATTACHED
+        assert kind is RecordKind.ATTACHED
         return read_struct(payload, AttachedRecord)
 
-    async def messages_until(self, seq: int) -> list[wire.KernelMessage]:
+    async def messages_until(self, seq: int) -> list[kernel_message.KernelMessage]:
         """What the client gets up to a seq."""
         before = Position("0" * 12, 0)
         while self.position != (seq, 0):
             kind, payload = await read_record(self._reader, LIMIT)
-            if kind is Kind.ACK:
+            if kind is RecordKind.ACK:
                 (self.acknowledged,) = payload[:1]
                 continue
-            assert kind is Kind.FRAMES
+            assert kind is RecordKind.FRAMES
             seq_sent, fragment, frames = read_frames(payload)
             self.position = seq_sent, fragment
             self._client.receive_data(bytes(frames))
         events = self._client.events_received()
-        return [wire.read(bytes(each.data), before) for each in events if isinstance(each, Frame)]
+        return [
+            kernel_message.read(bytes(each.data), before)
+            for each in events
+            if isinstance(each, Frame)
+        ]
 
     async def close(self) -> None:
         assert await self._reader.read() == b""
@@ -222,7 +226,7 @@ class Edge:
 
 def execute_request() -> bytes:
     content = {"code": CODE, "silent": False}
-    return wire.request(
+    return kernel_message.request(
         Channel.SHELL, "execute_request", content, msg_id="m1", session="s1", date="2026-01-01"
     )
 
@@ -230,7 +234,7 @@ def execute_request() -> bytes:
 async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> None:
     near, far = socket.socketpair()
     edge = Edge(*await asyncio.open_unix_connection(sock=far))
-    channels = Channels(
+    channels = Transcoder(
         await asyncio.open_unix_connection(sock=near),
         message_bytes=LIMIT,
         gateway_bytes=LIMIT,
@@ -238,18 +242,18 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
         is_busy=lambda: False,
     )
     admission = Admission(str(ALICE), views_only=False, granted=False)
-    position = msgspec.json.decode(recorded("channels", Kind.ATTACHED))["position"]
-    last = msgspec.json.decode(recorded("channels", Kind.DETACH))["seq"]
+    position = msgspec.json.decode(recorded("channels", RecordKind.ATTACHED))["position"]
+    last = msgspec.json.decode(recorded("channels", RecordKind.DETACH))["seq"]
     async with played("channels", tmp_path / "s") as player, asyncio.TaskGroup() as tasks:
-        tasks.create_task(channels.run(Address(tmp_path / "s", os.geteuid()), admission))
+        tasks.create_task(channels.run(HolderEndpoint(tmp_path / "s", os.geteuid()), admission))
         attach = Attach(link="l1", principal="token:mallory", session_id="s1", subprotocol=V1)
-        edge.send(struct_record(Kind.ATTACH, attach))
+        edge.send(struct_record(RecordKind.ATTACH, attach))
         answer = await edge.attached()
         assert answer.position == Position(position["epoch"], position["seq"])
         edge.send(message_record(1, text=False, payload=execute_request()))
         messages = await asyncio.wait_for(edge.messages_until(last), WAIT)
-        detach = Detach(departure=Departure.GOODBYE, seq=last)
-        edge.send(number_record(Kind.PROVED, last), struct_record(Kind.DETACH, detach))
+        detach = Detach(departure=Disconnect.GOODBYE, seq=last)
+        edge.send(number_record(RecordKind.PROVED, last), struct_record(RecordKind.DETACH, detach))
         await edge.close()
     assert edge.acknowledged == 1
     assert [each.msg_type for each in messages] == [
@@ -267,8 +271,8 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
 
 
 async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
-    past = Past(PastSettings(), message_bytes=LIMIT, max_record=LIMIT)
-    address = Address(tmp_path / "s", os.geteuid())
+    past = JournalMessages(PastSettings(), message_bytes=LIMIT, max_record=LIMIT)
+    address = HolderEndpoint(tmp_path / "s", os.geteuid())
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         target = parse_target(request.raw_path)
@@ -279,9 +283,9 @@ async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
         response = await client.get("/messages?since=0&limit=1000")
         assert response.status == 200
         lines = [json.loads(line) for line in (await response.text()).splitlines()]
-    epoch = msgspec.json.decode(recorded("past", Kind.READING))["epoch"]
+    epoch = msgspec.json.decode(recorded("past", RecordKind.READING))["epoch"]
     assert [line["seq"] for line in lines] == [
-        f"{epoch}-{entry.seq}" for entry in read_entries(recorded("past", Kind.ENTRIES))
+        f"{epoch}-{entry.seq}" for entry in read_entries(recorded("past", RecordKind.ENTRIES))
     ]
     assert {line["channel"] for line in lines} == {"iopub"}
     texts = [line["content"].get("text") for line in lines]
@@ -295,20 +299,20 @@ async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> KernelFolder:
     copy_folder(tmp_path / KERNEL, tmp_path)
-    return Place(tmp_path / KERNEL)
+    return KernelFolder(tmp_path / KERNEL)
 
 
 @pytest.fixture
-def request_of_0_1(place: Place) -> HolderConfig:
+def request_of_0_1(place: KernelFolder) -> HolderConfig:
     found = read_file(place.request, HolderConfig)
     assert found is not None
     return found
 
 
 @pytest.fixture
-def journal(place: Place, request_of_0_1: HolderConfig) -> Journal:
+def journal(place: KernelFolder, request_of_0_1: HolderConfig) -> Journal:
     return Journal.open(
         place.journal,
         max_bytes=request_of_0_1.journal.bytes,
@@ -317,7 +321,7 @@ def journal(place: Place, request_of_0_1: HolderConfig) -> Journal:
     )
 
 
-def test_its_notes_are_read(place: Place, request_of_0_1: HolderConfig) -> None:
+def test_its_notes_are_read(place: KernelFolder, request_of_0_1: HolderConfig) -> None:
     place.check_versions()
     assert (request_of_0_1.owner, request_of_0_1.name) == (str(ALICE), "python3")
     assert request_of_0_1.environment["USER"] == "alice"
@@ -331,7 +335,7 @@ def test_its_notes_are_read(place: Place, request_of_0_1: HolderConfig) -> None:
     assert len(replacements) == 1
 
 
-def test_its_journal_is_read_from_the_beginning(place: Place, journal: Journal) -> None:
+def test_its_journal_is_read_from_the_beginning(place: KernelFolder, journal: Journal) -> None:
     assert journal.first_seq == 1
     before = {path.name: path.read_bytes() for path in place.journal.glob("*.log")}
     assert len(before) > 3
@@ -346,15 +350,17 @@ def test_its_journal_is_read_from_the_beginning(place: Place, journal: Journal) 
     journal.close()
 
 
-def all_in(journal: Journal) -> list[Entry]:
-    entries: list[Entry] = []
+def all_in(journal: Journal) -> list[JournalEntry]:
+    entries: list[JournalEntry] = []
     while batch := journal.read(entries[-1].seq if entries else 0, LIMIT).entries:
         entries += batch
     return entries
 
 
-def test_its_answers_are_read(place: Place, journal: Journal, request_of_0_1: HolderConfig) -> None:
-    answers = Answers(place.journal / "answers", request_of_0_1.journal.bytes // SHARE)
+def test_its_answers_are_read(
+    place: KernelFolder, journal: Journal, request_of_0_1: HolderConfig
+) -> None:
+    answers = ReplyJournal(place.journal / "answers", request_of_0_1.journal.bytes // SHARE)
     found = all_in(answers._kept)
     kinds = [json.loads(entry.parts[0])["msg_type"] for entry in found]
     assert kinds.count("execute_reply") == 2
@@ -366,28 +372,28 @@ def test_its_answers_are_read(place: Place, journal: Journal, request_of_0_1: Ho
 
 
 def test_its_clients_are_remembered(
-    place: Place, journal: Journal, request_of_0_1: HolderConfig
+    place: KernelFolder, journal: Journal, request_of_0_1: HolderConfig
 ) -> None:
     bounds = msgspec.convert(request_of_0_1.sessions, SessionLimits, from_attributes=True)
     lines = [json.loads(line) for line in place.sessions.read_bytes().splitlines()]
     table, begun = lines[0], lines[1]
     now = lines[-1]["now"] + 1
-    memory = Memory.open(place.sessions, bounds, journal.last_seq, now)
+    memory = SessionStore.open(place.sessions, bounds, journal.last_seq, now)
     record = place.read_record()
     assert record is not None
     assert memory.sessions.epoch == record.epoch
     # Of one the table tells, as of an earlier holder's time, of the other the events behind it.
     for name, seq in (("d", table["sessions"][0]["cursor"]), ("e", begun["seq"])):
         attach = Attach(link=name, principal=str(ALICE), session_id=name * 32, subprotocol=V1)
-        (start,) = memory.handle(Attached(1, attach), now)
-        assert isinstance(start, Start)
+        (start,) = memory.handle(ClientAttached(1, attach), now)
+        assert isinstance(start, StartReading)
         assert start.position == Position(record.epoch, seq)
     memory.close()
     journal.close()
 
 
-def test_what_it_had_not_finished_is_known(place: Place) -> None:
-    (left,) = Requests(place.requests, 100)
+def test_what_it_had_not_finished_is_known(place: KernelFolder) -> None:
+    (left,) = RequestStore(place.requests, 100)
     assert (left.msg_id, left.session) == (f"{'e' * 32}-2", "e" * 32)
     assert (left.msg_type, left.answered, left.idle) == ("execute_request", False, False)
 
@@ -396,7 +402,7 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
     """The kernel died too: the holder finds that out, and starts it anew under the same id."""
     folder = kernels_folder(tmp_path, "alpha") / KERNEL
     copy_folder(folder, tmp_path)
-    place = Place(folder)
+    place = KernelFolder(folder)
     left = place.read_record()
     assert left is not None
     async with replaced(place, tmp_path) as line, asyncio.TaskGroup() as tasks:
@@ -409,11 +415,14 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
         attach = Attach(
             link="l", principal=str(ALICE), session_id="s", subprotocol=V1, position=position
         )
-        writer.write(struct_record(Kind.ATTACH, attach))
+        writer.write(struct_record(RecordKind.ATTACH, attach))
         kind, payload = await read_record(reader, LIMIT)
-        assert (kind, read_struct(payload, AttachedRecord).position) == (Kind.ATTACHED, position)
+        assert (kind, read_struct(payload, AttachedRecord).position) == (
+            RecordKind.ATTACHED,
+            position,
+        )
         kind, payload = await read_record(reader, LIMIT)
-        assert (kind, next(read_entries(payload)).seq) == (Kind.ENTRIES, 1)
+        assert (kind, next(read_entries(payload)).seq) == (RecordKind.ENTRIES, 1)
         writer.close()
         await line.call("shutdown", "", WAIT)
         await running
@@ -424,15 +433,15 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def replaced(place: Place, state: Path) -> AsyncIterator[Line]:
+async def replaced(place: KernelFolder, state: Path) -> AsyncIterator[HolderClient]:
     """A line to a holder of this version, in the place of the one that died."""
     lock = place.try_lock()
     assert lock is not None
-    starter = SameUser(state, "alpha", str(state / "run"))
+    starter = LocalLauncher(state, "alpha", str(state / "run"))
     assert await replace(starter, place, lock) == ""
     os.close(lock)
     try:
-        yield await until(lambda: Line.open(place))
+        yield await until(lambda: HolderClient.open(place))
     finally:
         # Where the test has failed.
         await end_kernels(state, WAIT)
@@ -446,7 +455,7 @@ async def gone(pid: int) -> None:
     raise BlockingIOError
 
 
-async def noted(place: Place, left: KernelRecord) -> KernelRecord:
+async def noted(place: KernelFolder, left: KernelRecord) -> KernelRecord:
     """What the next holder notes, once it has a kernel of its own."""
     record = place.read_record()
     if record is None or record.kernel_pid in {None, left.kernel_pid}:
