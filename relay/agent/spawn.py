@@ -25,7 +25,7 @@ import structlog
 from relay import limits
 from relay.config.holder import HolderConfig
 from relay.config.values import THE_RELAYS
-from relay.files import open_plain, private_folder, read_struct, read_tail, write_atomic
+from relay.files import open_plain, private_folder, read_struct, read_tail, write_shared
 from relay.model import Principal
 from relay.registry import Place, kernels_folder, process_started, remove, runtime_folder, sweep
 
@@ -116,7 +116,7 @@ class SameUser:
 
 async def spawn(starter: Starter, place: Place, config: HolderConfig, lock: int) -> None:
     """Start the first holder of a folder. Raises as `Starter.start`."""
-    write_atomic(place.request, msgspec.json.encode(config))
+    write_shared(place.request, msgspec.json.encode(config))
     pid = await starter.start(place, config.owner, lock)
     log.info("holder_started", kernel_id=place.kernel_id, holder_pid=pid)
 
@@ -152,7 +152,7 @@ async def replace(starter: Starter, place: Place, lock: int) -> str:
             "(kernels.holder_restart_limit)."
         )
     # Noted before it is done, whoever dies.
-    write_atomic(place.replacements, msgspec.json.encode([*recent, now]))
+    write_shared(place.replacements, msgspec.json.encode([*recent, now]))
     pid = await starter.start(place, config.owner, lock)
     log.warning("holder_replaced", kernel_id=place.kernel_id, holder_pid=pid)
     return ""

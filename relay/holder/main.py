@@ -26,7 +26,7 @@ from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
-from relay.files import write_atomic
+from relay.files import write_shared
 from relay.holder.adoption import NOTICE, make_up
 from relay.holder.answers import SHARE, Answers
 from relay.holder.channels import ChannelLimits
@@ -228,7 +228,7 @@ class Holder:
             **self._process.noted,
         )
         try:
-            write_atomic(self._place.record, msgspec.json.encode(record))
+            write_shared(self._place.record, msgspec.json.encode(record))
         except OSError as error:
             # A holder is no worse without it, unless it dies: until there is room again.
             if self._noted:
