@@ -15,7 +15,7 @@ from relay.agent.launched import OtherUsers
 from relay.agent.orders import Done, Order, close, receive, send
 from relay.agent.spawn import Quarters
 from relay.agent.users import OsUser, OsUsers
-from relay.config import AgentConfig, LaunchAs, ListenSettings
+from relay.config import AgentConfig, AgentTls, LaunchAs, ListenSettings
 from relay.errors import AgentUnavailable, Conflict, Forbidden, RelayError
 from relay.model import Principal
 from relay.registry import Place, kernels_folder
@@ -58,6 +58,7 @@ class Bench:
             runtime_dir=str(folder / "run"),
             user="relay",
             launch_as=LaunchAs(),
+            tls=AgentTls(certificate="a.pem", key="a.key", client_ca="ca.pem"),
             ticket_keys=["a.pub"],
         )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
