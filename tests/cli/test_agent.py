@@ -70,11 +70,15 @@ def test_os_users_behind_a_plain_listener_are_refused(
     relay: Run, config: Path, ran: list[AgentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[AgentConfig] = []
-    monkeypatch.setattr(launcher, "run", lambda settings, *_: launched.append(settings) or 0)
+
+    def launch(settings: AgentConfig, *_: object) -> int:
+        launched.append(settings)
+        return 0
+
+    monkeypatch.setattr(launcher, "run", launch)
+    monkeypatch.setattr("relay.processes.become", lambda _: None)
     config.write_text(f"{YAML}user: relay\nlaunch_as: {{}}\nruntime_dir: /run/relay\n")
     for options in ((), ("--become", "relay")):
-        if options:
-            monkeypatch.setattr("relay.processes.become", lambda _: None)
         code, _, err = relay("agent", "--config", str(config), *options)
         assert (code, err.count("\n")) == (2, 1)
         assert err.startswith("relay: launch_as: needs mutual TLS: ")

@@ -289,7 +289,7 @@ def test_bobs_files_stay_out_of_reach_by_their_modes(two: Site, bobs: str) -> No
 # --- in the agent's place -------------------------------------------------------------------------
 
 TAKE = """
-import json, socket, ssl, time
+import json, os, socket, ssl, time
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(CERTIFICATE)
 def listen():
@@ -319,7 +319,6 @@ heard = [hear(listener) for _ in range(2)]
 listener.close()
 with open(HOME + "/heard.new", "w") as file:
     json.dump(heard, file)
-import os
 os.rename(HOME + "/heard.new", HOME + "/heard")
 """
 
@@ -329,10 +328,10 @@ def test_a_kernel_in_the_agents_place_gets_nobodys_ticket() -> None:
         alices, bobs = two.start_kernel(two.alice), two.start_kernel(two.bob)
         home = two.alice.user.home
         stranger = trustme.CA().issue_cert("127.0.0.1")
-        certificate = home / "own.pem"
-        certificate.write_bytes(stranger.private_key_and_cert_chain_pem.bytes())
-        os.chown(certificate, two.alice.user.uid, two.alice.user.gid)
-        names = {"HOME": str(home), "PORT": two.agent.ready["port"], "CERTIFICATE": str(certificate)}
+        own = home / "own.pem"
+        own.write_bytes(stranger.private_key_and_cert_chain_pem.bytes())
+        os.chown(own, two.alice.user.uid, two.alice.user.gid)
+        names = {"HOME": str(home), "PORT": two.agent.ready["port"], "CERTIFICATE": str(own)}
         code = "".join(f"{name} = {value!r}\n" for name, value in names.items()) + TAKE
         with two.connect(two.alice, alices) as channels:
             channels.submit(code)

@@ -209,8 +209,7 @@ THREATS: Final = {
     "somebody else speaks for an agent": [
         "system/test_launch_as.py::test_a_kernel_in_the_agents_place_gets_nobodys_ticket",
         "cli/test_agent.py::test_os_users_behind_a_plain_listener_are_refused",
-        "cli/checks/test_together.py"
-        "::test_every_address_of_a_cluster_with_os_users_is_asked_for_a_certificate",
+        "cli/checks/test_together.py::test_os_users_behind_a_plain_address_are_refused",
     ],
     # CVE-2023-33189, GHSA-r7rh-jww5-5fjr, CVE-2024-41942.
     "a user reaches another's kernel": [

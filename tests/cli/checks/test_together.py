@@ -51,9 +51,7 @@ def test_tls_on_one_side_only(place: Place, both: Any, side: str) -> None:
     assert both() == [("error", "tls")]
 
 
-def test_every_address_of_a_cluster_with_os_users_is_asked_for_a_certificate(
-    place: Place, both: Any
-) -> None:
+def test_os_users_behind_a_plain_address_are_refused(place: Place, both: Any) -> None:
     place.with_tls()
     place.edge["clusters"]["alpha"] = {
         "agents": ["https://127.0.0.1:8451", "http://127.0.0.1:8452"]
