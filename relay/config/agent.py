@@ -238,9 +238,11 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     listen: ListenSettings
     """Where edges reach this agent."""
     tls: AgentTls | None = None
-    """Mutual TLS; without it the agent speaks plain HTTP: trusted networks only."""
+    """Mutual TLS; without it the agent speaks plain HTTP: trusted networks only, and no
+    ``launch_as``."""
     state_dir: FilePath
-    """Folder of the kernels' records and journals; shared by the agents of one node."""
+    """Folder of the kernels' records and journals; shared by all agents of a cluster, which are on
+    one node."""
     runtime_dir: FilePath | None = None
     """Folder of unix sockets, with a short path; by default in the user's runtime folder."""
     user: OsUserName | None = None
