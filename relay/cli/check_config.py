@@ -20,7 +20,7 @@ _ERRORS: Final = 2
 _WARNINGS: Final = 1
 
 
-class Line(NamedTuple):
+class ReportLine(NamedTuple):
     """One finding and where it is."""
 
     severity: Severity
@@ -55,7 +55,7 @@ def check_config(
     raise typer.Exit(_ERRORS if errors else _WARNINGS if warnings and strict else 0)
 
 
-def _check(given: list[tuple[Path, str | None]]) -> Iterator[Line]:
+def _check(given: list[tuple[Path, str | None]]) -> Iterator[ReportLine]:
     from relay.cli.checks import findings_of
 
     all_loaded: list[Loaded[Any]] = []
@@ -67,9 +67,9 @@ def _check(given: list[tuple[Path, str | None]]) -> Iterator[Line]:
     yield from _compare(all_loaded)
 
 
-def _compare(all_loaded: list[Loaded[Any]]) -> Iterator[Line]:
+def _compare(all_loaded: list[Loaded[Any]]) -> Iterator[ReportLine]:
     """Check each agent against every edge, and against the first agent of its cluster."""
-    from relay.cli.checks import nodes, together
+    from relay.cli.checks import across_files, nodes
     from relay.config import AgentConfig, EdgeConfig
 
     edges = [each for each in all_loaded if isinstance(each.settings, EdgeConfig)]
@@ -77,13 +77,13 @@ def _compare(all_loaded: list[Loaded[Any]]) -> Iterator[Line]:
     firsts: dict[str, Loaded[Any]] = {}
     for agent in agents:
         for edge in edges:
-            yield from _located(together.findings_between(edge.settings, agent.settings), agent)
+            yield from _located(across_files.findings_between(edge.settings, agent.settings), agent)
         first = firsts.setdefault(agent.settings.cluster, agent)
         where = first.where("state_dir")
         yield from _located(nodes.findings_among(agent.settings, first.settings, where), agent)
 
 
-def _load(path: Path, kind: str | None) -> Generator[Line, None, Loaded[Any] | None]:
+def _load(path: Path, kind: str | None) -> Generator[ReportLine, None, Loaded[Any] | None]:
     from relay.config import ConfigError, load_located
 
     kinds = _kinds()
@@ -93,7 +93,7 @@ def _load(path: Path, kind: str | None) -> Generator[Line, None, Loaded[Any] | N
     except ConfigError as error:
         for problem in error.problems:
             subject = f"{problem.path}: {problem.text}" if problem.path else problem.text
-            yield Line("error", f"{problem.where or path}: {subject}")
+            yield ReportLine("error", f"{problem.where or path}: {subject}")
     return None
 
 
@@ -125,15 +125,15 @@ def _guess(path: Path, kinds: list[type[Any]]) -> type[Any]:
     return kinds[fitting.index(best)]
 
 
-def _located(findings: list[Finding], loaded: Loaded[Any]) -> Iterator[Line]:
+def _located(findings: list[Finding], loaded: Loaded[Any]) -> Iterator[ReportLine]:
     for each in findings:
         where = loaded.where(each.path)
         subject = f"{each.path}: {each.text}" if each.path else each.text
-        yield Line(each.severity, f"{where}: {subject}" if where else subject)
+        yield ReportLine(each.severity, f"{where}: {subject}" if where else subject)
 
 
 def _summary(errors: int, warnings: int) -> str:
-    from relay.cli.words import count
+    from relay.cli.output import count
 
     if not errors and not warnings:
         return "No mistake was found, and nothing dangerous."

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.agent import launcher, main
+from relay.agent import main
+from relay.agent.privsep import helper
 from relay.config import AgentConfig
 from relay.processes import StartError, claim_notify_socket
 
@@ -75,7 +76,7 @@ def test_os_users_behind_a_plain_listener_are_refused(
         launched.append(settings)
         return 0
 
-    monkeypatch.setattr(launcher, "run", launch)
+    monkeypatch.setattr(helper, "run", launch)
     monkeypatch.setattr("relay.processes.become", lambda _: None)
     config.write_text(f"{YAML}user: relay\nlaunch_as: {{}}\nruntime_dir: /run/relay\n")
     for options in ((), ("--become", "relay")):
