@@ -16,7 +16,12 @@ import psutil
 import pytest
 
 from relay.config import (
+    AuthenticationSettings,
+    ClusterSettings,
     EdgeConfig,
+    ListenSettings,
+    TlsSettings,
+    TokenSettings,
 )
 from relay.edge import parent
 from relay.edge.reload import SharedConfig
