@@ -1,6 +1,7 @@
 """What happens to a kernel's sessions, and what is to be done about it.
 
-The words between `bridge.session`, which decides, and the holder, which performs.
+The words between `bridge.session`, which decides, and the holder, which performs. Tags are part of
+the format of a holder's files: they stay when a class gets another name.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError, OtherVersion
-from relay.files import write_atomic
+from relay.files import write_shared
 from relay.holder.backends.kernel_process import KernelProcess, LaunchPlan
 from relay.holder.broker.broker import Broker
 from relay.holder.broker.recovery import NOTICE, make_up
@@ -239,7 +239,7 @@ class Holder:
             **self._process.noted,
         )
         try:
-            write_atomic(self._kernel_folder.record, msgspec.json.encode(record))
+            write_shared(self._kernel_folder.record, msgspec.json.encode(record))
         except OSError as error:
             # A holder is no worse without it, unless it dies: until there is room again.
             if self._noted:

@@ -49,7 +49,7 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.bridge.records import ClientAttached as AttachedRecord
+from relay.bridge.records import Attached as AttachedRecord
 from relay.bridge.session import SessionLimits
 from relay.client import kernel_message
 from relay.config import AgentConfig, CullSettings, ListenSettings, PastSettings
