@@ -1,4 +1,4 @@
-"""HolderRegistry run for as long as their kernels: what one of 0.1 says, and leaves, is understood.
+"""Holders run for as long as their kernels: what one of 0.1 says, and leaves, is understood.
 
 For ever: none of these tests, and no byte under ``fixtures/holder-0.1/``, is to be changed for a
 later version's sake.

@@ -72,7 +72,7 @@ class End:
 
 
 class Bench:
-    """Transcoder between an edge and a holder, both in the hands of the test."""
+    """Channels between an edge and a holder, both in the hands of the test."""
 
     edge: End
     holder: End
@@ -106,7 +106,7 @@ async def connected(
     max_record: int = MAX_RECORD,
     admission: Admission = ADA,
 ) -> AsyncIterator[Bench]:
-    """Transcoder that have been started but not asked for anything."""
+    """Channels that have been started but not asked for anything."""
     bench = Bench()
     path = tmp_path / "holder.sock"
 
@@ -147,7 +147,7 @@ async def attached(
     message_bytes: int = MAX_RECORD,
     max_record: int = MAX_RECORD,
 ) -> AsyncIterator[Bench]:
-    """Transcoder that edge and holder have agreed on."""
+    """Channels that edge and holder have agreed on."""
     async with connected(tmp_path, message_bytes=message_bytes, max_record=max_record) as bench:
         attach = Attach(link="ab", principal="token:ada", subprotocol=subprotocol.value)
         bench.edge.send(struct_record(RecordKind.ATTACH, attach))
