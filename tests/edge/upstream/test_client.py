@@ -11,8 +11,9 @@ from relay import pki
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
 from relay.bridge.records import Attach
+from relay.edge.caller import Caller
 from relay.edge.upstream import client
-from relay.edge.upstream.client import Caller, Upstream
+from relay.edge.upstream.client import UpstreamClient
 from relay.errors import AgentUnavailable, BadRequest, Forbidden, NotFound, RelayError
 from relay.metrics import EdgeMetrics
 from relay.model import Principal
@@ -20,26 +21,26 @@ from tests.edge.test_parent import CONFIG
 from tests.virtualtime import virtual
 
 ATTACH = Attach(link="l", principal="p")
-BEARER = Caller(Principal("token", "ada"), Rights({Action.USE: None}), max_kernels=3)
+CALLER = Caller(Principal("token", "ada"), Rights({Action.USE: None}), max_kernels=3)
 
 
 def test_an_agent_is_shown_what_is_granted_and_no_more() -> None:
     keys = pki.new_ticket_keys()
-    opener = Upstream(
+    opener = UpstreamClient(
         CONFIG,
         TicketSigner(keys.private),
         metrics=EdgeMetrics.local(),
         wall_clock=lambda: 1_800_000_000.0,
     )
-    scheme, _, text = opener._headers("alpha", BEARER, "k", "r")["Authorization"].partition(" ")
+    scheme, _, text = opener._headers("alpha", CALLER, "k", "r")["Authorization"].partition(" ")
     assert scheme == "Bearer"
     shown = TicketVerifier([keys.public], "alpha").verify(text, 1_800_000_000.0)
     assert shown == Ticket(
-        principal=BEARER.principal,
+        principal=CALLER.principal,
         cluster="alpha",
         kernel="k",
-        rights=BEARER.rights,
-        max_kernels=BEARER.max_kernels,
+        rights=CALLER.rights,
+        max_kernels=CALLER.max_kernels,
         request_id="r",
     )
 
@@ -86,7 +87,7 @@ async def test_what_a_refusal_means(
 @virtual
 async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
     signer: Any = None
-    opener = Upstream(CONFIG, signer, metrics=EdgeMetrics.local())
+    opener = UpstreamClient(CONFIG, signer, metrics=EdgeMetrics.local())
     loop = asyncio.get_running_loop()
     back_at = loop.time() + 20
 
@@ -95,10 +96,10 @@ async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
             raise await client._refusal(Refusal(503))  # type: ignore[arg-type]
         return "link"
 
-    opener._try = attempt  # type: ignore[method-assign,assignment]
+    opener._clusters["alpha"].attempt = attempt  # type: ignore[method-assign,assignment]
     with pytest.raises(AgentUnavailable):
-        await opener.open_link("alpha", "k", ATTACH, BEARER, hold=10)
+        await opener.open_link("alpha", "k", ATTACH, CALLER, retry_for=10)
     assert 9 < back_at - loop.time() < 11
-    link: Any = await opener.open_link("alpha", "k", ATTACH, BEARER, hold=60)
+    link: Any = await opener.open_link("alpha", "k", ATTACH, CALLER, retry_for=60)
     assert link == "link"
     assert loop.time() - back_at < 1
