@@ -36,13 +36,14 @@ from relay.edge.http.audit import AuditTrail
 from relay.edge.http.channels import ChannelsHandler
 from relay.edge.http.forward import Forwarder
 from relay.edge.http.pipeline import Dependencies, Pipeline
-from relay.edge.http.rate_limits import AdmissionControl
+from relay.edge.http.rate_limits import RateLimits
 from relay.edge.ipc.audit_file import WriteNote
 from relay.edge.ipc.client import CallError, ParentClient
 from relay.edge.listener.acceptor import Acceptor
+from relay.edge.listener.client_address import ClientAddresses
 from relay.edge.listener.client_certs import ClientCertificates, server_context
 from relay.edge.listener.proxy_headers import Networks
-from relay.edge.upstream.client import Upstream
+from relay.edge.upstream.client import UpstreamClient
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
@@ -131,24 +132,26 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     sockets = processes.inherited_listeners()
-    standing = Reauthorizer(secrets.authentication.identify, metrics)
+    reauthorizer = Reauthorizer(secrets.authentication.identify, metrics)
     parent = await ParentClient.connect(parent_socket, os.getppid(), stopped.set)
     async with (
         secrets.authentication,
-        Upstream(config, secrets.signer, metrics=metrics) as upstream,
+        UpstreamClient(config, secrets.signer, metrics=metrics) as upstream,
         _background(
-            standing=standing.run(), watching=secrets.authentication.watch(standing.judge_all)
+            revalidation=reauthorizer.run(),
+            watching=secrets.authentication.watch(reauthorizer.reauthorize_all),
         ),
     ):
         channels = ChannelsHandler(config, upstream, metrics, secrets.authentication.follow)
-        rest = Forwarder(config, upstream, metrics)
+        forwarder = Forwarder(config, upstream, metrics)
         parts = Dependencies(
-            door=AdmissionControl(parent, config.proxies),
-            authentication=secrets.authentication,
-            standing=standing,
+            addresses=ClientAddresses(config.proxies),
+            rate_limits=RateLimits(parent),
+            authenticators=secrets.authentication,
+            reauthorizer=reauthorizer,
             audit=AuditTrail(config.audit, partial(_write_audit, parent)),
             upstream=upstream,
-            rest=rest,
+            forwarder=forwarder,
             channels=channels,
             metrics=metrics,
         )
@@ -185,7 +188,7 @@ async def _run(
                 log.error("parent_gone")
                 sys.exit(1)
             log.info("stopping", drain=config.drain)
-            app.ready = False
+            app.edge_routes.ready = False
             for task in tasks:
                 task.cancel()
         for listener in sockets.values():
@@ -193,7 +196,7 @@ async def _run(
         # Not all at once: they come back together.
         await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
         channels.drain()
-        rest.drain()
+        forwarder.drain()
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))

@@ -35,7 +35,7 @@ from relay.errors import (
 )
 from relay.files import is_disk_trouble
 from relay.kernel_folders import KernelFolder, find_folders, kernels_folder
-from relay.routing.routes import is_kernel_id
+from relay.routing.names import is_kernel_id
 
 log = structlog.get_logger(__name__)
 

@@ -25,6 +25,7 @@ from relay.edge.ipc.quotas import AddressPermit, ConnectionPermit
 from relay.edge.listener import proxy_headers, sni
 from relay.edge.listener.client_certs import ClientCertificates
 from relay.edge.listener.proxy_headers import Networks
+from relay.errors import Unauthorized
 from relay.model import Identity
 
 log = structlog.get_logger(__name__)
@@ -68,17 +69,31 @@ class ClientConnection:
             with contextlib.suppress(ValueError):
                 self.identity = self._identify(certificate or b"")
 
+    def certificate_identity(self, now: float) -> Identity | None:
+        """Return the identity in the client's certificate; ``None`` where none was asked for.
+
+        ``now`` is in Unix seconds. Raises `Unauthorized` for a certificate that maps to no user,
+        and for one that has expired since the handshake.
+        """
+        if not self.certificate_required:
+            return None
+        if self.identity is None:
+            raise Unauthorized("the certificate is nobody's")
+        if self.identity.expires <= now:
+            raise Unauthorized("the certificate has expired")
+        return self.identity
+
     def end(self) -> None:
         """The connection is gone."""
         while self._permits:
             self._permits.pop().release()
 
 
-def visitor_of(request: web.BaseRequest) -> ClientConnection:
-    """Who is at the other end of a request's connection."""
-    visitor = request.protocol.visitor  # type: ignore[attr-defined]  # our own connections have it
-    assert isinstance(visitor, ClientConnection)  # noqa: S101 - set where they are made
-    return visitor
+def connection_of(request: web.BaseRequest) -> ClientConnection:
+    """Return the connection that a request came on."""
+    connection = request.protocol.visitor  # type: ignore[attr-defined]  # our own connections have it
+    assert isinstance(connection, ClientConnection)  # noqa: S101 - set where they are made
+    return connection
 
 
 class Acceptor:

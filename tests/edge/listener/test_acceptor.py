@@ -29,9 +29,11 @@ from relay.connections import HeadLimits, Timeouts, server
 from relay.edge.ipc.client import ParentClient
 from relay.edge.ipc.quotas import Quotas, quotas_service
 from relay.edge.ipc.server import ParentServer, socket_path
-from relay.edge.listener.acceptor import Acceptor, visitor_of
+from relay.edge.listener.acceptor import Acceptor, ClientConnection, connection_of
 from relay.edge.listener.client_certs import ClientCertificates, server_context
 from relay.edge.listener.proxy_headers import V2_SIGNATURE, Networks
+from relay.errors import Unauthorized
+from relay.model import Identity, Principal
 
 WAIT = 20.0
 ROBOTS = "robots.example"
@@ -131,7 +133,7 @@ class Running:
 
 
 async def whoami(request: web.BaseRequest) -> web.StreamResponse:
-    visitor = visitor_of(request)
+    visitor = connection_of(request)
     who = visitor.identity.principal if visitor.identity else "-"
     return web.Response(text=f"{visitor.address} {who}")
 
@@ -412,3 +414,24 @@ async def test_the_name_comes_in_pieces(pki: Pki, tmp_path: Path) -> None:
                             return answer
 
         assert b"mtls:r2d2" in await asyncio.to_thread(slowly)
+
+
+# What a connection tells of its client
+
+
+def certified(identity: Identity | None) -> ClientConnection:
+    connection = ClientConnection("192.0.2.1")
+    connection.expect_certificate(lambda _: identity)
+    connection.identity = identity
+    return connection
+
+
+def test_who_a_certificate_says_it_is() -> None:
+    ada = Identity(principal=Principal("mtls", "ada"), via="mtls", expires=100.0)
+    assert ClientConnection("192.0.2.1").certificate_identity(0.0) is None
+    assert certified(ada).certificate_identity(0.0) == ada
+    with pytest.raises(Unauthorized, match="nobody's"):
+        certified(None).certificate_identity(0.0)
+    # It was good when the connection began.
+    with pytest.raises(Unauthorized, match="expired"):
+        certified(ada).certificate_identity(100.0)
