@@ -67,6 +67,7 @@ def test_every_room_keeps_the_rules() -> None:
         ("edge/authn/planted.py", "import relay.edge.listener", "In the edge, imports"),
         ("edge/caller.py", "import relay.edge.upstream.call", "In the edge, imports"),
         ("edge/unplaced.py", "", "In the edge, imports"),
+        ("edge/ipc/server.py", "import relay.edge.ipc.quotas", "The edge's IPC knows none of its"),
     ],
 )
 def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str) -> None:

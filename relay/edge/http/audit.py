@@ -1,4 +1,4 @@
-"""What a worker has for the audit log: a note per decision, told to the parent, which writes it."""
+"""What a worker has for the audit log: a note per decision, which the parent writes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from relay.errors import AuditFailed
 from relay.log import clean
 from relay.routing.table import MatchedRoute, PathParameters, Route
 
-TOPIC: Final = "audit"
-"""Under which the parent is told."""
-
-Tell = Callable[[bytes], Awaitable[bool]]
-"""Has the parent write a note; whether it, and all before it, is in the file. Nothing asks only.
+WriteAudit = Callable[[AuditNote | None], Awaitable[bool]]
+"""Has the parent write a note, and tells whether it and all before it are in the file; None writes
+nothing.
 
 Raises ``ConnectionError`` where there is no parent any more: there is no answer then either."""
 
@@ -44,18 +42,18 @@ class AuditTrail:
     def __init__(
         self,
         settings: AuditSettings,
-        tell: Tell,
+        write: WriteAudit,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._on = settings.file is not None
         self._required = settings.required
-        self._tell = tell
+        self._write = write
         self._clock = clock
 
     async def works(self) -> bool:
         """Return whether the log can be written, or there is none."""
-        return not self._on or await self._tell(b"")
+        return not self._on or await self._write(None)
 
     async def require(self, route: Route) -> None:
         """Raise `AuditFailed` where the route leaves a line, has to, and none can be written."""
@@ -120,10 +118,10 @@ class AuditTrail:
             user=named.user,
             request_id=context.request_id,
             status=status,
-            # A client may have had a say in it, and it is to fit into one message.
+            # A client may have had a say in it.
             reason=clean(reason),
         )
-        return await self._tell(msgspec.msgpack.encode(note))
+        return await self._write(note)
 
 
 def _act(matched: MatchedRoute | None) -> AuditEvent | None:

@@ -9,9 +9,10 @@ from typing import NoReturn
 import structlog
 
 from relay import limits
-from relay.edge.council import Council, Lease, Refused
+from relay.edge.ipc.client import ParentClient, Permit, Refused
+from relay.edge.ipc.protocol import Refusal
+from relay.edge.ipc.quotas import CountFailedLogin, CountRequest, WebSocketPermit
 from relay.edge.listener import proxy_headers
-from relay.edge.quotas import FailedLogin, Refusal, Request, Socket
 from relay.errors import RateLimited, TooMany, Unauthorized
 from relay.model import Principal
 
@@ -21,8 +22,8 @@ log = structlog.get_logger(__name__)
 class RateLimits:
     """Has the parent count, and turns its refusals into errors for the client."""
 
-    def __init__(self, council: Council) -> None:
-        self._council = council
+    def __init__(self, parent: ParentClient) -> None:
+        self._parent = parent
 
     @contextlib.asynccontextmanager
     async def counting_failed_logins(self, address: str) -> AsyncIterator[None]:
@@ -37,7 +38,7 @@ class RateLimits:
             yield
         except Unauthorized:
             try:
-                await self._council.count(FailedLogin(proxy_headers.counted(address)))
+                await self._parent.call(CountFailedLogin(proxy_headers.counted(address)))
             except Refused as refused:
                 _too_often(refused.refusal, "Too many wrong credentials from this address")
             raise
@@ -45,22 +46,22 @@ class RateLimits:
     async def count_request(self, principal: Principal, cluster: str) -> None:
         """Count a request. Raises `RateLimited`."""
         try:
-            await self._council.count(Request(str(principal), cluster))
+            await self._parent.call(CountRequest(str(principal), cluster))
         except Refused as refused:
             _too_often(refused.refusal, "Too many requests")
 
-    async def open_socket(self, principal: Principal, cluster: str) -> Lease:
-        """Count a WebSocket, until its lease is freed. Raises `TooMany`."""
+    async def open_socket(self, principal: Principal, cluster: str) -> Permit[None]:
+        """Count a WebSocket, until its permit is released. Raises `TooMany`."""
         try:
-            return await self._council.hold(Socket(str(principal), cluster))
+            return await self._parent.acquire(WebSocketPermit(str(principal), cluster))
         except Refused as refused:
-            setting = refused.refusal.setting
+            setting = refused.code
             limits.record(setting)
             log.info("too_many_sockets", setting=setting)
             raise TooMany(f"Too many open WebSockets ({setting}).") from None
 
 
 def _too_often(refusal: Refusal, text: str) -> NoReturn:
-    limits.record(refusal.setting)
-    log.info("too_often", setting=refusal.setting)
-    raise RateLimited(f"{text} ({refusal.setting}).", retry_after=refusal.retry_after) from None
+    limits.record(refusal.code)
+    log.info("too_often", setting=refusal.code)
+    raise RateLimited(f"{text} ({refusal.code}).", retry_after=refusal.retry_after) from None

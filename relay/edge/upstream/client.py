@@ -46,7 +46,10 @@ class _ErrorBody(msgspec.Struct):
 
 
 class _HolderAway(AgentUnavailable):
-    """An agent answers, and the kernel's holder does not: it is being replaced."""
+    """An agent answers, and cannot give the kernel's channels just now.
+
+    The holder is being replaced, or something of another version is.
+    """
 
 
 class UpstreamClient:
@@ -168,6 +171,9 @@ class UpstreamClient:
         try:
             async with asyncio.timeout(self._settings.request_timeout):
                 await link.attach(attach)
+        except AgentUnavailable as error:
+            link.close()
+            raise _HolderAway(error.message, retry_after=RETRY_AFTER) from error
         except BaseException:
             link.close()
             raise
@@ -217,10 +223,11 @@ async def _refusal(response: aiohttp.ClientResponse) -> RelayError:
         return NotFound(await _message(response) or "There is no such kernel.")
     if response.status == HTTPStatus.FORBIDDEN:
         return Forbidden(await _message(response) or "You may not open this kernel's channels.")
-    response.close()
     if response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        response.close()
         return BadRequest("The kernel's channels cannot be opened.")
-    return _HolderAway("The kernel is not available just now.", retry_after=RETRY_AFTER)
+    message = await _message(response) or "The kernel is not available just now."
+    return _HolderAway(message, retry_after=RETRY_AFTER)
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

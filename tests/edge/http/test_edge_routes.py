@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from relay.auth.audit import AuditNote
 from relay.config import AuditSettings
 from relay.edge.http.audit import AuditTrail
 from relay.edge.http.context import EarlyResponse
@@ -12,10 +13,10 @@ from relay.routing.table import Scope
 
 
 def edge_routes(*, log_works: bool = True) -> EdgeRoutes:
-    async def tell(_: bytes) -> bool:
+    async def write(_: AuditNote | None) -> bool:
         return log_works
 
-    return EdgeRoutes(AuditTrail(AuditSettings(file="a"), tell))
+    return EdgeRoutes(AuditTrail(AuditSettings(file="a"), write))
 
 
 def test_every_route_of_the_edge_has_one_handler() -> None:

@@ -31,10 +31,10 @@ from relay.config import (
 from relay.edge.authn.authenticators import Authenticators
 from relay.edge.authn.revalidation import AuthorizedStream, Reauthorizer
 from relay.edge.caller import Caller
-from relay.edge.council import Lease
 from relay.edge.http.audit import AuditTrail
 from relay.edge.http.context import AuthorizedRequest
 from relay.edge.http.pipeline import Dependencies, Pipeline
+from relay.edge.ipc.client import Permit
 from relay.edge.listener.acceptor import ClientConnection
 from relay.edge.listener.client_address import ClientAddresses
 from relay.edge.upstream.client import UpstreamClient
@@ -102,9 +102,9 @@ class NoLimits:
         if self.refusal is not None:
             raise self.refusal
 
-    async def open_socket(self, _: Principal, cluster: str) -> Lease:
+    async def open_socket(self, _: Principal, cluster: str) -> Permit[None]:
         self.sockets.append(f"opened on {cluster}")
-        return Lease(lambda: self.sockets.append("closed"))
+        return Permit(None, lambda: self.sockets.append("closed"))
 
 
 class Desk:
@@ -149,16 +149,16 @@ class Desk:
             addresses=ClientAddresses(ProxySettings()),
             authenticators=authenticators,
             reauthorizer=self.reauthorizer,
-            audit=AuditTrail(AuditSettings(file="a"), self._note),
+            audit=AuditTrail(AuditSettings(file="a"), self._write),
             upstream=UpstreamClient(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
             **fakes,
         )
         self.app = Pipeline(config, parts, clock=lambda: NOW)
 
-    async def _note(self, data: bytes) -> bool:
-        if data:
-            self.notes.append(msgspec.msgpack.decode(data, type=AuditNote))
+    async def _write(self, note: AuditNote | None) -> bool:
+        if note is not None:
+            self.notes.append(note)
         return True
 
     async def handle(

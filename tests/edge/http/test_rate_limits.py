@@ -6,9 +6,9 @@ import pytest
 
 from relay import limits
 from relay.config import ConnectionSettings, LoginSettings, QuotaSettings
-from relay.edge.council import Lease, Refused
 from relay.edge.http.rate_limits import RateLimits
-from relay.edge.quotas import Claim, Lasting, Quotas
+from relay.edge.ipc.client import Permit, Refused
+from relay.edge.ipc.quotas import QuotaPermit, QuotaRequest, Quotas
 from relay.errors import Conflict, RateLimited, RelayError, TooMany, Unauthorized
 from relay.model import Principal
 
@@ -16,7 +16,7 @@ ADA = Principal("mtls", "ada")
 
 
 class Parent:
-    """A council without a socket between."""
+    """A parent without a socket between."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -26,19 +26,19 @@ class Parent:
             LoginSettings(failures=2, window=10.0),
         )
 
-    async def count(self, claim: Claim) -> None:
-        refusal = self.quotas.take(claim, self.now)
+    async def call(self, request: QuotaRequest) -> None:
+        refusal = self.quotas.acquire(request, self.now)
         if refusal is not None:
             raise Refused(refusal)
 
-    async def hold(self, claim: Lasting) -> Lease:
-        await self.count(claim)
-        return Lease(lambda: self.quotas.free(claim))
+    async def acquire(self, permit: QuotaPermit) -> Permit[None]:
+        await self.call(permit)
+        return Permit(None, lambda: self.quotas.release(permit))
 
 
 def rate_limits(parent: Parent) -> RateLimits:
-    council: Any = parent
-    return RateLimits(council)
+    client: Any = parent
+    return RateLimits(client)
 
 
 async def wrong(at: RateLimits, address: str = "192.0.2.1") -> RelayError:
@@ -97,5 +97,5 @@ async def test_requests_and_sockets_of_a_principal() -> None:
     with await at.open_socket(ADA, "alpha"):
         with pytest.raises(TooMany, match=r"\(quotas.user_sockets\)"):
             await at.open_socket(ADA, "alpha")
-        (await at.open_socket(Principal("token", "ada"), "alpha")).free()
-    (await at.open_socket(ADA, "alpha")).free()
+        (await at.open_socket(Principal("token", "ada"), "alpha")).release()
+    (await at.open_socket(ADA, "alpha")).release()
