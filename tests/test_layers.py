@@ -63,11 +63,11 @@ def test_every_room_keeps_the_rules() -> None:
             "Only holder.backends and agent.api.kernelspecs",
         ),
         ("client/planted.py", "import relay.config", "The client for scripts knows"),
-        ("edge/ipc/server.py", "import relay.edge.ipc.quotas", "The edge's IPC knows none of its"),
         ("edge/upstream/planted.py", "import relay.edge.http", "In the edge, imports"),
         ("edge/authn/planted.py", "import relay.edge.listener", "In the edge, imports"),
         ("edge/caller.py", "import relay.edge.upstream.call", "In the edge, imports"),
         ("edge/unplaced.py", "", "In the edge, imports"),
+        ("edge/ipc/server.py", "import relay.edge.ipc.quotas", "The edge's IPC knows none of its"),
     ],
 )
 def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str) -> None:

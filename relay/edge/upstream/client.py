@@ -45,10 +45,10 @@ class _ErrorBody(msgspec.Struct):
     message: str = ""
 
 
-class _KernelAway(AgentUnavailable):
+class _HolderAway(AgentUnavailable):
     """An agent answers, and cannot give the kernel's channels just now.
 
-    The holder is being replaced, or something speaks another version.
+    The holder is being replaced, or something of another version is.
     """
 
 
@@ -173,7 +173,7 @@ class UpstreamClient:
                 await link.attach(attach)
         except AgentUnavailable as error:
             link.close()
-            raise _KernelAway(error.message, retry_after=RETRY_AFTER) from error
+            raise _HolderAway(error.message, retry_after=RETRY_AFTER) from error
         except BaseException:
             link.close()
             raise
@@ -227,7 +227,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> RelayError:
         response.close()
         return BadRequest("The kernel's channels cannot be opened.")
     message = await _message(response) or "The kernel is not available just now."
-    return _KernelAway(message, retry_after=RETRY_AFTER)
+    return _HolderAway(message, retry_after=RETRY_AFTER)
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

@@ -13,10 +13,10 @@ from relay.routing.table import Scope
 
 
 def edge_routes(*, log_works: bool = True) -> EdgeRoutes:
-    async def tell(_: AuditNote | None) -> bool:
+    async def write(_: AuditNote | None) -> bool:
         return log_works
 
-    return EdgeRoutes(AuditTrail(AuditSettings(file="a"), tell))
+    return EdgeRoutes(AuditTrail(AuditSettings(file="a"), write))
 
 
 def test_every_route_of_the_edge_has_one_handler() -> None:

@@ -149,14 +149,14 @@ class Desk:
             addresses=ClientAddresses(ProxySettings()),
             authenticators=authenticators,
             reauthorizer=self.reauthorizer,
-            audit=AuditTrail(AuditSettings(file="a"), self._note),
+            audit=AuditTrail(AuditSettings(file="a"), self._write),
             upstream=UpstreamClient(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
             **fakes,
         )
         self.app = Pipeline(config, parts, clock=lambda: NOW)
 
-    async def _note(self, note: AuditNote | None) -> bool:
+    async def _write(self, note: AuditNote | None) -> bool:
         if note is not None:
             self.notes.append(note)
         return True
