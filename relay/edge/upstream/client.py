@@ -143,7 +143,7 @@ class UpstreamClient:
         while True:
             try:
                 return await cluster.attempt(attempt, Retry.IDEMPOTENT, timeouts)
-            except _KernelAway:
+            except _HolderAway:
                 if loop.time() >= deadline:
                     raise
             await asyncio.sleep(RETRY_PAUSE)
