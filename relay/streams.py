@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import Final, NamedTuple
 
 from relay.bridge.records import HEADER, RecordKind, check_header
+
+_CREDENTIALS: Final = struct.Struct("iII")
+"""``struct ucred``: pid, user id, group id."""
 
 
 async def read_record(reader: asyncio.StreamReader, max_payload: int) -> tuple[RecordKind, bytes]:
@@ -24,13 +28,24 @@ async def read_head(reader: asyncio.StreamReader, max_payload: int) -> tuple[int
     return check_header(length, number, max_payload)
 
 
+class PeerCredentials(NamedTuple):
+    """The process at the other end of a unix socket, when it began to listen or connected."""
+
+    pid: int
+    uid: int
+
+
+def peer_credentials(transport: asyncio.BaseTransport) -> PeerCredentials:
+    """Return who is at the other end of a unix socket (``unix(7)``, SO_PEERCRED)."""
+    connection: socket.socket = transport.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return PeerCredentials(pid, uid)
+
+
 def peer_uid(writer: asyncio.StreamWriter) -> int:
-    """The OS user at the other end of a unix socket, when it began to listen or connected."""
-    connection: socket.socket = writer.get_extra_info("socket")
-    size = struct.calcsize("3i")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _, uid, _ = struct.unpack("iII", credentials)
-    return int(uid)
+    """Return the OS user at the other end of a unix socket."""
+    return peer_credentials(writer.transport).uid
 
 
 def adopt(

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
 
 from relay.bridge.records import HEADER, RecordError, RecordKind, RecordTooLarge, record
-from relay.streams import adopt, read_record
+from relay.streams import adopt, peer_credentials, read_record
 from tests.fakes import FakeTransport
 from tests.virtualtime import settle, virtual
 
@@ -107,3 +108,11 @@ async def test_drain_waits_for_an_adopted_connection() -> None:
         transport.protocol.resume_writing()
     writer.close()
     await writer.wait_closed()
+
+
+def test_who_is_at_the_other_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport = FakeTransport()
+        transport.extra["socket"] = ours
+        assert peer_credentials(transport) == (os.getpid(), os.geteuid())

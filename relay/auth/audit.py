@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Final, NamedTuple, Self
 
 import msgspec
@@ -54,27 +55,12 @@ class AuditEvent(enum.StrEnum):
     GRANT_TAKEN = "grant-taken"
 
 
-_ACTS: Final = {
-    "start": AuditEvent.KERNEL_STARTED,
-    "stop": AuditEvent.KERNEL_STOPPED,
-    "interrupt": AuditEvent.KERNEL_INTERRUPTED,
-    "restart": AuditEvent.KERNEL_RESTARTED,
-    "channels": AuditEvent.CHANNELS_OPENED,
-    "grant": AuditEvent.GRANTED,
-    "revoke": AuditEvent.GRANT_TAKEN,
-    "new-session": AuditEvent.SESSION_STARTED,
-    "change-session": AuditEvent.SESSION_CHANGED,
-    "end-session": AuditEvent.SESSION_ENDED,
-}
-"""By the values of ``routing.routes.Kind``. Who only reads changes nothing, and leaves no line."""
-
 _FIRST: Final = frozenset({AuditEvent.CHAIN_BEGUN, AuditEvent.CHAIN_CONTINUED})
 
 _BEGINNING: Final = b'{"seq":0,"prev":"'
 """What every chain begins with, be it torn as early as its first line."""
 
-UNAUTHORIZED: Final = 401
-_DENIED: Final = frozenset({UNAUTHORIZED, 403, 429})
+_DENIED: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class AuditNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,25 +91,20 @@ class AuditNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
 
 
-def act(kind: str) -> AuditEvent | None:
-    """What a request of this kind does, where that leaves a line."""
-    return _ACTS.get(kind)
+def event_for(act: AuditEvent | None, status: int, *, outside: bool = False) -> AuditEvent | None:
+    """Return the event that a request's answer is logged as, or ``None``.
 
-
-def judge(kind: str, status: int, *, outside: bool = False) -> AuditEvent | None:
-    """What the answer to a request of this kind says, where that leaves a line.
-
-    ``kind`` is empty for a request that did not come so far. ``outside`` is one whose sender is
-    known, on a cluster that is not for them: they read 404, as if there were none.
+    ``act`` is what the request does when it succeeds; ``None`` for one that only reads, or that was
+    refused before it was known. ``outside`` tells that the caller is known and may do nothing on
+    the cluster: the answer is 404 then, as if there were none.
     """
-    if status == UNAUTHORIZED:
+    if status == HTTPStatus.UNAUTHORIZED:
         return AuditEvent.LOGIN_REFUSED
-    if status in _DENIED or (outside and status == 404):  # noqa: PLR2004
+    if status in _DENIED or (outside and status == HTTPStatus.NOT_FOUND):
         return AuditEvent.REFUSED
-    event = act(kind)
-    if event is None or status < 400:  # noqa: PLR2004
-        return event
-    return AuditEvent.REFUSED if status < 500 else AuditEvent.FAILED  # noqa: PLR2004
+    if act is None or status < HTTPStatus.BAD_REQUEST:
+        return act
+    return AuditEvent.REFUSED if status < HTTPStatus.INTERNAL_SERVER_ERROR else AuditEvent.FAILED
 
 
 def who(identity: Identity | None) -> dict[str, str]:

@@ -46,6 +46,14 @@ class Rights(msgspec.Struct, frozen=True):
         kept = {action: names for action, names in self.kernelspecs.items() if action in actions}
         return Rights(kept)
 
+    def require(self, actions: Collection[Action]) -> None:
+        """Return when any of ``actions`` is granted, for whichever kernelspec.
+
+        Raises ``Forbidden`` otherwise.
+        """
+        if not self.among(actions):
+            raise Forbidden(f"not allowed on this cluster: {' or '.join(sorted(actions))}")
+
     def cover(self, action: Action, kernelspec: str) -> bool:
         """Tell whether ``action`` is granted for the kernelspec of this name."""
         if action not in self.kernelspecs:
@@ -111,17 +119,15 @@ class Policy:
                     granted[action] = _joined(granted.get(action, frozenset()), rule.kernelspecs)
         return Rights(granted)
 
-    def authorise(self, identity: Identity, cluster: str, actions: Collection[Action]) -> Rights:
-        """Return what ``identity`` may do on ``cluster`` if any of ``actions`` is among it.
+    def admit(self, identity: Identity, cluster: str) -> Rights:
+        """Return what ``identity`` may do on ``cluster``.
 
-        Raises ``NotFound`` when it may do nothing there, so that the names of other people's
-        clusters stay private, and ``Forbidden`` when it may do other things only.
+        Raises ``NotFound`` when that is nothing, so that the names of other people's clusters stay
+        private.
         """
         rights = self.rights(identity, cluster)
         if not rights:
             raise NotFound(NO_CLUSTER)
-        if not rights.among(actions):
-            raise Forbidden(f"not allowed on this cluster: {' or '.join(sorted(actions))}")
         return rights
 
 

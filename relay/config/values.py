@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from relay.auth.origin import check_origin
 from relay.model import Principal
 from relay.routing.clusters import check_name
-from relay.routing.routes import is_kernelspec_name
+from relay.routing.names import is_kernelspec_name
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

@@ -31,7 +31,8 @@ from relay.bridge.records import (
 )
 from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings, load
 from relay.model import Principal
-from relay.routing.routes import match
+from relay.routing import routes
+from relay.routing.table import Scope
 from relay.supervisor.secrets import user_name
 from tests.system.running import Answer, RunningRelay, http_request, processes_of
 from tests.system.separate import Separate, admitting
@@ -54,7 +55,8 @@ class Route(NamedTuple):
     def besides(self) -> frozenset[Action]:
         """What it does not take, but what makes a difference to the answer."""
         segments = tuple(self.path.replace("ID", ABSENT).split("/")[1:])
-        return frozenset(map(Action, match(self.method, segments).besides))
+        route, _ = routes.ROUTES.match(Scope.CLUSTER, self.method, segments)
+        return frozenset(map(Action, route.optional_actions))
 
     def names_a_kernel(self) -> bool:
         return "ID" in self.path or Action.START in self.actions

@@ -48,7 +48,7 @@ from relay.processes import (
     notify,
     until_ready,
 )
-from relay.routing.routes import is_kernel_id
+from relay.routing.names import is_kernel_id
 
 log = structlog.get_logger(__name__)
 

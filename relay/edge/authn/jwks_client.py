@@ -19,6 +19,7 @@ import ssl
 import time
 from asyncio import TaskGroup
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
@@ -36,7 +37,6 @@ from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
 
-_OK: Final = 200
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 _MAX_AGE: Final = re.compile(r"(?:^|[,\s])max-age=([0-9]{1,9})(?:$|[,\s])", re.IGNORECASE)
 _PROBLEM: Final = 300
@@ -262,7 +262,7 @@ class JwksEndpoint:
         self, session: aiohttp.ClientSession, url: str
     ) -> tuple[bytes, Mapping[str, str]]:
         async with session.get(url, allow_redirects=False) as response:
-            if response.status != _OK:
+            if response.status != HTTPStatus.OK:
                 raise ValueError(f"{url} was answered with {response.status}")
             body = bytearray()
             async for chunk in response.content.iter_any():
