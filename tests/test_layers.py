@@ -48,9 +48,17 @@ def test_every_room_keeps_the_rules() -> None:
         ("edge/planted.py", "import relay.agent", "Imports point down only"),
         ("processes/planted.py", "import relay.config", "Imports point down only"),
         ("unplaced.py", "", "Imports point down only"),
-        ("auth/planted.py", "import time", "auth, routing and bridge do no I/O"),
-        ("bridge/planted.py", "import asyncio.streams", "auth, routing and bridge do no I/O"),
-        ("routing/planted.py", "from os import path", "auth, routing and bridge do no I/O"),
+        ("auth/planted.py", "import time", "auth, routing, bridge and backoff do no I/O"),
+        (
+            "bridge/planted.py",
+            "import asyncio.streams",
+            "auth, routing, bridge and backoff do no I/O",
+        ),
+        (
+            "routing/planted.py",
+            "from os import path",
+            "auth, routing, bridge and backoff do no I/O",
+        ),
         ("agent/planted.py", "import zmq.asyncio", "Only the holder imports zmq"),
         (
             "agent/planted.py",
@@ -63,6 +71,7 @@ def test_every_room_keeps_the_rules() -> None:
             "Only holder.backends and agent.api.kernelspecs",
         ),
         ("client/planted.py", "import relay.config", "The client for scripts knows"),
+        ("backoff.py", "import time", "auth, routing, bridge and backoff do no I/O"),
     ],
 )
 def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str) -> None:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.ownership import Access, Grant, KernelOwnership, access, grantee, no_such_kernel
+from relay.auth.ownership import (
+    Access,
+    Grant,
+    KernelOwnership,
+    access,
+    no_such_kernel,
+    parse_grantee,
+)
 from relay.auth.policy import Action, Rights
 from relay.errors import Forbidden, NotFound
 from relay.model import Principal
@@ -59,7 +66,7 @@ def test_who_may_do_what(who: str, action: Action) -> None:
 @pytest.mark.parametrize("covered", Action)
 def test_nobody_may_more_than_their_rights_cover(who: str, covered: Action) -> None:
     principal, rights, grants, expected = WHO[who]
-    found = access(principal, rights.among({covered, Action.ADMIN}), kernel(grants))
+    found = access(principal, rights.restricted_to({covered, Action.ADMIN}), kernel(grants))
     assert found.actions == {covered} & expected
 
 
@@ -75,7 +82,7 @@ def test_rights_to_another_kernelspec_are_none_to_this(who: str) -> None:
 def test_a_kernelspecs_name_is_matched_exactly() -> None:
     for name in ("Python3", "python", "python33", "python3 ", "*", ""):
         rights = Rights({Action.USE: frozenset({name})})
-        assert not access(ADA, rights, kernel()).sees
+        assert not access(ADA, rights, kernel()).can_see
 
 
 def test_who_may_only_stop_their_kernel_does_not_see_it() -> None:
@@ -89,10 +96,10 @@ def test_only_owner_and_admin_say_who_else(who: str) -> None:
     principal, rights, grants, expected = WHO[who]
     found = access(principal, rights, kernel(grants))
     if expected == ALL:
-        found.require_charge(KERNEL_ID)
+        found.require_administration(KERNEL_ID)
     else:
         with pytest.raises(Forbidden if expected else NotFound):
-            found.require_charge(KERNEL_ID)
+            found.require_administration(KERNEL_ID)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,7 @@ def test_strangers_hear_the_words_of_a_kernel_that_is_not_there() -> None:
         access(BOB, EVERYTHING, kernel()).require({Action.STOP}, KERNEL_ID)
     assert caught.value.message == no_such_kernel(KERNEL_ID).message
     with pytest.raises(NotFound) as caught:
-        access(BOB, EVERYTHING, kernel()).require_charge(KERNEL_ID)
+        access(BOB, EVERYTHING, kernel()).require_administration(KERNEL_ID)
     assert caught.value.message == no_such_kernel(KERNEL_ID).message
 
 
@@ -157,7 +164,7 @@ def test_without_a_grant_others_may_nothing(
 def test_a_grant_is_never_more_than_an_owners_rights(rights: Rights, grant: Grant) -> None:
     granted = access(BOB, rights, kernel({"token:bob": grant}))
     assert granted.actions <= access(ADA, rights, kernel()).actions
-    assert not granted.in_charge
+    assert not granted.can_administer
 
 
 @pytest.mark.parametrize(
@@ -171,10 +178,10 @@ def test_a_grant_is_never_more_than_an_owners_rights(rights: Rights, grant: Gran
     ],
 )
 def test_whom_a_path_names(text: str, expected: Principal) -> None:
-    assert grantee(text, "token") == expected
+    assert parse_grantee(text, "token") == expected
 
 
 @pytest.mark.parametrize("text", ["", ":", "hub:", ":bob"])
 def test_who_is_nobody(text: str) -> None:
     with pytest.raises(ValueError, match="principal"):
-        grantee(text, "token")
+        parse_grantee(text, "token")

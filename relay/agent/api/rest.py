@@ -16,7 +16,7 @@ from relay.agent.api.messages import JournalMessages
 from relay.agent.api.sessions import JupyterSessions, NewSession, SessionChange
 from relay.agent.api.start_request import KernelStarts, StartBody
 from relay.agent.holders.client import HolderClient
-from relay.auth.ownership import SEEING, Grant, grantee
+from relay.auth.ownership import REVEALING, Grant, parse_grantee
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
 from relay.bridge.records import GrantChange
@@ -31,12 +31,12 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 _RESOURCES: Final[dict[str, dict[str, frozenset[Action]]]] = {
     "kernels": {
-        "read": SEEING,
+        "read": REVEALING,
         "write": frozenset({Action.START, Action.STOP, Action.INTERRUPT}),
         "execute": frozenset({Action.USE}),
     },
     "kernelspecs": {"read": frozenset({Action.START})},
-    "sessions": {"read": SEEING, "write": frozenset({Action.START, Action.STOP})},
+    "sessions": {"read": REVEALING, "write": frozenset({Action.START, Action.STOP})},
 }
 """What Jupyter calls the things that this API has, what may be done with them, and which of our
 actions, any one of them, that takes."""
@@ -254,7 +254,7 @@ class Rest:
 def _grantee(asked: _Asked) -> str:
     """Whom the path names, as ``authenticator:subject``. Raises `BadRequest`."""
     try:
-        return str(grantee(asked.route.user or "", asked.ticket.principal.authenticator))
+        return str(parse_grantee(asked.route.user or "", asked.ticket.principal.authenticator))
     except ValueError as error:
         raise BadRequest(f"The user is malformed: {error}.") from None
 
@@ -286,4 +286,4 @@ def _permissions(asked: tuple[str, ...], rights: Rights) -> dict[str, Any]:
 
 def _is_granted(resource: str, action: str, rights: Rights) -> bool:
     takes = _RESOURCES.get(resource, {}).get(action, frozenset())
-    return bool(rights.among(takes))
+    return bool(rights.restricted_to(takes))

@@ -75,7 +75,11 @@ class AuditTrail:
 
     async def require(self, route: Route) -> None:
         """Raise `AuditFailed` where this leaves a line, has to, and none can be written."""
-        if self._required and audit.act(route.kind) is not None and not await self.works():
+        if (
+            self._required
+            and audit.event_on_success(route.kind) is not None
+            and not await self.works()
+        ):
             raise _failed()
 
     async def opened(self, asked: AuditedRequest) -> None:
@@ -92,7 +96,7 @@ class AuditTrail:
             await self._note(asked, AuditEvent.CHANNELS_ENDED, asked.ended.close_code)
             return
         outside = asked.identity is not None and not asked.cluster
-        event = audit.judge(asked.kind, status, outside=outside)
+        event = audit.event_for(asked.kind, status, hidden=outside)
         if event is not None and status != _OPEN:
             await self._note(asked, event, status, response)
 
@@ -111,7 +115,7 @@ class AuditTrail:
         note = AuditNote(
             time=self._clock(),
             event=event,
-            **audit.who(asked.identity),
+            **audit.identity_fields(asked.identity),
             address=asked.address,
             method=asked.request.method,
             cluster=asked.cluster or asked.wanted,

@@ -26,7 +26,7 @@ from relay.edge.pipe import Pipe
 from relay.edge.upstream.client import Caller, Upstream
 from relay.edge.upstream.link import Link
 from relay.errors import AgentError, BadRequest, Forbidden, NotFound, RelayError
-from relay.http import TakenOver, transport_of
+from relay.http import NoResponse, transport_of
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
 
@@ -131,7 +131,7 @@ class ChannelsHandler:
             self._pipes.discard(pipe)
             pipe.abort()
             connection.connection_lost(None)
-        return TakenOver(status=_SWITCHING)
+        return NoResponse(status=_SWITCHING)
 
     async def _open(self, cluster: str, kernel_id: str, attach: Attach, bearer: Caller) -> Link:
         """The first link. The client waits for its upgrade while an agent comes back.

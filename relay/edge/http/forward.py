@@ -16,7 +16,7 @@ from relay.config import EdgeConfig
 from relay.edge.authn.revalidation import AuthorizedStream
 from relay.edge.upstream.client import Caller, Upstream, UpstreamCall
 from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
-from relay.http import REQUEST_ID, TakenOver, read_body, transport_of
+from relay.http import REQUEST_ID, NoResponse, read_body, transport_of
 from relay.metrics import EdgeMetrics
 from relay.routing.paths import Target
 from relay.routing.routes import STARTING, Kind, Route
@@ -162,7 +162,7 @@ class Forwarder:
         if chunk is None:
             self._metrics.broken_answers.labels(cluster).inc()
             # Without its end (RFC 9112 §6.3, §7.1), so that nobody takes it for whole.
-            return TakenOver()
+            return NoResponse()
         await response.write_eof()
         return response
 

@@ -17,7 +17,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from relay.auth import credentials
-from relay.auth.chain import WHO
+from relay.auth.chain import TOKEN_REQUIRED
 from relay.auth.credentials import PresentedCredentials
 from relay.auth.origin import Origins
 from relay.auth.policy import NO_CLUSTER, Action, Policy
@@ -130,7 +130,7 @@ class Pipeline:
                 await self._audit.answered(asked, 500, None)
                 raise
             await self._audit.answered(asked, response.status, response)
-        self._metrics.answered(asked.cluster, asked.kind, response.status)
+        self._metrics.count_request(asked.cluster, asked.kind, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
         return response
@@ -231,7 +231,7 @@ class Pipeline:
         besides = frozenset(map(Action, route.besides))
         return Caller(
             identity.principal,
-            rights.among(actions | besides | {Action.ADMIN}),
+            rights.restricted_to(actions | besides | {Action.ADMIN}),
             max_kernels=self._config.quotas.user_kernels,
         )
 
@@ -245,7 +245,7 @@ class Pipeline:
             return base, None, target
         token = target.segments[1] if len(target.segments) > 1 else ""
         if not is_path_token(token):
-            raise Unauthorized(WHO)
+            raise Unauthorized(TOKEN_REQUIRED)
         return f"{base}/{_PATH_TOKEN}/{token}", token, target.below(_PATH_TOKEN, token)
 
 

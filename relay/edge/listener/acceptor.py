@@ -59,7 +59,7 @@ class ClientConnection:
         self.certificate_required = True
         self._identify = identify
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
+    def opened(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands."""
         if self._identify is not None:
             tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
@@ -68,7 +68,7 @@ class ClientConnection:
             with contextlib.suppress(ValueError):
                 self.identity = self._identify(certificate or b"")
 
-    def end(self) -> None:
+    def closed(self) -> None:
         """The connection is gone."""
         while self._leases:
             self._leases.pop().free()
@@ -76,7 +76,7 @@ class ClientConnection:
 
 def visitor_of(request: web.BaseRequest) -> ClientConnection:
     """Who is at the other end of a request's connection."""
-    visitor = request.protocol.visitor  # type: ignore[attr-defined]  # our own connections have it
+    visitor = request.protocol.observer  # type: ignore[attr-defined]  # our own connections have it
     assert isinstance(visitor, ClientConnection)  # noqa: S101 - set where they are made
     return visitor
 
@@ -155,7 +155,7 @@ class Acceptor:
             async with asyncio.timeout_at(deadline):
                 if proxied and not await self._hear_proxy(connection, visitor):
                     connection.close()
-                    visitor.end()
+                    visitor.closed()
                     return
                 context = await self._context(connection, visitor)
             await loop.connect_accepted_socket(
@@ -168,7 +168,7 @@ class Acceptor:
             )
         except BaseException as error:
             connection.close()
-            visitor.end()
+            visitor.closed()
             if not isinstance(error, Exception):
                 raise
             self._tell(error, visitor, late=loop.time() >= deadline - _MOMENT)

@@ -286,7 +286,7 @@ class Upstream:
                 raise _unavailable(cluster)
             if not waits:
                 waits = True
-                held.enter_context(self._metrics.held.labels(cluster).track_inprogress())
+                held.enter_context(self._metrics.held_requests.labels(cluster).track_inprogress())
             await asyncio.sleep(_PAUSE)
 
     def _headers(
@@ -301,7 +301,7 @@ class Upstream:
             request_id=request_id,
         )
         signed = self._signer.sign(ticket, self._wall_clock(), self._lifetime)
-        return {hdrs.AUTHORIZATION: f"Caller {signed}", hdrs.CONTENT_TYPE: "application/json"}
+        return {hdrs.AUTHORIZATION: f"Bearer {signed}", hdrs.CONTENT_TYPE: "application/json"}
 
 
 def _url(text: str) -> URL:

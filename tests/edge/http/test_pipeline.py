@@ -32,7 +32,7 @@ from relay.edge.http.audit import AuditTrail
 from relay.edge.http.pipeline import Dependencies, Pipeline
 from relay.edge.upstream.client import Caller, Upstream
 from relay.errors import RateLimited, RelayError, Unauthorized
-from relay.http import ANSWER_HEADERS
+from relay.http import RESPONSE_HEADERS
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 from tests.edge.test_parent import CONFIG
@@ -460,7 +460,7 @@ async def test_what_a_foreign_page_may_cause_it_cannot_read() -> None:
         "GET", "/alpha/api", headers=CIMultiDict([("Host", "relay"), FOREIGN, BEARER])
     )
     assert (await at.app.handle_https(prepared)).status == 299
-    assert prepared[ANSWER_HEADERS] == {"Vary": "Origin"}
+    assert prepared[RESPONSE_HEADERS] == {"Vary": "Origin"}
 
 
 @pytest.mark.parametrize("credential", [(), (BEARER,), (("Authorization", "token x"),)])
@@ -469,7 +469,7 @@ async def test_a_listed_page_can_read_every_answer(credential: tuple[tuple[str, 
         headers = CIMultiDict([("Host", "relay"), LISTED, *credential])
         request = make_mocked_request(method, path, headers=headers)
         await desk().app.handle_https(request)
-        assert request[ANSWER_HEADERS] == {
+        assert request[RESPONSE_HEADERS] == {
             "Vary": "Origin",
             "Access-Control-Allow-Origin": "https://lab.example",
             "Access-Control-Expose-Headers": "Location, Retry-After, X-Request-Id",
@@ -479,7 +479,7 @@ async def test_a_listed_page_can_read_every_answer(credential: tuple[tuple[str, 
 async def test_without_a_list_nothing_is_said_of_origins() -> None:
     request = make_mocked_request("GET", "/healthz", headers=CIMultiDict([("Host", "r"), LISTED]))
     await Desk(*EVERY).app.handle_https(request)
-    assert request[ANSWER_HEADERS] == {}
+    assert request[RESPONSE_HEADERS] == {}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def request(
     address: str = "192.0.2.1", visitor: ClientConnection | None = None, **headers: str
 ) -> Any:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    protocol = Mock(visitor=visitor or ClientConnection(address))
+    protocol = Mock(observer=visitor or ClientConnection(address))
     return make_mocked_request("GET", "/", headers=names, protocol=protocol)
 
 
