@@ -18,6 +18,7 @@ RelayError
 ├── NotReady           503; this process is starting or stopping
 ├── AgentError         the cluster's side is at fault
 │   ├── AgentUnavailable   503, close code 1012; the agent may come back
+│   │   └── OtherVersion   503; a part speaks, or has written, an unknown version
 │   └── AgentTimeout       503, close code 1012
 ├── AuditFailed            503; the line that the audit log requires cannot be written
 └── KernelError        the kernel is at fault
@@ -170,6 +171,12 @@ class AgentError(RelayError):
 
 class AgentUnavailable(AgentError):
     """No agent of the cluster responds just now; one may come back."""
+
+
+class OtherVersion(AgentUnavailable):
+    """One part of the relay does not know the version of another, or of what it has written."""
+
+    reason = "Other version"
 
 
 class AgentTimeout(AgentError):

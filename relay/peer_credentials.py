@@ -13,22 +13,23 @@ CREDENTIALS_SIZE: Final = _UCRED.size
 
 
 class PeerCredentials(NamedTuple):
-    """A process, and the OS user and group that it runs as."""
+    """A process, and the OS user that it runs as."""
 
     pid: int
     uid: int
-    gid: int
 
 
 def peer_credentials(connection: socket.socket) -> PeerCredentials:
     """Return the credentials of the peer when it connected or began to listen (SO_PEERCRED)."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return PeerCredentials(*_UCRED.unpack(data))
+    pid, uid, _ = _UCRED.unpack(data)
+    return PeerCredentials(pid, uid)
 
 
 def sender_pid(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
     """Return the pid of a datagram's sender from its ancillary data (SCM_CREDENTIALS), else 0."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            return PeerCredentials(*_UCRED.unpack(data)).pid
+            pid: int = _UCRED.unpack(data)[0]
+            return pid
     return 0

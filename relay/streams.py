@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 from relay.bridge.records import HEADER, RecordKind, check_header
 from relay.peer_credentials import peer_credentials
@@ -26,8 +25,7 @@ async def read_header(reader: asyncio.StreamReader, max_payload: int) -> tuple[i
 
 def peer_uid(writer: asyncio.StreamWriter) -> int:
     """Return the OS user of the process at the other end of a unix socket."""
-    connection: socket.socket = writer.get_extra_info("socket")
-    return peer_credentials(connection).uid
+    return peer_credentials(writer.get_extra_info("socket")).uid
 
 
 def streams_over(

@@ -51,7 +51,7 @@ def read(path: Path) -> TokenStore:
 
 
 def write(path: Path, store: TokenStore) -> None:
-    """Replace the tokens in one step. Raises ``OSError``.
+    """Replace the tokens, in one step and with mode 0600. Raises ``OSError``.
 
     The file keeps its owner, and a new file gets the owner of its folder: root may change it for
     an edge that runs as another user.

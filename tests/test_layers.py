@@ -72,6 +72,7 @@ def test_every_room_keeps_the_rules() -> None:
         ),
         ("client/planted.py", "import relay.config", "The client for scripts knows"),
         ("backoff.py", "import time", "auth, routing, bridge and backoff do no I/O"),
+        ("edge/ipc/server.py", "import relay.edge.ipc.quotas", "The edge's IPC knows none of its"),
     ],
 )
 def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str) -> None:

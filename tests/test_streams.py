@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
 
 from relay.bridge.records import HEADER, RecordError, RecordKind, RecordTooLarge, record
-from relay.streams import read_record, streams_over
+from relay.streams import peer_uid, read_record, streams_over
 from tests.fakes import FakeTransport
 from tests.virtualtime import settle, virtual
 
@@ -107,3 +108,15 @@ async def test_drain_waits_for_an_adopted_connection() -> None:
         transport.protocol.resume_writing()
     writer.close()
     await writer.wait_closed()
+
+
+@virtual
+async def test_the_os_user_at_the_other_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport = FakeTransport()
+        transport.extra["socket"] = ours
+        _, writer = streams_over(transport, 1000)
+        assert peer_uid(writer) == os.geteuid()
+        writer.close()
+        await writer.wait_closed()

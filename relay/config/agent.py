@@ -240,16 +240,18 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     listen: ListenSettings
     """The address that edges connect to."""
     tls: AgentTls | None = None
-    """Mutual TLS; without it the agent serves plain HTTP, for trusted networks only."""
+    """Mutual TLS; without it the agent serves plain HTTP: for trusted networks only, and never with
+    ``launch_as``."""
     state_dir: FilePath
-    """Directory for kernels' records and journals; shared by the agents of one node."""
+    """Directory for kernels' records and journals; shared by all agents of a cluster, which are on
+    one node."""
     runtime_dir: FilePath | None = None
     """Directory for unix sockets, with a short path; by default in the user's runtime directory."""
     user: OsUserName | None = None
     """OS user that the agent runs as where it starts kernels as other users (``launch_as``)."""
     launch_as: LaunchAs | None = None
-    """The OS users that kernels run as; the agent is then started as root. null: all kernels run as
-    the agent's user, and each can read what the others and the agent can."""
+    """The OS users that kernels run as; the agent is then started as root and needs ``tls``. null:
+    all kernels run as the agent's user, and each can read what the others and the agent can."""
     ticket_keys: list[FilePath]
     """PEM files: the public keys of the edges whose tickets are accepted."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
@@ -287,3 +289,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError("user and launch_as must be set together")
         if self.launch_as is not None and self.runtime_dir is None:
             raise ValueError("runtime_dir: launch_as needs it, such as /run/kernel-relay")
+        if self.launch_as is not None and self.tls is None:
+            raise ValueError(
+                "launch_as: it needs mutual TLS, since a user's kernel that takes the agent's port"
+                " while it is free would get other users' tickets and could act as them; set tls"
+                " here, and https:// in clusters.<name>.agents with clusters.<name>.tls at the edge"
+            )

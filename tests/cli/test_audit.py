@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.auth.audit import AuditEvent, AuditNote
-from relay.edge.audit_file import AuditFile
+from relay.edge.ipc.audit_file import AuditFile
 
 Run = Callable[..., tuple[int, str, str]]
 NOW = 1_800_000_000.0

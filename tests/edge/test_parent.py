@@ -257,7 +257,7 @@ def test_how_a_worker_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.argv == (
         *(sys.executable, "-P", "-m", "relay.edge.worker"),
         *("--settings", "/f/s", "--die-with-parent", str(os.getpid())),
-        *("--council", "/f/council"),
+        *("--parent-socket", "/f/parent.sock"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
 from relay.bridge.records import (
     Call,
     Failure,
@@ -67,6 +68,16 @@ async def connect(
     return reader, writer
 
 
+async def _first_status(reader: asyncio.StreamReader) -> Status:
+    """What a holder answers whoever opens a line. Raises as `HolderClient.open`."""
+    while True:
+        kind, payload = await read_record(reader, _MAX_RECORD)
+        if kind is RecordKind.CLOSE:
+            raise refused(payload, HOLDER, AGENT)
+        if kind is RecordKind.STATUS:
+            return read_opening(payload, Status, HOLDER, AGENT)
+
+
 class HolderClient:
     """One holder, for as long as both it and this agent live."""
 
@@ -89,7 +100,11 @@ class HolderClient:
 
     @classmethod
     async def open(cls, kernel_folder: KernelFolder) -> HolderClient:
-        """Connect and hear the first status. Raises ``OSError`` and ``EOFError``."""
+        """Connect and hear the first status.
+
+        Raises `OtherVersion`, `RecordError`, ``OSError`` and ``EOFError``.
+        """
+        kernel_folder.check_versions()
         address = kernel_folder.read_address()
         if address is None:
             raise FileNotFoundError(kernel_folder.request)
@@ -97,15 +112,11 @@ class HolderClient:
         reader, writer = await connect(holder, _READ_AHEAD)
         writer.write(struct_record(RecordKind.CALL, Call(id=0, op="status")))
         try:
-            while True:
-                kind, payload = await read_record(reader, _MAX_RECORD)
-                if kind is RecordKind.STATUS:
-                    status = read_struct(payload, Status)
-                    streams = reader, writer
-                    return cls(kernel_folder, holder, status, streams)
+            status = await _first_status(reader)
         except BaseException:
             writer.close()
             raise
+        return cls(kernel_folder, holder, status, (reader, writer))
 
     @property
     def model(self) -> KernelModel:

@@ -20,7 +20,7 @@ from relay import limits
 from relay.agent.launchers.local import Launcher, RuntimeInfo, spawn
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Forbidden, TooMany
+from relay.errors import AgentUnavailable, Forbidden, OtherVersion, TooMany
 from relay.files import create_or_read, try_flock
 from relay.kernel_folders import KernelFolder, find_folders, kernels_folder, remove, socket_name
 from relay.model import Principal
@@ -178,7 +178,7 @@ class KernelCreator:
 
 def _discard(kernel_folder: KernelFolder) -> None:
     """Remove the folder of a kernel that could not be started."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OtherVersion):
         lock = kernel_folder.try_lock()
         if lock is not None:
             try:

@@ -29,6 +29,7 @@ from relay.errors import (
     Conflict,
     DiskFull,
     NotFound,
+    OtherVersion,
     RelayError,
     StartFailed,
 )
@@ -98,21 +99,16 @@ class HolderRegistry:
         found = find_folders(self._state_dir, self._config.cluster)
         self._gone &= {kernel_folder.kernel_id for kernel_folder in found}
 
-        def is_wanted(kernel_id: str, *, unknown: bool) -> bool:
-            kernel = self.possession(kernel_id)
-            return unknown if kernel is None else wanted(kernel)
+        def is_wanted(kernel_folder: KernelFolder, *, unknown: bool) -> bool:
+            kernel = self.possession(kernel_folder.kernel_id)
+            return (unknown and kernel_folder.is_understood()) if kernel is None else wanted(kernel)
 
         # Nobody waits for the holder of somebody else's kernel.
-        asked = [
-            kernel_folder
-            for kernel_folder in found
-            if is_wanted(kernel_folder.kernel_id, unknown=True)
-        ]
+        asked = [kernel_folder for kernel_folder in found if is_wanted(kernel_folder, unknown=True)]
         return [
             line
             for line in await self._within_answer(self._known(asked))
-            if line.status.phase is Phase.READY
-            and is_wanted(line.kernel_folder.kernel_id, unknown=False)
+            if line.status.phase is Phase.READY and is_wanted(line.kernel_folder, unknown=False)
         ]
 
     def possession(self, kernel_id: str) -> KernelOwnership | None:
@@ -268,6 +264,9 @@ class HolderRegistry:
             )
             msg = "A kernel's holder does not speak as this agent does."
             return AgentUnavailable(msg, retry_after=1)
+        except OtherVersion as error:
+            log.warning("version_refused", kernel_id=kernel_folder.kernel_id, problem=error.message)
+            return error
         except RelayError as error:
             return error
         except UnicodeEncodeError:

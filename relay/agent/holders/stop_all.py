@@ -13,7 +13,7 @@ import structlog
 from relay.agent.holders.client import HolderClient
 from relay.agent.launchers.local import bury, is_free
 from relay.agent.privsep.cleanup import bury_as_owner, kill_holder
-from relay.errors import RelayError
+from relay.errors import OtherVersion, RelayError
 from relay.files import NotRegularFile
 from relay.kernel_folders import KernelFolder, find_folders
 
@@ -39,7 +39,12 @@ async def end_kernels(state_dir: Path, timeout: float) -> int:
 
 async def _end_somehow(kernel_folder: KernelFolder, timeout: float) -> bool:
     try:
+        kernel_folder.check_versions()
         return await _end(kernel_folder, timeout)
+    except OtherVersion as error:
+        # What it holds, and what runs for it, its own version can end.
+        log.warning("version_refused", kernel_id=kernel_folder.kernel_id, problem=error.message)
+        return False
     except NotRegularFile as error:
         # Its user has put something else in the place of its files.
         log.warning("not_a_kernels_folder", kernel_id=kernel_folder.kernel_id, problem=str(error))

@@ -25,7 +25,7 @@ import structlog
 from relay import limits
 from relay.config.holder import HolderConfig
 from relay.config.values import RELAY_PREFIXES
-from relay.files import open_regular, private_folder, read_struct, read_tail, write_atomic
+from relay.files import open_regular, private_folder, read_struct, read_tail, write_shared
 from relay.kernel_folders import (
     KernelFolder,
     kernels_folder,
@@ -125,7 +125,7 @@ async def spawn(
     launcher: Launcher, kernel_folder: KernelFolder, config: HolderConfig, lock: int
 ) -> None:
     """Start the first holder of a folder. Raises as `Launcher.start`."""
-    write_atomic(kernel_folder.request, msgspec.json.encode(config))
+    write_shared(kernel_folder.request, msgspec.json.encode(config))
     pid = await launcher.start(kernel_folder, config.owner, lock)
     log.info("holder_started", kernel_id=kernel_folder.kernel_id, holder_pid=pid)
 
@@ -161,7 +161,7 @@ async def replace(launcher: Launcher, kernel_folder: KernelFolder, lock: int) ->
             "(kernels.holder_restart_limit)."
         )
     # Noted before it is done, whoever dies.
-    write_atomic(kernel_folder.replacements, msgspec.json.encode([*recent, now]))
+    write_shared(kernel_folder.replacements, msgspec.json.encode([*recent, now]))
     pid = await launcher.start(kernel_folder, config.owner, lock)
     log.warning("holder_replaced", kernel_id=kernel_folder.kernel_id, holder_pid=pid)
     return ""

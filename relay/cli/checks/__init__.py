@@ -7,7 +7,7 @@ file is a subject: ``across_files``, ``authn``, ``files``, ``kernels``, ``policy
 
 from __future__ import annotations
 
-from relay.cli.checks import across_files, authn, kernels, policy, ports, secrets, start
+from relay.cli.checks import across_files, authn, kernels, nodes, policy, ports, secrets, start
 from relay.cli.checks.finding import Finding, Severity, error, findings_of, warning
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "error",
     "findings_of",
     "kernels",
+    "nodes",
     "policy",
     "ports",
     "secrets",

@@ -1,4 +1,4 @@
-"""What a worker has for the audit log: a note per decision, told to the parent, which writes it."""
+"""What a worker has for the audit log: a note per decision, which the parent writes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from relay.log import clean
 from relay.model import Identity
 from relay.routing.routes import STARTING, Kind, Route
 
-TOPIC: Final = "audit"
-"""Under which the parent is told."""
 _OPEN: Final = 101
 
-Tell = Callable[[bytes], Awaitable[bool]]
-"""Has the parent write a note; whether it, and all before it, is in the file. Nothing asks only.
+WriteAudit = Callable[[AuditNote | None], Awaitable[bool]]
+"""Has the parent write a note, and tells whether it and all before it are in the file; None writes
+nothing.
 
 Raises ``ConnectionError`` where there is no parent any more: there is no answer then either."""
 
@@ -60,18 +59,18 @@ class AuditTrail:
     def __init__(
         self,
         settings: AuditSettings,
-        tell: Tell,
+        write: WriteAudit,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._on = settings.file is not None
         self._required = settings.required
-        self._tell = tell
+        self._write = write
         self._clock = clock
 
     async def works(self) -> bool:
         """Whether the log can be written, or there is none."""
-        return not self._on or await self._tell(b"")
+        return not self._on or await self._write(None)
 
     async def require(self, route: Route) -> None:
         """Raise `AuditFailed` where this leaves a line, has to, and none can be written."""
@@ -126,10 +125,10 @@ class AuditTrail:
             user=(route and route.user) or "",
             request_id=asked.request_id,
             status=status,
-            # A client may have had a say in it, and it is to fit into one message.
+            # A client may have had a say in it.
             reason=clean(asked.reason),
         )
-        return await self._tell(msgspec.msgpack.encode(note))
+        return await self._write(note)
 
 
 def _failed() -> AuditFailed:

@@ -16,11 +16,12 @@ from aiohttp import web
 
 from relay import limits
 from relay.config import ProxySettings
-from relay.edge.council import Council, Lease, Refused
+from relay.edge.ipc.client import ParentClient, Permit, Refused
+from relay.edge.ipc.protocol import Refusal
+from relay.edge.ipc.quotas import CountFailedLogin, CountRequest, WebSocketPermit
 from relay.edge.listener import proxy_headers
 from relay.edge.listener.acceptor import visitor_of
 from relay.edge.listener.proxy_headers import Networks
-from relay.edge.quotas import FailedLogin, Refusal, Request, Socket
 from relay.errors import RateLimited, TooMany, Unauthorized
 from relay.model import Identity, Principal
 
@@ -28,15 +29,15 @@ log = structlog.get_logger(__name__)
 
 
 class AdmissionControl:
-    """Asks the council, and says what it says as a client is to hear it."""
+    """Asks the parent's quotas, and turns refusals into errors that clients see."""
 
     def __init__(
         self,
-        council: Council,
+        parent: ParentClient,
         settings: ProxySettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._council = council
+        self._parent = parent
         self._header = settings.header
         self._trusted = Networks(settings.forwarded)
         self._clock = clock
@@ -72,7 +73,7 @@ class AdmissionControl:
         except Unauthorized:
             address = proxy_headers.counted(self.address(request))
             try:
-                await self._council.count(FailedLogin(address))
+                await self._parent.call(CountFailedLogin(address))
             except Refused as refused:
                 _too_often(refused.refusal, "Too many wrong credentials from this address")
             raise
@@ -80,22 +81,22 @@ class AdmissionControl:
     async def admit(self, principal: Principal, cluster: str) -> None:
         """Count a request. Raises `RateLimited`."""
         try:
-            await self._council.count(Request(str(principal), cluster))
+            await self._parent.call(CountRequest(str(principal), cluster))
         except Refused as refused:
             _too_often(refused.refusal, "Too many requests")
 
-    async def socket(self, principal: Principal, cluster: str) -> Lease:
-        """Count a WebSocket, until its lease is freed. Raises `TooMany`."""
+    async def socket(self, principal: Principal, cluster: str) -> Permit[None]:
+        """Count a WebSocket, until its permit is released. Raises `TooMany`."""
         try:
-            return await self._council.hold(Socket(str(principal), cluster))
+            return await self._parent.acquire(WebSocketPermit(str(principal), cluster))
         except Refused as refused:
-            setting = refused.refusal.setting
+            setting = refused.code
             limits.record(setting)
             log.info("too_many_sockets", setting=setting)
             raise TooMany(f"Too many open WebSockets ({setting}).") from None
 
 
 def _too_often(refusal: Refusal, text: str) -> NoReturn:
-    limits.record(refusal.setting)
-    log.info("too_often", setting=refusal.setting)
-    raise RateLimited(f"{text} ({refusal.setting}).", retry_after=refusal.retry_after) from None
+    limits.record(refusal.code)
+    log.info("too_often", setting=refusal.code)
+    raise RateLimited(f"{text} ({refusal.code}).", retry_after=refusal.retry_after) from None

@@ -1,6 +1,6 @@
 """Accepts connections: counts them, hears who they come from, and begins TLS with them.
 
-accept → the council's count → PROXY protocol → the name in ClientHello → TLS → HTTP. Whatever is
+accept → the parent's count → PROXY protocol → the name in ClientHello → TLS → HTTP. Whatever is
 over a limit, late or malformed is closed without a word, before anything was spent on it.
 """
 
@@ -20,11 +20,11 @@ from aiohttp import web
 from relay import limits
 from relay.config import ConnectionSettings
 from relay.connections import HttpServer
-from relay.edge.council import Council, Lease, Refused
+from relay.edge.ipc.client import ParentClient, Permit, Refused
+from relay.edge.ipc.quotas import AddressPermit, ConnectionPermit
 from relay.edge.listener import proxy_headers, sni
 from relay.edge.listener.client_certs import ClientCertificates
 from relay.edge.listener.proxy_headers import Networks
-from relay.edge.quotas import Address, Connection, Lasting
 from relay.model import Identity
 
 log = structlog.get_logger(__name__)
@@ -47,12 +47,12 @@ class ClientConnection:
         self.identity: Identity | None = None
         """Who its certificate says that it is."""
         self.certificate_required = False
-        self._leases: list[Lease] = []
+        self._permits: list[Permit[None]] = []
         self._identify: Callable[[bytes], Identity | None] | None = None
 
-    def hold(self, lease: Lease) -> None:
-        """Free ``lease`` when the connection ends."""
-        self._leases.append(lease)
+    def hold(self, permit: Permit[None]) -> None:
+        """Release ``permit`` when the connection ends."""
+        self._permits.append(permit)
 
     def expect_certificate(self, identify: Callable[[bytes], Identity | None]) -> None:
         """It will show one in the handshake."""
@@ -70,8 +70,8 @@ class ClientConnection:
 
     def closed(self) -> None:
         """The connection is gone."""
-        while self._leases:
-            self._leases.pop().free()
+        while self._permits:
+            self._permits.pop().release()
 
 
 def visitor_of(request: web.BaseRequest) -> ClientConnection:
@@ -89,7 +89,7 @@ class Acceptor:
         listener: socket.socket,
         http: HttpServer,
         *,
-        council: Council,
+        parent: ParentClient,
         tls: ssl.SSLContext,
         certificates: ClientCertificates,
         proxies: Networks,
@@ -97,7 +97,7 @@ class Acceptor:
     ) -> None:
         self._listener = listener
         self._http = http
-        self._council = council
+        self._parent = parent
         self._tls = tls
         self._certificates = certificates
         self._proxies = proxies
@@ -114,8 +114,8 @@ class Acceptor:
                 visitor = ClientConnection(address)
                 proxied = address in self._proxies
                 # One after the other: a flood waits in the kernel's queue, not in our memory.
-                claim = Connection(None if proxied else proxy_headers.counted(address))
-                if await self._admit(visitor, claim):
+                wanted = ConnectionPermit(None if proxied else proxy_headers.counted(address))
+                if await self._admit(visitor, wanted):
                     handshakes.create_task(
                         self._welcome(connection, visitor, proxied=proxied),
                         name=f"handshake with {address}",
@@ -135,11 +135,13 @@ class Acceptor:
         connection.settimeout(0)
         return connection, str(peer[0])
 
-    async def _admit(self, visitor: ClientConnection, claim: Lasting) -> bool:
+    async def _admit(
+        self, visitor: ClientConnection, wanted: ConnectionPermit | AddressPermit
+    ) -> bool:
         try:
-            visitor.hold(await self._council.hold(claim))
+            visitor.hold(await self._parent.acquire(wanted))
         except Refused as refused:
-            setting = refused.refusal.setting
+            setting = refused.code
             log.info("connection_refused", address=visitor.address, setting=setting)
             limits.record(setting)
             return False
@@ -194,7 +196,7 @@ class Acceptor:
             # Its own, to see whether we live.
             return True
         visitor.address = address
-        return await self._admit(visitor, Address(proxy_headers.counted(address)))
+        return await self._admit(visitor, AddressPermit(proxy_headers.counted(address)))
 
     async def _context(
         self, connection: socket.socket, visitor: ClientConnection

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
@@ -28,10 +27,10 @@ class Parent:
         self.notes: list[AuditNote] = []
         self.asked = 0
 
-    async def tell(self, data: bytes) -> bool:
+    async def write(self, note: AuditNote | None) -> bool:
         self.asked += 1
-        if data:
-            self.notes.append(msgspec.msgpack.decode(data, type=AuditNote))
+        if note is not None:
+            self.notes.append(note)
         return self.works
 
 
@@ -41,7 +40,7 @@ def parent() -> Parent:
 
 
 def audit_of(parent: Parent, **settings: Any) -> AuditTrail:
-    return AuditTrail(AuditSettings(**{"file": "a", **settings}), parent.tell, clock=lambda: NOW)
+    return AuditTrail(AuditSettings(**{"file": "a", **settings}), parent.write, clock=lambda: NOW)
 
 
 def asked(method: str = "GET", *segments: str, identity: Identity | None = ALICE) -> AuditedRequest:
@@ -170,10 +169,10 @@ async def test_what_needs_a_line_needs_a_log_where_it_is_required(
 
 
 async def test_nobody_is_answered_without_a_parent() -> None:
-    async def tell(_: bytes) -> bool:
+    async def write(_: AuditNote | None) -> bool:
         raise ConnectionError
 
-    audit = AuditTrail(AuditSettings(file="a"), tell)
+    audit = AuditTrail(AuditSettings(file="a"), write)
     with pytest.raises(ConnectionError):
         await audit.answered(asked(identity=None), 401, None)
 

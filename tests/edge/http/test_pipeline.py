@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
+from relay.auth.audit import AuditNote
 from relay.auth.chain import AuthenticatorChain
 from relay.auth.policy import Action, Rights
 from relay.auth.tokens import TokenStore, generate
@@ -27,9 +28,9 @@ from relay.config import (
 )
 from relay.edge.authn.authenticators import Authenticators
 from relay.edge.authn.revalidation import Reauthorizer
-from relay.edge.council import Lease
 from relay.edge.http.audit import AuditTrail
 from relay.edge.http.pipeline import Dependencies, Pipeline
+from relay.edge.ipc.client import Permit
 from relay.edge.upstream.client import Caller, Upstream
 from relay.errors import RateLimited, RelayError, Unauthorized
 from relay.http import RESPONSE_HEADERS
@@ -72,7 +73,7 @@ class Passed(NamedTuple):
     prefix: str
 
 
-async def nowhere(_: bytes) -> bool:
+async def nowhere(_: AuditNote | None) -> bool:
     """Without a file nothing is told."""
     raise AssertionError
 
@@ -107,9 +108,9 @@ class OpenDoor:
         if self.refusal is not None:
             raise self.refusal
 
-    async def socket(self, _: Principal, cluster: str) -> Lease:
+    async def socket(self, _: Principal, cluster: str) -> Permit[None]:
         self.sockets.append(f"opened on {cluster}")
-        return Lease(lambda: self.sockets.append("closed"))
+        return Permit(None, lambda: self.sockets.append("closed"))
 
 
 class Desk:

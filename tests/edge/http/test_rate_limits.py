@@ -8,10 +8,10 @@ from aiohttp.test_utils import make_mocked_request
 
 from relay import limits
 from relay.config import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
-from relay.edge.council import Lease, Refused
 from relay.edge.http.rate_limits import AdmissionControl
+from relay.edge.ipc.client import Permit, Refused
+from relay.edge.ipc.quotas import QuotaPermit, QuotaRequest, Quotas
 from relay.edge.listener.acceptor import ClientConnection
-from relay.edge.quotas import Claim, Lasting, Quotas
 from relay.errors import Conflict, RateLimited, RelayError, TooMany, Unauthorized
 from relay.model import Identity, Principal
 
@@ -20,7 +20,7 @@ IDENTITY = Identity(principal=ADA, via="mtls", expires=100.0)
 
 
 class Parent:
-    """A council without a socket between."""
+    """A parent without a socket between."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -30,19 +30,19 @@ class Parent:
             LoginSettings(failures=2, window=10.0),
         )
 
-    async def count(self, claim: Claim) -> None:
-        refusal = self.quotas.take(claim, self.now)
+    async def call(self, request: QuotaRequest) -> None:
+        refusal = self.quotas.acquire(request, self.now)
         if refusal is not None:
             raise Refused(refusal)
 
-    async def hold(self, claim: Lasting) -> Lease:
-        await self.count(claim)
-        return Lease(lambda: self.quotas.free(claim))
+    async def acquire(self, permit: QuotaPermit) -> Permit[None]:
+        await self.call(permit)
+        return Permit(None, lambda: self.quotas.release(permit))
 
 
 def door(parent: Parent, **proxies: Any) -> AdmissionControl:
-    council: Any = parent
-    return AdmissionControl(council, ProxySettings(**proxies), clock=lambda: parent.now)
+    client: Any = parent
+    return AdmissionControl(client, ProxySettings(**proxies), clock=lambda: parent.now)
 
 
 def request(
@@ -121,8 +121,8 @@ async def test_requests_and_sockets_of_a_principal() -> None:
     with await at.socket(ADA, "alpha"):
         with pytest.raises(TooMany, match=r"\(quotas.user_sockets\)"):
             await at.socket(ADA, "alpha")
-        (await at.socket(Principal("token", "ada"), "alpha")).free()
-    (await at.socket(ADA, "alpha")).free()
+        (await at.socket(Principal("token", "ada"), "alpha")).release()
+    (await at.socket(ADA, "alpha")).release()
 
 
 def certified(identity: Identity | None) -> ClientConnection:

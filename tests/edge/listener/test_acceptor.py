@@ -26,11 +26,12 @@ from relay.config import (
     TlsSettings,
 )
 from relay.connections import HeadLimits, Timeouts, server
-from relay.edge.council import Chair, Council, council_path
+from relay.edge.ipc.client import ParentClient
+from relay.edge.ipc.quotas import Quotas, quotas_service
+from relay.edge.ipc.server import ParentServer, socket_path
 from relay.edge.listener.acceptor import Acceptor, visitor_of
 from relay.edge.listener.client_certs import ClientCertificates, server_context
 from relay.edge.listener.proxy_headers import V2_SIGNATURE, Networks
-from relay.edge.quotas import Quotas
 
 WAIT = 20.0
 ROBOTS = "robots.example"
@@ -141,16 +142,16 @@ async def running(
 ) -> AsyncIterator[Running]:
     connections = ConnectionSettings(**settings)
     quotas = Quotas(connections, QuotaSettings(), LoginSettings())
-    chair = Chair(council_path(folder), quotas, welcome=lambda _: True, notes={})
-    await chair.listen()
-    council = await Council.join(council_path(folder), os.getpid(), lambda: None)
+    parent = ParentServer(socket_path(folder), [quotas_service(quotas)], is_worker=lambda _: True)
+    await parent.listen()
+    client = await ParentClient.connect(socket_path(folder), os.getpid(), lambda: None)
     http = server(whoami, HeadLimits(), Timeouts(head=connections.head_timeout))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0)
         acceptor = Acceptor(
             listener,
             http,
-            council=council,
+            parent=client,
             tls=server_context(pki.server),
             certificates=ClientCertificates(pki.server, {ROBOTS: pki.robots} if mtls else {}),
             proxies=Networks(proxies),
@@ -163,8 +164,8 @@ async def running(
             await http.shutdown(0)
             await made.empty()
             task.cancel()
-        council.close()
-        chair.close()
+        client.close()
+        parent.close()
 
 
 def on_uvloop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -201,7 +202,7 @@ async def test_connections_at_the_limit_and_past_it(pki: Pki, tmp_path: Path, hi
         first[1].close()
         await first[1].wait_closed()
         async with asyncio.timeout(WAIT):
-            while door.quotas._counts._counts[("all",)] > 1:  # noqa: ASYNC110 - nobody tells
+            while door.quotas._limiter._counts[("all",)] > 1:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
         assert await door.ask() == "127.0.0.1 -"
         second[1].close()
