@@ -47,8 +47,8 @@ class Channels:
         session.on_room = self._room.set
 
     async def run(self) -> None:
-        """Stay connected from the first use on, until there is no sense in it any more."""
-        # Not before somebody listens: what is replayed from a position would find nobody.
+        """Stay connected from the session's first use until reconnecting cannot help."""
+        # Not before the first use, since messages replayed from a position would be dropped.
         await self._unsent.wait()
         try:
             await self._stay()

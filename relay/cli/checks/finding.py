@@ -21,7 +21,6 @@ class Finding(NamedTuple):
 
 
 Check = Callable[[Any], Iterator[Finding]]
-S = TypeVar("S", bound=msgspec.Struct)
 F = TypeVar("F", bound=Check)
 
 _CHECKS: Final[dict[type[msgspec.Struct], list[Check]]] = {}
