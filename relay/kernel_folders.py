@@ -24,9 +24,9 @@ from relay.errors import OtherVersion
 from relay.files import (
     TRAVERSABLE,
     FolderError,
-    open_plain,
+    open_regular,
     private_folder,
-    read_plain,
+    read_regular,
     read_struct,
     try_flock,
     write_new,
@@ -201,9 +201,9 @@ class KernelFolder(msgspec.Struct, frozen=True):
         try:
             # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
             # protected_regular).
-            descriptor = open_plain(self._lock, os.O_RDWR)
+            descriptor = open_regular(self._lock, os.O_RDWR)
         except FileNotFoundError:
-            descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
+            descriptor = open_regular(self._lock, os.O_RDWR | os.O_CREAT)
         if not try_flock(descriptor):
             os.close(descriptor)
             return None
@@ -227,7 +227,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
         """Where the holder serves, or None where that is not noted (yet)."""
         try:
             return msgspec.json.decode(
-                read_plain(self.request), type=HolderAddress, dec_hook=_socket_path
+                read_regular(self.request), type=HolderAddress, dec_hook=_socket_path
             )
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None

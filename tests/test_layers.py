@@ -48,9 +48,17 @@ def test_every_room_keeps_the_rules() -> None:
         ("edge/planted.py", "import relay.agent", "Imports point down only"),
         ("processes/planted.py", "import relay.config", "Imports point down only"),
         ("unplaced.py", "", "Imports point down only"),
-        ("auth/planted.py", "import time", "auth, routing and bridge do no I/O"),
-        ("bridge/planted.py", "import asyncio.streams", "auth, routing and bridge do no I/O"),
-        ("routing/planted.py", "from os import path", "auth, routing and bridge do no I/O"),
+        ("auth/planted.py", "import time", "auth, routing, bridge and backoff do no I/O"),
+        (
+            "bridge/planted.py",
+            "import asyncio.streams",
+            "auth, routing, bridge and backoff do no I/O",
+        ),
+        (
+            "routing/planted.py",
+            "from os import path",
+            "auth, routing, bridge and backoff do no I/O",
+        ),
         ("agent/planted.py", "import zmq.asyncio", "Only the holder imports zmq"),
         (
             "agent/planted.py",

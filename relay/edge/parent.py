@@ -41,10 +41,10 @@ from relay.processes import (
     StartError,
     claim_notify_socket,
     inherited_listeners,
-    listen_patiently,
+    listen_with_retry,
     notify,
     stop_all,
-    until_ready,
+    wait_until_ready,
 )
 
 LISTENERS: Final = ("https", "wss")
@@ -68,7 +68,7 @@ def run(config: EdgeConfig, path: Path) -> int:
             opened.enter_context(listener)
         metrics = None
         if config.metrics.port is not None:
-            metrics = listen_patiently(config.metrics.host, config.metrics.port)
+            metrics = listen_with_retry(config.metrics.host, config.metrics.port)
             opened.enter_context(metrics)
         try:
             folder = opened.enter_context(private_folder())
@@ -98,7 +98,7 @@ def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
     if not inherited:
         with contextlib.ExitStack() as opened:
             found = {
-                name: opened.enter_context(listen_patiently(settings.host, settings.port))
+                name: opened.enter_context(listen_with_retry(settings.host, settings.port))
                 for name, settings in zip(LISTENERS, (config.https, config.wss), strict=True)
             }
             opened.pop_all()
@@ -178,7 +178,7 @@ class Parent:
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
             try:
-                culprit = await until_ready(self._keepers, self._change, self._stop)
+                culprit = await wait_until_ready(self._keepers, self._change, self._stop)
                 if culprit is None and not self._stop.is_set():
                     log.info("edge ready", **self._addresses())
                     notify("READY=1")

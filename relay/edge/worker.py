@@ -89,7 +89,7 @@ def _metrics(folder: Path | None) -> EdgeMetrics:
             metrics = EdgeMetrics.shared(folder)
         except OSError as error:
             log.error("metrics_not_shared", problem=str(error))  # noqa: TRY400 - says it all
-    limits.subscribe(metrics.limit_hit)
+    limits.subscribe(metrics.count_limit_hit)
     return metrics
 
 

@@ -35,8 +35,8 @@ def chained(notes: Iterable[AuditNote], chain: HashChain | None = None) -> list[
     chain = HashChain() if chain is None else chain
     lines = []
     for each in notes:
-        line = chain.seal(each, clean)
-        chain.take(line)
+        line = chain.format(each, clean)
+        chain.advance(line)
         lines.append(line)
     return lines
 
@@ -108,7 +108,7 @@ def test_somebody_known_on_a_cluster_that_is_not_theirs_leaves_a_line() -> None:
 
 def test_a_line_has_its_place_its_time_and_what_is_not_empty() -> None:
     chain = HashChain()
-    line = chain.seal(note(AuditEvent.CHAIN_BEGUN, status=0, reason=""), clean)
+    line = chain.format(note(AuditEvent.CHAIN_BEGUN, status=0, reason=""), clean)
     assert json.loads(line) == {
         "seq": 0,
         "prev": NOTHING,
@@ -116,8 +116,8 @@ def test_a_line_has_its_place_its_time_and_what_is_not_empty() -> None:
         "event": "chain-begun",
     }
     assert line.endswith(b"}\n")
-    chain.take(line)
-    following = json.loads(chain.seal(note(principal="token:alice", status=201), clean))
+    chain.advance(line)
+    following = json.loads(chain.format(note(principal="token:alice", status=201), clean))
     assert following["seq"] == 1
     assert following["prev"] == hashlib.sha256(line[:-1]).hexdigest()
     assert (following["principal"], following["status"]) == ("token:alice", 201)
@@ -127,8 +127,12 @@ def test_who_it_was() -> None:
     identity = Identity(
         principal=Principal("token", "alice"), via="corp", credential="abc", groups=frozenset("g")
     )
-    assert audit.who(identity) == {"principal": "token:alice", "via": "corp", "credential": "abc"}
-    assert audit.who(None) == {}
+    assert audit.identity_fields(identity) == {
+        "principal": "token:alice",
+        "via": "corp",
+        "credential": "abc",
+    }
+    assert audit.identity_fields(None) == {}
 
 
 TEXTS = [field.name for field in msgspec.structs.fields(AuditNote) if field.type is str]
@@ -220,9 +224,9 @@ def test_even_the_note_of_a_torn_line_may_be_torn() -> None:
     # The same in one life of the writer.
     chain = HashChain()
     for line in lines:
-        chain.take(line)
+        chain.advance(line)
     for each in remains:
-        chain.tear(each[:-1])
+        chain.add_remains(each[:-1])
     assert chained([note(AuditEvent.LINE_TORN), note()], chain) == after
 
 
@@ -304,12 +308,12 @@ def test_half_a_line_at_the_end_is_named() -> None:
 def test_a_chain_that_was_cut_at_its_end_lacks_the_noted_line() -> None:
     lines = chain_of(5)
     noted = verify(lines)[0].hash
-    assert verify(lines, noted=noted)[0].noted
+    assert verify(lines, noted=noted)[0].found_expected
     more = chained([note()], HashChain.after(b"".join(lines)))
-    assert verify([*lines, *more], noted=noted)[0].noted
+    assert verify([*lines, *more], noted=noted)[0].found_expected
     verifier, broken = verify(lines[:4], noted=noted)
-    assert (broken, verifier.noted) == (None, False)
-    assert not verify(lines)[0].noted
+    assert (broken, verifier.found_expected) == (None, False)
+    assert not verify(lines)[0].found_expected
 
 
 def rotated() -> tuple[list[bytes], list[bytes]]:

@@ -60,7 +60,7 @@ def test_the_actions_have_their_names() -> None:
 @pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("cluster", ["alpha", "beta"])
 def test_a_bare_rule_is_for_whom_the_authenticator_knows(action: Action, cluster: str) -> None:
-    assert authorise(policy(), cluster, {action}).cover(action, "python3")
+    assert authorise(policy(), cluster, {action}).allows(action, "python3")
 
 
 def test_rules_add_up() -> None:
@@ -296,15 +296,15 @@ def specs(*rules: set[str] | None) -> Rights:
 @pytest.mark.parametrize("name", ["", "Python3", "python", "python33", "python3\n", "*", "."])
 def test_a_kernelspec_matches_exactly(name: str) -> None:
     rights = specs({"python3", "ir"})
-    assert rights.cover(Action.START, "python3")
-    assert rights.cover(Action.START, "ir")
-    assert not rights.cover(Action.START, name)
+    assert rights.allows(Action.START, "python3")
+    assert rights.allows(Action.START, "ir")
+    assert not rights.allows(Action.START, name)
 
 
 @pytest.mark.parametrize("action", sorted(EVERY - STARTING))
 def test_a_kernelspec_is_granted_for_the_rules_actions_only(action: Action) -> None:
-    assert not specs({"python3"}).cover(action, "python3")
-    assert not specs(None).cover(action, "python3")
+    assert not specs({"python3"}).allows(action, "python3")
+    assert not specs(None).allows(action, "python3")
 
 
 def test_kernelspecs_add_up() -> None:
@@ -318,8 +318,8 @@ def test_all_kernelspecs_are_more_than_some(rules: list[set[str] | None]) -> Non
 
 
 def test_no_kernelspecs_are_none_and_not_all() -> None:
-    assert not specs(set()).cover(Action.START, "python3")
-    assert not specs(set()).cover(Action.START, "")
+    assert not specs(set()).allows(Action.START, "python3")
+    assert not specs(set()).allows(Action.START, "")
 
 
 def test_kernelspecs_of_one_action_are_no_others() -> None:
@@ -340,7 +340,7 @@ def test_what_the_rules_cover_is_what_one_of_them_does(
     together = specs(*(None if each is None else set(each) for each in rules))
     for name in "abcd":
         expected = any(each is None or name in each for each in rules)
-        assert together.cover(Action.START, name) == expected
+        assert together.allows(Action.START, name) == expected
 
 
 @pytest.mark.parametrize("kernelspecs", [frozenset(), frozenset({"python3"}), frozenset({"*"})])
@@ -359,15 +359,17 @@ def test_nobody_is_admin_of_some_kernelspecs(
 def test_no_rights_are_false_and_cover_nothing() -> None:
     assert not Rights()
     assert not Rights({})
-    assert not any(Rights().cover(action, name) for action in Action for name in ("", "python3"))
+    assert not any(Rights().allows(action, name) for action in Action for name in ("", "python3"))
     assert Rights({Action.LIST: None})
 
 
 def test_rights_among_actions_are_those_and_no_more() -> None:
     rights = Rights({Action.USE: None, Action.START: frozenset({"ir"})})
-    assert rights.among(EVERY) == rights
-    assert rights.among({Action.START, Action.STOP}) == Rights({Action.START: frozenset({"ir"})})
-    assert not rights.among(())
-    assert not rights.among(EVERY - {Action.USE, Action.START})
-    assert not Rights().among(EVERY)
+    assert rights.restricted_to(EVERY) == rights
+    assert rights.restricted_to({Action.START, Action.STOP}) == Rights(
+        {Action.START: frozenset({"ir"})}
+    )
+    assert not rights.restricted_to(())
+    assert not rights.restricted_to(EVERY - {Action.USE, Action.START})
+    assert not Rights().restricted_to(EVERY)
     assert set(rights.kernelspecs) == {Action.USE, Action.START}

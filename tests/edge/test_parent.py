@@ -243,7 +243,7 @@ def test_a_taken_port_closes_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
         opened.append(socket.create_server((host, port)))
         return opened[0]
 
-    monkeypatch.setattr(parent, "listen_patiently", listen)
+    monkeypatch.setattr(parent, "listen_with_retry", listen)
     with pytest.raises(PortInUse):
         parent.listening_sockets(CONFIG)
     assert opened[0].fileno() == -1

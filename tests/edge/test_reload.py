@@ -85,7 +85,7 @@ def test_rules_are_taken_and_what_else_has_changed_is_named(edited: Edited) -> N
                     "policy": {"rules": [{**RULE, "authenticator": "jupyterhub"}]},
                 }
             ),
-            "policy.rules.0: no authenticator is called jupyterhub; there is token, before a rest",
+            "policy.rules.0: authenticator jupyterhub is not set; known are token, before a rest",
         ),
     ],
 )

@@ -404,7 +404,7 @@ def test_no_token_is_in_any_log_or_file_wherever_it_was_sent(audited: Audited, k
             assert answer.status in {400, 401, 404}
             assert secret.encode() not in answer.body
             assert secret not in str(answer.headers)
-    wait_for("the log", lambda: "not_http" in relay.log.read_text())
+    wait_for("the log", lambda: "malformed_request" in relay.log.read_text())
     assert found_in(relay.folder, secret) == []
     assert found_in(audited.logs, secret) == []
     # Looked for rightly: what is meant to be there is found.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from relay.agent.holders.client import HolderClient
 from relay.agent.holders.registry import HolderRegistry
 from relay.auth import ownership
-from relay.auth.ownership import SEEING, Access, KernelOwnership
+from relay.auth.ownership import REVEALING, Access, KernelOwnership
 from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
 from relay.errors import Forbidden
@@ -45,7 +45,7 @@ class KernelAccess:
 
         Raises `AgentUnavailable` rather than leave one out.
         """
-        return await self._holders.all(lambda kernel: _access(kernel, ticket).sees)
+        return await self._holders.all(lambda kernel: _access(kernel, ticket).can_see)
 
     async def own(self, ticket: Ticket) -> list[HolderClient]:
         """All that the bearer has started. Raises as `all` does."""
@@ -56,7 +56,7 @@ class KernelAccess:
 
         Raises `NotFound`, and `Forbidden` where its holder would let them do more than they may.
         """
-        line = await self.get(kernel_id, ticket, SEEING)
+        line = await self.get(kernel_id, ticket, REVEALING)
         found = self.access(kernel_id, ticket)
         if found.views_only and not line.status.knows_viewers:
             raise Forbidden("An older relay started this kernel: who may only view it has to wait.")
@@ -70,7 +70,7 @@ class KernelAccess:
 
         Raises `NotFound` and `Forbidden`.
         """
-        self.access(kernel_id, ticket).require_charge(kernel_id)
+        self.access(kernel_id, ticket).require_administration(kernel_id)
         line = await self._holders.get(kernel_id)
         kernel = self._holders.possession(kernel_id)
         if kernel is None:

@@ -17,11 +17,11 @@ from relay.agent.holders.stats import failing
 from relay.auth.tickets import Ticket, TicketVerifier
 from relay.config import AgentConfig
 from relay.errors import BadRequest, RelayError, Unauthorized
-from relay.http import TakenOver, error_response, json_response, transport_of
+from relay.http import NoResponse, error_response, json_response, transport_of
 from relay.routing.paths import parse_target
 from relay.routing.routes import ROUTES
 from relay.routing.table import Scope
-from relay.streams import adopt
+from relay.streams import streams_over
 
 log = structlog.get_logger(__name__)
 
@@ -114,7 +114,7 @@ class App:
         line, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
         transport = transport_of(request)
         connection = request.protocol
-        streams = adopt(transport, _READ_AHEAD)
+        streams = streams_over(transport, _READ_AHEAD)
         transport.write(
             b"HTTP/1.1 101 Switching Protocols\r\n"
             b"Connection: Upgrade\r\nUpgrade: " + UPGRADE.encode() + b"\r\n\r\n"
@@ -132,4 +132,4 @@ class App:
         finally:
             self._links.discard(channels)
             connection.connection_lost(None)
-        return TakenOver()
+        return NoResponse()

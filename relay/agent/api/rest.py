@@ -20,7 +20,7 @@ from relay.agent.api.messages import JournalMessages
 from relay.agent.api.sessions import JupyterSessions, NewSession, SessionChange
 from relay.agent.api.start_request import KernelStarts, StartBody
 from relay.agent.holders.client import HolderClient
-from relay.auth.ownership import SEEING, Grant, grantee
+from relay.auth.ownership import REVEALING, Grant, parse_grantee
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
 from relay.bridge.records import GrantChange
@@ -35,12 +35,12 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 _PERMISSIONS: Final[dict[str, dict[str, frozenset[Action]]]] = {
     "kernels": {
-        "read": SEEING,
+        "read": REVEALING,
         "write": frozenset({Action.START, Action.STOP, Action.INTERRUPT}),
         "execute": frozenset({Action.USE}),
     },
     "kernelspecs": {"read": frozenset({Action.START})},
-    "sessions": {"read": SEEING, "write": frozenset({Action.START, Action.STOP})},
+    "sessions": {"read": REVEALING, "write": frozenset({Action.START, Action.STOP})},
 }
 """Jupyter's names for resources and what may be done with them, with the actions of ours, any one
 of which that takes."""
@@ -323,7 +323,7 @@ async def _change_grant(asked: AgentRequest, line: HolderClient, grant: GrantCha
 def _grantee(asked: AgentRequest) -> str:
     """Return the user whom the path names, as ``authenticator:subject``. Raises `BadRequest`."""
     try:
-        return str(grantee(asked.parameters.user, asked.ticket.principal.authenticator))
+        return str(parse_grantee(asked.parameters.user, asked.ticket.principal.authenticator))
     except ValueError as error:
         raise BadRequest(f"The user is malformed: {error}.") from None
 
@@ -362,4 +362,4 @@ def _permissions(asked: tuple[str, ...], rights: Rights) -> dict[str, Any]:
 
 def _is_granted(resource: str, action: str, rights: Rights) -> bool:
     takes = _PERMISSIONS.get(resource, {}).get(action, frozenset())
-    return bool(rights.among(takes))
+    return bool(rights.restricted_to(takes))

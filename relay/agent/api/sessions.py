@@ -22,7 +22,7 @@ import structlog
 from relay.agent.api.access import KernelAccess
 from relay.agent.api.start_request import KernelStarts, StartBody
 from relay.agent.holders.client import HolderClient
-from relay.auth.ownership import SEEING
+from relay.auth.ownership import REVEALING
 from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
 from relay.errors import BadRequest, DiskFull, Forbidden, NotFound
@@ -190,7 +190,7 @@ class JupyterSessions:
 
     async def _line(self, session: JupyterSession, ticket: Ticket) -> HolderClient:
         try:
-            return await self._kernels.get(session.kernel_id, ticket, SEEING)
+            return await self._kernels.get(session.kernel_id, ticket, REVEALING)
         except NotFound:
             if not self._kernels.exists(session.kernel_id):
                 self._forget(session)
@@ -236,7 +236,7 @@ class JupyterSessions:
 
 
 def _is_theirs(session: JupyterSession, ticket: Ticket) -> bool:
-    return session.owner == str(ticket.principal) or ticket.is_admins
+    return session.owner == str(ticket.principal) or ticket.is_admin
 
 
 def _no_such_session() -> NotFound:

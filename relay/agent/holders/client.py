@@ -14,6 +14,7 @@ from relay.bridge.records import (
     Call,
     Failure,
     GrantChange,
+    Operation,
     Phase,
     RecordError,
     RecordKind,
@@ -180,7 +181,7 @@ class HolderClient:
                 await self._changed.wait()
 
     async def call(
-        self, op: str, request_id: str, timeout: float, *, grant: GrantChange | None = None
+        self, op: Operation, request_id: str, timeout: float, *, grant: GrantChange | None = None
     ) -> None:
         """Have the holder do something.
 

@@ -21,7 +21,7 @@ from relay.agent.launchers.local import Launcher, RuntimeInfo, spawn
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
 from relay.errors import AgentUnavailable, Forbidden, OtherVersion, TooMany
-from relay.files import first_come, try_flock
+from relay.files import create_or_read, try_flock
 from relay.kernel_folders import KernelFolder, find_folders, kernels_folder, remove, socket_name
 from relay.model import Principal
 
@@ -107,7 +107,7 @@ class KernelCreator:
         """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
         owner = str(request.owner)
         alone = not self._config.shared_uid and self._config.launch_as is None
-        if alone and first_come(self._state_dir / "principal", owner) != owner:
+        if alone and create_or_read(self._state_dir / "principal", owner) != owner:
             raise Forbidden(
                 "All kernels of this relay run under one user id, and it is another user's: there "
                 "would be no isolation between you (shared_uid, --shared-uid)."

@@ -33,7 +33,7 @@ from relay.errors import (
     RelayError,
     StartFailed,
 )
-from relay.files import is_disk_trouble
+from relay.files import is_disk_error
 from relay.kernel_folders import KernelFolder, find_folders, kernels_folder
 from relay.routing.names import is_kernel_id
 
@@ -274,7 +274,7 @@ class HolderRegistry:
         except OSError as error:
             log.error("holder_not_started", kernel_id=kernel_folder.kernel_id, problem=str(error))  # noqa: TRY400 - the text says it all
             # Of one that may run, that it cannot be reached just now is all that is known.
-            if request is not None and is_disk_trouble(error):
+            if request is not None and is_disk_error(error):
                 return DiskFull(f"The kernel's files cannot be written: {error.strerror}.")
             msg = "A kernel's holder cannot be started just now."
             return AgentUnavailable(msg, retry_after=1)

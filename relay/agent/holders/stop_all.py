@@ -14,7 +14,7 @@ from relay.agent.holders.client import HolderClient
 from relay.agent.launchers.local import bury, is_free
 from relay.agent.privsep.cleanup import bury_as_owner, kill_holder
 from relay.errors import OtherVersion, RelayError
-from relay.files import NotPlain
+from relay.files import NotRegularFile
 from relay.kernel_folders import KernelFolder, find_folders
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ async def _end_somehow(kernel_folder: KernelFolder, timeout: float) -> bool:
         # What it holds, and what runs for it, its own version can end.
         log.warning("version_refused", kernel_id=kernel_folder.kernel_id, problem=error.message)
         return False
-    except NotPlain as error:
+    except NotRegularFile as error:
         # Its user has put something else in the place of its files.
         log.warning("not_a_kernels_folder", kernel_id=kernel_folder.kernel_id, problem=str(error))
         await _bury(kernel_folder)

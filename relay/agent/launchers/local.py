@@ -24,8 +24,8 @@ import structlog
 
 from relay import limits
 from relay.config.holder import HolderConfig
-from relay.config.values import THE_RELAYS
-from relay.files import open_plain, private_folder, read_struct, read_tail, write_shared
+from relay.config.values import RELAY_PREFIXES
+from relay.files import open_regular, private_folder, read_struct, read_tail, write_shared
 from relay.kernel_folders import (
     KernelFolder,
     kernels_folder,
@@ -207,11 +207,13 @@ def run_holder(
 
 def open_log(kernel_folder: KernelFolder) -> int:
     """The file that a holder writes its log to: a descriptor. Raises ``OSError``."""
-    return open_plain(kernel_folder.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return open_regular(kernel_folder.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def _own_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(THE_RELAYS)}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(RELAY_PREFIXES)
+    }
 
 
 def is_free(kernel_folder: KernelFolder) -> bool:

@@ -46,7 +46,7 @@ from relay.processes import (
     StartError,
     claim_notify_socket,
     notify,
-    until_ready,
+    wait_until_ready,
 )
 from relay.routing.names import is_kernel_id
 
@@ -327,7 +327,7 @@ class PrivilegedHelper:
             asyncio.get_running_loop().add_reader(self._channel, self._read)
             self._tasks.create_task(self._keeper.run(), name="keep agent")
             try:
-                culprit = await until_ready((self._keeper,), self._change, self._stop)
+                culprit = await wait_until_ready((self._keeper,), self._change, self._stop)
                 if culprit is None and not self._stop.is_set():
                     log.info("launching", agent_pid=self._keeper.child and self._keeper.child.pid)
                     notify("READY=1")

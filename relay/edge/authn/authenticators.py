@@ -16,8 +16,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import msgspec
 
-from relay.auth.chain import WHO, Authenticator, AuthenticatorChain
-from relay.auth.credentials import DISAGREE, PresentedCredentials
+from relay.auth.chain import TOKEN_REQUIRED, Authenticator, AuthenticatorChain
+from relay.auth.credentials import CONFLICTING_CREDENTIALS, PresentedCredentials
 from relay.auth.tokens import AUTHENTICATOR
 from relay.config import AuthenticationSettings
 from relay.edge.authn import jupyterhub
@@ -91,18 +91,18 @@ class Authenticators:
         known: list[Identity] = []
         if shown.path_token is not None:
             if self._path_tokens is None:
-                raise Unauthorized(WHO)
+                raise Unauthorized(TOKEN_REQUIRED)
             known.append(await self._path_tokens.authenticate(shown.path_token, now))
         if shown.credential is not None:
             known.append(await self._chain.authenticate(shown.credential, now))
-        if shown.certified is not None:
-            if shown.certified.expires <= now:
+        if shown.certificate_identity is not None:
+            if shown.certificate_identity.expires <= now:
                 raise Unauthorized("the certificate has expired")
-            known.append(self._chain.known_as(shown.certified))
+            known.append(self._chain.resolve_alias(shown.certificate_identity))
         if not known:
-            raise Unauthorized(WHO)
+            raise Unauthorized(TOKEN_REQUIRED)
         if len({identity.principal for identity in known}) > 1:
-            raise Unauthorized(DISAGREE)
+            raise Unauthorized(CONFLICTING_CREDENTIALS)
         # The first, which its bearer chose for this request, says what may be done; all say for
         # how long.
         return msgspec.structs.replace(
@@ -152,7 +152,7 @@ def build(settings: AuthenticationSettings, metrics: EdgeMetrics) -> Authenticat
             )
         except ValueError as error:
             raise ValueError(f"{jupyterhub.SETTINGS}.{error}") from error
-    names = settings.chain or settings.names
+    names = settings.chain or settings.chainable
     chain = AuthenticatorChain([known[name] for name in names], aliases)
     return Authenticators(chain, path_tokens, (known[name] for name in names))
 

@@ -26,7 +26,7 @@ from cachetools import TLRUCache
 from yarl import URL
 
 from relay import limits
-from relay.auth.tokens import PREFIX, is_name
+from relay.auth.tokens import PREFIX
 from relay.config import JupyterHubSettings
 from relay.config.jupyterhub import ANY_SERVICE, HubAccess
 from relay.edge.authn.jupyterhub_activity import (
@@ -37,7 +37,7 @@ from relay.edge.authn.jupyterhub_activity import (
 )
 from relay.errors import AuthenticatorUnavailable, Unauthorized
 from relay.metrics import EdgeMetrics
-from relay.model import Identity, Principal, jupyter_time
+from relay.model import Identity, Principal, is_name, jupyter_time
 
 log = structlog.get_logger(__name__)
 

@@ -31,7 +31,7 @@ from relay import limits
 from relay.auth import jwks
 from relay.auth.jwks import Key, KeySet
 from relay.config import JwtSettings, KeySettings
-from relay.config.values import check_fetched, check_web_url
+from relay.config.values import check_https, check_web_url
 from relay.errors import AuthenticatorUnavailable
 from relay.metrics import EdgeMetrics
 
@@ -255,7 +255,7 @@ class JwksEndpoint:
         if not isinstance(url, str):
             raise ValueError("the discovery document names no keys")  # noqa: TRY004 - as above
         check_web_url(url)
-        check_fetched(url, allow_http=self._settings.allow_http)
+        check_https(url, allow_http=self._settings.allow_http)
         return url
 
     async def _get(

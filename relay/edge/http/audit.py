@@ -107,7 +107,7 @@ class AuditTrail:
         note = AuditNote(
             time=self._clock(),
             event=event,
-            **audit.who(context.known_identity),
+            **audit.identity_fields(context.known_identity),
             address=context.address,
             method=context.request.method,
             cluster=context.named_cluster,

@@ -54,4 +54,5 @@ class Authorization:
         actions = frozenset(map(Action, route.actions))
         rights.require(actions)
         relevant = actions | frozenset(map(Action, route.optional_actions)) | {Action.ADMIN}
-        return Caller(identity.principal, rights.among(relevant), max_kernels=self._max_kernels)
+        rights = rights.restricted_to(relevant)
+        return Caller(identity.principal, rights, max_kernels=self._max_kernels)

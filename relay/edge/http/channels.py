@@ -29,7 +29,7 @@ from relay.edge.upstream.client import UpstreamClient
 from relay.edge.upstream.link import Link
 from relay.edge.websocket.pipe import Pipe
 from relay.errors import AgentError, BadRequest, Forbidden, NotFound, RelayError
-from relay.http import TakenOver, transport_of
+from relay.http import NoResponse, transport_of
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
 
@@ -112,7 +112,7 @@ class ChannelsHandler:
             self._pipes.discard(pipe)
             pipe.abort()
             connection.connection_lost(None)
-        return TakenOver(status=HTTPStatus.SWITCHING_PROTOCOLS)
+        return NoResponse(status=HTTPStatus.SWITCHING_PROTOCOLS)
 
     async def _open(self, cluster: str, kernel_id: str, attach: Attach, caller: Caller) -> Link:
         """Open the first link. The client waits for its upgrade while an agent comes back.

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from relay.auth.origin import OriginMatch, Origins
 from relay.edge.http.context import EarlyResponse
 from relay.errors import Forbidden
-from relay.http import ANSWER_HEADERS, REQUEST_ID
+from relay.http import REQUEST_ID, RESPONSE_HEADERS
 
 log = structlog.get_logger(__name__)
 
@@ -42,13 +42,13 @@ class CorsPolicy:
             Forbidden: a page of a foreign origin would change something.
         """
         origins = request.headers.getall(hdrs.ORIGIN, [])
-        page = self._origins.judge(origins, host)
+        page = self._origins.classify(origins, host)
         # What an answer's headers are hangs on the origin, as caches must know.
         headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN} if self._origins.listed else {}
         if page is OriginMatch.LISTED:
             headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origins[0]
             headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
-        request[ANSWER_HEADERS] = headers
+        request[RESPONSE_HEADERS] = headers
         changes = request.method not in _READING or hdrs.UPGRADE in request.headers
         if page is OriginMatch.FOREIGN and changes:
             log.info("page_refused", origin=origins[0])

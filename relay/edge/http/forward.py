@@ -20,7 +20,7 @@ from relay.edge.upstream.call import Timeouts, UpstreamCall
 from relay.edge.upstream.client import UpstreamClient
 from relay.edge.upstream.response import CHUNK_BYTES, UpstreamResponse
 from relay.errors import AgentError, AgentTimeout, AgentUnavailable, BadRequest
-from relay.http import REQUEST_ID, TakenOver, read_body, transport_of
+from relay.http import REQUEST_ID, NoResponse, read_body, transport_of
 from relay.metrics import EdgeMetrics
 from relay.routing.table import TimeoutClass
 
@@ -168,7 +168,7 @@ class Forwarder:
         except AgentError:
             self._metrics.broken_answers.labels(context.cluster).inc()
             # Without its end (RFC 9112 §6.3, §7.1), so that nobody takes it for whole.
-            return TakenOver()
+            return NoResponse()
         await passed_on.write_eof()
         return passed_on
 

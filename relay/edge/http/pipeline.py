@@ -17,7 +17,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from relay.auth import credentials
-from relay.auth.chain import WHO
+from relay.auth.chain import TOKEN_REQUIRED
 from relay.auth.credentials import PresentedCredentials
 from relay.auth.origin import Origins
 from relay.auth.policy import Policy
@@ -118,7 +118,7 @@ class Pipeline:
         response = outcome.response
         matched = reached.matched_route
         name = matched.route.name if matched is not None else ""
-        self._parts.metrics.answered(reached.admitted_cluster, name, response.status)
+        self._parts.metrics.count_request(reached.admitted_cluster, name, response.status)
         if not response.prepared:
             response.headers[REQUEST_ID] = received.request_id
         return response
@@ -171,7 +171,7 @@ class Pipeline:
             return base, None, target
         token = target.segments[1] if len(target.segments) > 1 else ""
         if not is_path_token(token):
-            raise Unauthorized(WHO)
+            raise Unauthorized(TOKEN_REQUIRED)
         return f"{base}/{_PATH_TOKEN}/{token}", token, target.below(_PATH_TOKEN, token)
 
     # Identify

@@ -177,13 +177,13 @@ class AuditFile:
         return chain
 
     def _add(self, chain: HashChain, note: AuditNote) -> None:
-        line = chain.seal(note, clean)
+        line = chain.format(note, clean)
         try:
             self._append(line)
         except _CutOffError as error:
-            chain.tear(line[: error.written])
+            chain.add_remains(line[: error.written])
             raise
-        chain.take(line)
+        chain.advance(line)
         self._written += 1
 
     def _append(self, data: bytes) -> None:

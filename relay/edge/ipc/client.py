@@ -27,7 +27,7 @@ from relay.edge.ipc.protocol import (
     encode,
 )
 from relay.edge.ipc.service import CallRequest, PermitRequest, Request, answers_of
-from relay.streams import PeerCredentials, peer_credentials
+from relay.peer_credentials import PeerCredentials, peer_credentials
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,9 @@ class ParentClient(asyncio.Protocol):
         transport, client = await loop.create_unix_connection(
             lambda: cls(on_parent_gone), str(path)
         )
-        if peer_credentials(transport) != PeerCredentials(parent, os.geteuid()):
+        if peer_credentials(transport.get_extra_info("socket")) != PeerCredentials(
+            parent, os.geteuid()
+        ):
             transport.abort()
             raise ConnectionError("the IPC socket is not the parent's")
         return client

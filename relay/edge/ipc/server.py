@@ -29,7 +29,7 @@ from relay.edge.ipc.protocol import (
     encode,
 )
 from relay.edge.ipc.service import Handler, Request, Service
-from relay.streams import peer_credentials
+from relay.peer_credentials import peer_credentials
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class WorkerConnection(asyncio.Protocol):
         """Accept the process at the other end, or cut it off."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._writer = MessageWriter(self._transport.write)
-        peer = peer_credentials(self._transport)
+        peer = peer_credentials(self._transport.get_extra_info("socket"))
         if not self._accepts(peer.pid, peer.uid):
             log.warning("ipc_peer_refused", pid=peer.pid, uid=peer.uid)
             self._transport.abort()

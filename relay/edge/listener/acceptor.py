@@ -60,7 +60,7 @@ class ClientConnection:
         self.certificate_required = True
         self._identify = identify
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
+    def opened(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands."""
         if self._identify is not None:
             tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
@@ -83,7 +83,7 @@ class ClientConnection:
             raise Unauthorized("the certificate has expired")
         return self.identity
 
-    def end(self) -> None:
+    def closed(self) -> None:
         """The connection is gone."""
         while self._permits:
             self._permits.pop().release()
@@ -91,7 +91,7 @@ class ClientConnection:
 
 def connection_of(request: web.BaseRequest) -> ClientConnection:
     """Return the connection that a request came on."""
-    connection = request.protocol.visitor  # type: ignore[attr-defined]  # our own connections have it
+    connection = request.protocol.observer  # type: ignore[attr-defined]  # our own connections have it
     assert isinstance(connection, ClientConnection)  # noqa: S101 - set where they are made
     return connection
 
@@ -172,7 +172,7 @@ class Acceptor:
             async with asyncio.timeout_at(deadline):
                 if proxied and not await self._hear_proxy(connection, visitor):
                     connection.close()
-                    visitor.end()
+                    visitor.closed()
                     return
                 context = await self._context(connection, visitor)
             await loop.connect_accepted_socket(
@@ -185,7 +185,7 @@ class Acceptor:
             )
         except BaseException as error:
             connection.close()
-            visitor.end()
+            visitor.closed()
             if not isinstance(error, Exception):
                 raise
             self._tell(error, visitor, late=loop.time() >= deadline - _MOMENT)

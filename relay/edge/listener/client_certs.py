@@ -16,14 +16,12 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from relay.config import MtlsSettings, TlsSettings
-from relay.model import Identity, Principal
+from relay.model import Identity, Principal, is_name
 
 log = structlog.get_logger(__name__)
 
 AUTHENTICATOR: Final = "mtls"
 """The name under which policies know it."""
-_LONGEST: Final = 255
-"""Characters of a user's name."""
 
 
 class ClientCertificates:
@@ -52,7 +50,7 @@ class ClientCertificates:
         (user,) = values
         if settings.users is not None:
             user = settings.users.get(user, "")
-        if not user or len(user) > _LONGEST or not user.isprintable() or user != user.strip():
+        if not is_name(user):
             log.info("certificate_of_nobody", user_from=settings.user_from)
             return None
         return Identity(

@@ -77,7 +77,9 @@ class Cluster:
                     raise self.unavailable()
                 if not waits:
                     waits = True
-                    held.enter_context(self._metrics.held.labels(self.name).track_inprogress())
+                    held.enter_context(
+                        self._metrics.held_requests.labels(self.name).track_inprogress()
+                    )
                 await asyncio.sleep(RETRY_PAUSE)
 
     def error(self, failure: Exception) -> AgentError:

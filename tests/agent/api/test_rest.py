@@ -48,12 +48,12 @@ class FakeHolders:
 
 class FakeSpecs:
     async def get(self, name: str, rights: Rights) -> dict[str, Any]:
-        if name not in {"python3", "ir"} or not rights.cover(Action.START, name):
+        if name not in {"python3", "ir"} or not rights.allows(Action.START, name):
             raise NotFound("no such kernelspec")
         return {"name": name, "spec": {}}
 
     async def default(self, rights: Rights) -> str:
-        return "python3" if rights.cover(Action.START, "python3") else "ir"
+        return "python3" if rights.allows(Action.START, "python3") else "ir"
 
     async def all(self, rights: Rights) -> dict[str, Any]:
         return {"default": await self.default(rights), "kernelspecs": {}}

@@ -404,7 +404,8 @@ async def test_a_wrong_token_of_an_issuer_is_shown_to_nobody_else(file: Path) ->
 def test_a_key_that_cannot_be_used_is_named_with_its_setting(file: Path) -> None:
     weak = {**RSA, "n": jwts.b64(b"\xff" * 128), "kid": "weak"}
     with pytest.raises(
-        ValueError, match=r"^authentication\.jwt\.corp\.keys: jwks_file: key 1 \('weak'\): its 1024"
+        ValueError,
+        match=r"^authentication\.jwt\.corp\.keys: jwks_file: key 1 \('weak'\): it has 1024",
     ):
         with_keys(file, RSA, weak)
     with pytest.raises(ValueError, match=r"^authentication\.jwt\.corp\.keys: .*nowhere"):

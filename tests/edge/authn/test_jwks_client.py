@@ -371,7 +371,7 @@ def test_keys_in_files(tmp_path: Path) -> None:
         (jwk_set(ONE, jwk(private_key("ES256"), kid="curve")), r"jwks_file: key 1 \('curve'\)"),
         (jwk_set(), "jwks_file: it has no keys"),
         (b"", "."),
-        (b"{}", "no JWK Set"),
+        (b"{}", "not a JWK Set"),
     ],
 )
 def test_a_file_with_a_wrong_key_is_an_error_that_names_it(

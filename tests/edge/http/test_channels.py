@@ -63,7 +63,7 @@ GOOD = {
 ADA = Caller(Principal("token", "ada"), Rights({Action.USE: None}))
 LESS = Caller(ADA.principal, Rights({Action.USE: frozenset({"python3"})}))
 """The same person, when a rule has changed."""
-WHO = Identity(principal=ADA.principal, via="token")
+TOKEN_REQUIRED = Identity(principal=ADA.principal, via="token")
 KERNEL_ID = "0a0a0a0a-0000-4000-8000-000000000000"
 START = Position("e1", 10)
 HOLD, REATTACH, LINK_PING = 10.0, 60.0, 15.0
@@ -225,7 +225,7 @@ class Visit:
         self.done = asyncio.Event()
         self.granted: list[Caller | RelayError] = []
         """What a policy that changes grants from now on, one after the other."""
-        self.stream = AuthorizedStream(WHO, self._authorize, ADA, {})
+        self.stream = AuthorizedStream(TOKEN_REQUIRED, self._authorize, ADA, {})
         self._session_id = session_id
         self._last_seq = last_seq
         self.transport = FakeTransport(server(self._handle)())
@@ -262,7 +262,7 @@ class Visit:
             prefix="",
             path_token=None,
             credentials=PresentedCredentials("T"),
-            identity=WHO,
+            identity=TOKEN_REQUIRED,
             cluster="alpha",
             rights=ADA.rights,
             matched=ROUTES.match(Scope.CLUSTER, "GET", target.segments),
@@ -278,7 +278,7 @@ class Visit:
     def change(self, caller: Caller) -> None:
         """The policy grants this from now on."""
         self.granted.append(caller)
-        assert self.stream.reauthorize(WHO) is None
+        assert self.stream.reauthorize(TOKEN_REQUIRED) is None
 
     def request(self, *more: bytes, protocol: str = V1) -> None:
         lines = [f"{name}: {value}" for name, value in GOOD.items()]
@@ -342,7 +342,7 @@ async def test_a_visit_is_followed_for_as_long_as_it_lasts() -> None:
     visit = Visit(Agent.attached(START))
     assert visit.followed == []
     await visit.open()
-    assert visit.followed == [WHO]
+    assert visit.followed == [TOKEN_REQUIRED]
     visit.transport.lose()
     await asyncio.wait_for(visit.done.wait(), 1)
     assert visit.followed == []

@@ -27,7 +27,7 @@ from relay.errors import (
     TooLarge,
     Unauthorized,
 )
-from relay.http import TakenOver
+from relay.http import NoResponse
 from relay.metrics import EdgeMetrics
 from relay.routing.table import Retry
 from tests.edge.http.contexts import ALICE, CALLER, authorized, request
@@ -378,7 +378,7 @@ async def test_the_answer_to_a_head_is_never_a_stream(client: Client) -> None:
 async def test_what_breaks_off_is_not_ended_as_if_it_were_whole(client: Client) -> None:
     desk = Desk(Answer(b"a", AgentUnavailable("broke off"), is_chunked=True))
     response = await desk.forwarder.handle(authorized("GET", "/api/kernels"))
-    assert isinstance(response, TakenOver)
+    assert isinstance(response, NoResponse)
     assert (client.body, client.ended) == (b"a", False)
     assert desk.metrics.broken_answers.labels("alpha")._value.get() == 1
 
@@ -412,7 +412,7 @@ async def test_a_caller_who_may_no_longer_is_cut_off(client: Client, follow: boo
     desk = Desk(Waiting(lambda: stream.revoke(Unauthorized("the credential was revoked"))))
     context = authorized("GET", f"{K}/messages?follow={str(follow).lower()}")
     response = await desk.forwarder.handle(context, stream)
-    assert isinstance(response, TakenOver)
+    assert isinstance(response, NoResponse)
     assert (client.body, client.ended) == (b"1", False)
     assert isinstance(desk.answer, Answer)
     assert desk.answer.broken_off == ["the credential was revoked"]
@@ -422,7 +422,7 @@ async def test_a_caller_with_other_rights_asks_anew(client: Client) -> None:
     stream = stream_for(Caller(ALICE.principal, Rights({Action.VIEW: None})))
     desk = Desk(Waiting(lambda: stream.reauthorize(ALICE)))
     response = await desk.forwarder.handle(authorized("GET", f"{K}/messages"), stream)
-    assert isinstance(response, TakenOver)
+    assert isinstance(response, NoResponse)
     assert client.body == b"1"
 
 

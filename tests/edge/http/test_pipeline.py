@@ -39,7 +39,7 @@ from relay.edge.listener.acceptor import ClientConnection
 from relay.edge.listener.client_address import ClientAddresses
 from relay.edge.upstream.client import UpstreamClient
 from relay.errors import Forbidden, RateLimited, RelayError, Unauthorized
-from relay.http import ANSWER_HEADERS
+from relay.http import RESPONSE_HEADERS
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 from tests.edge.test_parent import CONFIG
@@ -174,7 +174,7 @@ class Desk:
         return web.Response(status=299)
 
     def request(self, method: str, path: str, headers: CIMultiDict[str]) -> web.Request:
-        protocol = Mock(visitor=self.connection)
+        protocol = Mock(observer=self.connection)
         return make_mocked_request(method, path, headers=headers, protocol=protocol)
 
     def certify(self, identity: Identity) -> None:
@@ -480,7 +480,7 @@ async def test_what_a_foreign_page_may_cause_it_cannot_read() -> None:
     at = desk()
     prepared = at.request("GET", "/alpha/api", CIMultiDict([("Host", "relay"), FOREIGN, BEARER]))
     assert (await at.app.handle_https(prepared)).status == 299
-    assert prepared[ANSWER_HEADERS] == {"Vary": "Origin"}
+    assert prepared[RESPONSE_HEADERS] == {"Vary": "Origin"}
 
 
 @pytest.mark.parametrize("credential", [(), (BEARER,), (("Authorization", "token x"),)])
@@ -490,7 +490,7 @@ async def test_a_listed_page_can_read_every_answer(credential: tuple[tuple[str, 
         at = desk()
         request = at.request(method, path, headers)
         await at.app.handle_https(request)
-        assert request[ANSWER_HEADERS] == {
+        assert request[RESPONSE_HEADERS] == {
             "Vary": "Origin",
             "Access-Control-Allow-Origin": "https://lab.example",
             "Access-Control-Expose-Headers": "Location, Retry-After, X-Request-Id",
@@ -501,7 +501,7 @@ async def test_without_a_list_nothing_is_said_of_origins() -> None:
     at = Desk(*EVERY)
     request = at.request("GET", "/healthz", CIMultiDict([("Host", "r"), LISTED]))
     await at.app.handle_https(request)
-    assert request[ANSWER_HEADERS] == {}
+    assert request[RESPONSE_HEADERS] == {}
 
 
 @pytest.mark.parametrize(

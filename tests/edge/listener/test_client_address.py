@@ -12,7 +12,7 @@ from relay.edge.listener.client_address import ClientAddresses
 
 def request(address: str = "192.0.2.1", **headers: str) -> Any:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    protocol = Mock(visitor=ClientConnection(address))
+    protocol = Mock(observer=ClientConnection(address))
     return make_mocked_request("GET", "/", headers=names, protocol=protocol)
 
 

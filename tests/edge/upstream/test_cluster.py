@@ -121,7 +121,7 @@ async def test_a_request_waits_for_agents_to_come_back() -> None:
 async def test_a_request_that_waits_is_counted_while_it_does() -> None:
     agents = Agents()
     agents.failing = {ONE: refused, TWO: refused}
-    held = agents.metrics.held.labels("alpha")._value
+    held = agents.metrics.held_requests.labels("alpha")._value
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(agents.ask())
         await asyncio.sleep(1)
