@@ -9,6 +9,7 @@ its holder. Unix sockets live in the runtime folder, whose paths are short enoug
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -175,6 +176,23 @@ class KernelFolder(msgspec.Struct, frozen=True):
             os.close(descriptor)
             raise FileNotFoundError(self.path)
         return descriptor
+
+    def is_locked(self) -> bool:
+        """Return whether a process has the folder's lock. Raises ``OSError``.
+
+        The look itself shares the lock with other looks: they do not disturb each other.
+        """
+        try:
+            descriptor = open_plain(self._lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def _is_ours(self, lock: int) -> bool:
         with contextlib.suppress(FileNotFoundError):

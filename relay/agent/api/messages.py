@@ -18,8 +18,7 @@ import structlog
 from aiohttp import web
 
 from relay import limits
-from relay.agent.api.access import Admission
-from relay.agent.holders.client import HolderEndpoint, connect
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
 from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     Entry,
@@ -99,7 +98,7 @@ def _one(target: Target, name: str, default: str) -> str:
 
 
 class JournalMessages:
-    """Answers requests for kernels' pasts.
+    """Answers requests for what kernels have sent before.
 
     ``message_bytes`` bounds one message, ``max_record`` one record from a holder.
     """
@@ -110,8 +109,8 @@ class JournalMessages:
         self._max_record = max_record
         self._following: set[asyncio.StreamWriter] = set()
 
-    def cut(self) -> None:
-        """Break off who would stay for ever; they come back with the last seq they have."""
+    def break_off(self) -> None:
+        """End the streams of followers, which have no end; clients ask again with their seq."""
         for writer in list(self._following):
             writer.close()
 
@@ -120,7 +119,7 @@ class JournalMessages:
         request: web.BaseRequest,
         target: Target,
         holder: HolderEndpoint,
-        admission: Admission,
+        admitted: AdmittedPrincipal,
         request_id: str,
     ) -> web.StreamResponse:
         """Stream what is asked for. Raises `RelayError` before the first byte only."""
@@ -132,8 +131,8 @@ class JournalMessages:
                 limit=wanted.limit,
                 follow=wanted.follow,
                 message_bytes=self._message_bytes,
-                principal=admission.principal,
-                granted=admission.granted,
+                principal=admitted.principal,
+                granted=admitted.granted,
                 request_id=request_id,
             )
             writer.write(struct_record(RecordKind.READ, read))
@@ -142,7 +141,9 @@ class JournalMessages:
                 return web.Response(content_type=CONTENT_TYPE)
             if wanted.follow:
                 self._following.add(writer)
-            return await self._stream(request, _Lines(reader, epoch, self._max_record), wanted)
+            return await self._stream(
+                request, _MessageLines(reader, epoch, self._max_record), wanted
+            )
         finally:
             self._following.discard(writer)
             writer.close()
@@ -166,7 +167,7 @@ class JournalMessages:
         return reading.epoch
 
     async def _stream(
-        self, request: web.BaseRequest, lines: _Lines, wanted: MessagesQuery
+        self, request: web.BaseRequest, lines: _MessageLines, wanted: MessagesQuery
     ) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = CONTENT_TYPE
@@ -183,7 +184,7 @@ class JournalMessages:
         return response
 
 
-class _Lines:
+class _MessageLines:
     """The lines of one answer, in pieces, as the holder's records come in."""
 
     def __init__(self, reader: asyncio.StreamReader, epoch: str, max_record: int) -> None:

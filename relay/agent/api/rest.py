@@ -139,11 +139,11 @@ class Rest:
         )
 
     async def _grants(self, asked: _Asked) -> web.Response:
-        _, kernel = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        _, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
         return json_response([_grant_model(*each) for each in sorted(kernel.grants.items())])
 
     async def _grant(self, asked: _Asked) -> web.Response:
-        line, kernel = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        line, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
         user = _grantee(asked)
         if user == kernel.owner:
             raise BadRequest("The kernel is this user's own.")
@@ -152,7 +152,7 @@ class Rest:
         return json_response(_grant_model(user, grant))
 
     async def _revoke(self, asked: _Asked) -> web.Response:
-        line, _ = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        line, _ = await self._kernels.administrable(asked.kernel_id, asked.ticket)
         await self._change_grant(asked, line, GrantChange(principal=_grantee(asked), action=None))
         return web.Response(status=204)
 

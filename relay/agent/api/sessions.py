@@ -82,21 +82,23 @@ class JupyterSessions:
 
     async def all(self, ticket: Ticket) -> list[dict[str, Any]]:
         """Every session's model. Raises `AgentUnavailable` rather than leave one out."""
-        lines = {line.kernel_folder.kernel_id: line for line in await self._kernels.all(ticket)}
+        clients = {
+            client.kernel_folder.kernel_id: client for client in await self._kernels.all(ticket)
+        }
         models = []
         for session in self._read_all():
             if not _is_theirs(session, ticket):
                 continue
             # One that has come since the kernels were listed is no session without a kernel.
             with contextlib.suppress(NotFound):
-                line = lines.get(session.kernel_id) or await self._line(session, ticket)
-                models.append(_model(session, line))
+                client = clients.get(session.kernel_id) or await self._client(session, ticket)
+                models.append(_model(session, client))
         return models
 
     async def get(self, session_id: str, ticket: Ticket) -> dict[str, Any]:
         """One session's model. Raises `NotFound`."""
         session = self._read_theirs(session_id, ticket)
-        return _model(session, await self._line(session, ticket))
+        return _model(session, await self._client(session, ticket))
 
     async def create(self, body: NewSession, ticket: Ticket) -> dict[str, Any]:
         """Make a session, and a kernel for it unless it names one that runs.
@@ -112,18 +114,18 @@ class JupyterSessions:
         for session in self._read_all():
             if session.path == body.path and session.owner == owner:
                 with contextlib.suppress(NotFound):
-                    return _model(session, await self._line(session, ticket))
-        line, started = await self._kernel(body.kernel or KernelChoice(), body.path, ticket)
+                    return _model(session, await self._client(session, ticket))
+        client, started = await self._kernel(body.kernel or KernelChoice(), body.path, ticket)
         session = JupyterSession(
             id=str(uuid.uuid4()),
             path=body.path,
             name=body.name or "",
             type=body.type,
-            kernel_id=line.kernel_folder.kernel_id,
+            kernel_id=client.kernel_folder.kernel_id,
             owner=owner,
         )
         await self._keep(session, ticket, started=started)
-        return _model(session, line)
+        return _model(session, client)
 
     async def change(self, session_id: str, body: SessionChange, ticket: Ticket) -> dict[str, Any]:
         """Rename a session or give it another kernel; the one it had is shut down.
@@ -131,22 +133,22 @@ class JupyterSessions:
         Raises `NotFound` and what `create` raises.
         """
         before = self._read_theirs(session_id, ticket)
-        line, started = await self._line(before, ticket), False
+        client, started = await self._client(before, ticket), False
         if body.kernel is not None and (body.kernel.id or body.kernel.name):
-            line, started = await self._kernel(body.kernel, body.path or before.path, ticket)
+            client, started = await self._kernel(body.kernel, body.path or before.path, ticket)
         session = msgspec.structs.replace(
             before,
             path=before.path if body.path is None else body.path,
             name=before.name if body.name is None else body.name,
             type=before.type if body.type is None else body.type,
-            kernel_id=line.kernel_folder.kernel_id,
+            kernel_id=client.kernel_folder.kernel_id,
         )
         await self._keep(session, ticket, started=started)
         if session.kernel_id != before.kernel_id:
             # Who may not end the one it had leaves it running.
             with contextlib.suppress(NotFound, Forbidden):
                 await self._kernels.stop(before.kernel_id, ticket)
-        return _model(session, line)
+        return _model(session, client)
 
     async def delete(self, session_id: str, ticket: Ticket) -> None:
         """End a session and its kernel. Raises `NotFound` and `Forbidden`."""
@@ -166,7 +168,7 @@ class JupyterSessions:
         except DiskFull:
             if started:
                 with contextlib.suppress(NotFound):
-                    await self._kernels.take_back(session.kernel_id, ticket)
+                    await self._kernels.discard(session.kernel_id, ticket)
             raise
 
     async def _kernel(
@@ -188,7 +190,7 @@ class JupyterSessions:
         )
         return await self._starts.start(body, ticket), True
 
-    async def _line(self, session: JupyterSession, ticket: Ticket) -> HolderClient:
+    async def _client(self, session: JupyterSession, ticket: Ticket) -> HolderClient:
         try:
             return await self._kernels.get(session.kernel_id, ticket, SEEING)
         except NotFound:
@@ -243,13 +245,13 @@ def _no_such_session() -> NotFound:
     return NotFound("There is no such session.")
 
 
-def _model(session: JupyterSession, line: HolderClient) -> dict[str, Any]:
+def _model(session: JupyterSession, client: HolderClient) -> dict[str, Any]:
     model = {
         "id": session.id,
         "path": session.path,
         "name": session.name,
         "type": session.type,
-        "kernel": line.model,
+        "kernel": client.model,
     }
     if session.type == "notebook":
         # Clients from before Jupyter 4.1 look here.

@@ -15,9 +15,8 @@ import msgspec
 import structlog
 
 from relay import limits
-from relay.agent.api.access import Admission
 from relay.agent.channels.gateway_mode import fitting
-from relay.agent.holders.client import HolderEndpoint, connect
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out, with_seq
@@ -80,10 +79,10 @@ class Transcoder:
         self._skip = 0
         """Frames of the message after that which it has already."""
 
-    async def run(self, holder: HolderEndpoint, admission: Admission) -> None:
+    async def run(self, holder: HolderEndpoint, admitted: AdmittedPrincipal) -> None:
         """Serve until one of the sides hangs up."""
         try:
-            await self._attach(holder, admission)
+            await self._attach(holder, admitted)
             async with asyncio.TaskGroup() as tasks:
                 both = [
                     tasks.create_task(self._towards_client(), name="towards client"),
@@ -106,13 +105,13 @@ class Transcoder:
         """Hang up on the edge; the rest follows."""
         self._edge.close()
 
-    async def _attach(self, holder: HolderEndpoint, admission: Admission) -> None:
+    async def _attach(self, holder: HolderEndpoint, admitted: AdmittedPrincipal) -> None:
         kind, payload = await read_record(self._edge_reader, self._max_record)
         if kind is not RecordKind.ATTACH:
             msg = f"a link begins with ATTACH, not {kind.name}"
             raise RecordError(msg)
         # Who it is and what they may, the ticket says.
-        attach = msgspec.structs.replace(read_struct(payload, Attach), **admission._asdict())
+        attach = msgspec.structs.replace(read_struct(payload, Attach), **admitted._asdict())
         try:
             self._subprotocol = ws_codec.Subprotocol(attach.subprotocol)
         except ValueError as error:
