@@ -18,6 +18,7 @@ RelayError
 ├── NotReady           503: this process begins, or ends
 ├── AgentError         the cluster's side is wrong
 │   ├── AgentUnavailable   503, close code 1012; may come back
+│   │   └── OtherVersion   503: it speaks, or has written, a version that is not known here
 │   └── AgentTimeout       503, close code 1012
 ├── AuditFailed            503: what must leave a line in the audit log cannot
 └── KernelError        the kernel is wrong
@@ -169,6 +170,12 @@ class AgentError(RelayError):
 
 class AgentUnavailable(AgentError):
     """No agent of the cluster answers just now; it may come back."""
+
+
+class OtherVersion(AgentUnavailable):
+    """One part of the relay does not know the version of another, or of what it has written."""
+
+    reason = "Other version"
 
 
 class AgentTimeout(AgentError):

@@ -96,15 +96,30 @@ def read_struct(path: Path, struct_type: type[T]) -> T | None:
 
 
 def write_atomic(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file in one step, readable by its owner only: this user, or another uid and gid.
+    """Replace a file in one step, mode 0600 in every folder, whatever mode the file had.
 
-    In a folder that its group may enter, by all who can enter it: the kernel's user and the agent.
+    ``owner``: the uid and gid that the file is given to; None keeps this process's. Raises
+    ``OSError``.
     """
+    _replace(path, data, 0o600, owner)
+
+
+def write_shared(path: Path, data: bytes) -> None:
+    """Replace a file in one step for every user who can enter its folder.
+
+    In a kernel's folder that another OS user shares with the agent (``launch_as``), both read
+    what either writes. A folder that its group cannot enter gets a file of mode 0600. Raises
+    ``OSError``.
+    """
+    shared = path.parent.stat().st_mode & stat.S_IXGRP
+    _replace(path, data, 0o644 if shared else 0o600)
+
+
+def _replace(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        if path.parent.stat().st_mode & stat.S_IXGRP:
-            os.fchmod(descriptor, 0o644)
+        os.fchmod(descriptor, mode)  # the umask has no say
         with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
             if owner is not None:
                 os.fchown(descriptor, *owner)

@@ -20,6 +20,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from relay.auth.ownership import Grant
+from relay.bridge.versions import FIRST, FOLDER, JOURNAL
+from relay.errors import OtherVersion
 from relay.files import (
     TRAVERSABLE,
     FolderError,
@@ -50,6 +52,10 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     a pid together with it names one process for good.
     """
 
+    version: int = FOLDER.writes
+    """Of the folder's files."""
+    journal: int = JOURNAL.writes
+    """The journal's version. To be noted before anything of another version is in the journal."""
     holder_pid: int
     holder_started: int
     epoch: str
@@ -71,6 +77,13 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     def adoptable(self) -> bool:
         """Whether another holder may take the kernel over: it was up, and nobody is ending it."""
         return self.state in {"ready", "dead"} and self.provisioner is not None
+
+
+class _Versions(msgspec.Struct, frozen=True):
+    """What ``request.json`` and ``record.json`` begin with, of which version they may be."""
+
+    version: int = FIRST
+    journal: int = FIRST
 
 
 class HolderAddress(msgspec.Struct, frozen=True):
@@ -160,8 +173,32 @@ class KernelFolder(msgspec.Struct, frozen=True):
         """Whether anything is noted of this kernel."""
         return self.request.exists()
 
+    def check_versions(self) -> None:
+        """Raise `OtherVersion` for a folder whose files, or journal, are not read here.
+
+        It is to be left as it is. Raises ``OSError`` where that cannot be found out just now.
+        """
+        for path in (self.request, self.record):
+            noted = read_struct(path, _Versions) or _Versions()
+            FOLDER.check(noted.version, "kernel's folder", "relay")
+            JOURNAL.check(noted.journal, "kernel's folder", "relay")
+
+    def is_understood(self) -> bool:
+        """Whether the folder, as far as can be read, is of a version that is known here."""
+        try:
+            self.check_versions()
+        except OtherVersion:
+            return False
+        except OSError:
+            pass
+        return True
+
     def try_lock(self) -> int | None:
-        """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
+        """Take the folder's lock: a file descriptor to keep open, or None where it is taken.
+
+        Raises `OtherVersion` and ``OSError`` as `check_versions`: whoever has the lock may change
+        everything in the folder, and delete it.
+        """
         try:
             # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
             # protected_regular).
@@ -175,6 +212,11 @@ class KernelFolder(msgspec.Struct, frozen=True):
             # The folder was removed in between, and another may stand in its place by now.
             os.close(descriptor)
             raise FileNotFoundError(self.path)
+        try:
+            self.check_versions()
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def is_locked(self) -> bool:

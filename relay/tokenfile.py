@@ -48,7 +48,7 @@ def read(path: Path) -> TokenStore:
 
 
 def write(path: Path, store: TokenStore) -> None:
-    """Replace the tokens, in one step. Raises ``OSError``.
+    """Replace the tokens, in one step and with mode 0600. Raises ``OSError``.
 
     The file stays its owner's, and a new one becomes that of its folder's owner: root may change
     it for an edge that runs as somebody else.

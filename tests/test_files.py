@@ -17,6 +17,7 @@ from relay.files import (
     read_plain,
     read_tail,
     write_atomic,
+    write_shared,
 )
 from tests.oddities import ODDITIES, put
 
@@ -40,7 +41,9 @@ def test_whoever_comes_first_is_noted_for_good(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [note]
 
 
-def test_an_atomic_write_replaces_and_is_private(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [0o700, 0o755, 0o770])
+def test_an_atomic_write_replaces_and_is_private(tmp_path: Path, folder: int) -> None:
+    tmp_path.chmod(folder)
     path = tmp_path / "note"
     path.write_bytes(b"before")
     path.chmod(0o644)
@@ -66,10 +69,11 @@ def test_a_failed_write_leaves_what_was_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_in_a_shared_folder_both_users_may_read(tmp_path: Path) -> None:
-    tmp_path.chmod(0o770)
-    write_atomic(tmp_path / "note", b"1")
-    assert mode(tmp_path / "note") == 0o644
+@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o600), (0o770, 0o644)])
+def test_in_a_shared_folder_both_users_may_read(tmp_path: Path, folder: int, file: int) -> None:
+    tmp_path.chmod(folder)
+    write_shared(tmp_path / "note", b"1")
+    assert mode(tmp_path / "note") == file
 
 
 # Read with care

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from relay.errors import OtherVersion
 from relay.files import FolderError, NotPlain, write_atomic
 from relay.kernel_folders import (
     HolderAddress,
@@ -125,6 +126,49 @@ def test_the_lock_keeps_other_processes_out_and_is_not_inherited(
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     os.close(descriptor)
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# Other versions
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b"{", b'{"version":1}', b'{"version":"2"}', b'{"journal":null}']
+)
+def test_what_bears_no_version_is_of_the_first_or_nothing(
+    kernel_folder: KernelFolder, text: bytes
+) -> None:
+    kernel_folder.record.write_bytes(text)
+    kernel_folder.check_versions()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "of"),
+    [
+        ("request.json", b'{"version":2}', "files"),
+        ("request.json", b'{"version":0,"owner":{}}', "files"),
+        ("record.json", b'{"version":2}', "files"),
+        ("record.json", b'{"version":1,"journal":2}', "journal"),
+    ],
+)
+def test_the_lock_of_a_folder_of_another_version_is_nobodys(
+    kernel_folder: KernelFolder, name: str, text: bytes, of: str
+) -> None:
+    (kernel_folder.path / name).write_bytes(text)
+    with pytest.raises(OtherVersion, match=f"of its {of}, the relay has version 1"):
+        kernel_folder.check_versions()
+    with pytest.raises(OtherVersion):
+        kernel_folder.try_lock()
+    # It was not kept.
+    (kernel_folder.path / name).unlink()
+    lock = kernel_folder.try_lock()
+    assert lock is not None
+    os.close(lock)
+
+
+def test_what_is_noted_bears_the_versions(kernel_folder: KernelFolder) -> None:
+    kernel_folder.record.write_bytes(msgspec.json.encode(RECORD))
+    noted = msgspec.json.decode(kernel_folder.record.read_bytes())
+    assert (noted["version"], noted["journal"]) == (1, 1)
 
 
 # Notes

@@ -43,6 +43,15 @@ def test_what_is_written_is_read_and_is_its_owners_alone(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("folder", [0o700, 0o750, 0o755, 0o777])
+@pytest.mark.parametrize("before", [0o600, 0o640, 0o644, 0o666])
+def test_it_stays_its_owners_alone_in_any_folder(path: Path, folder: int, before: int) -> None:
+    path.parent.chmod(folder)
+    path.chmod(before)
+    tokenfile.write(path, TokenStore())
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_many_at_once_lose_nothing(path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", ADD, str(path), "10"]) for _ in range(4)]
     assert [process.wait(50) for process in processes] == [0] * 4

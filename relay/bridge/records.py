@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import msgspec
 
 from relay.bridge.messages import Buffer, Channel
+from relay.bridge.versions import Opening
 from relay.errors import RelayError
 from relay.model import ExecutionState
 
@@ -80,7 +81,7 @@ class Position(msgspec.Struct, frozen=True):
         return f"{self.epoch}-{self.seq}"
 
 
-class Attach(msgspec.Struct, frozen=True, kw_only=True):
+class Attach(Opening, frozen=True, kw_only=True):
     """A client wants a kernel's channels.
 
     ``link`` is the edge's own name (32 hex digits) for the client's WebSocket: it stays the same
@@ -106,15 +107,18 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
 
-class Attached(msgspec.Struct, frozen=True, kw_only=True):
+class Attached(Opening, frozen=True, kw_only=True):
     """The holder's answer: where reading starts and which client message it has last."""
 
     position: Position
     acknowledged: int
 
 
-class Close(msgspec.Struct, frozen=True):
-    """End of the client's WebSocket, with a code and a reason it may see."""
+class Close(Opening, frozen=True):
+    """End of the client's WebSocket, with a code and a reason it may see.
+
+    In the place of an answer: the link is refused.
+    """
 
     code: int
     reason: str
@@ -147,7 +151,7 @@ class GrantChange(msgspec.Struct, frozen=True, kw_only=True):
     action: str | None
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class Call(Opening, frozen=True, kw_only=True):
     """One request to a holder: ``interrupt``, ``restart``, ``shutdown`` or ``grant``."""
 
     id: int
@@ -198,7 +202,7 @@ class HolderFigures(msgspec.Struct, frozen=True, kw_only=True):
     """How often limits were hit, by setting."""
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class Status(Opening, frozen=True, kw_only=True):
     """What a holder tells every agent about its kernel, at once and whenever it changes.
 
     ``last_activity`` is in seconds since the epoch.
@@ -217,7 +221,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """False of a holder that an older version started: whoever is let in is listened to."""
 
 
-class Read(msgspec.Struct, frozen=True, kw_only=True):
+class Read(Opening, frozen=True, kw_only=True):
     """Somebody wants to read what a kernel has said to everybody, from the journal."""
 
     after: int
@@ -234,7 +238,7 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class Reading(Opening, frozen=True, kw_only=True):
     """The answer to a `Read`: which journal it is, and its newest seq."""
 
     epoch: str

@@ -56,8 +56,7 @@ def check_config(
 
 
 def _check(given: list[tuple[Path, str | None]]) -> Iterator[ReportLine]:
-    from relay.cli.checks import across_files, findings_of
-    from relay.config import AgentConfig, EdgeConfig
+    from relay.cli.checks import findings_of
 
     all_loaded: list[Loaded[Any]] = []
     for path, kind in given:
@@ -65,11 +64,23 @@ def _check(given: list[tuple[Path, str | None]]) -> Iterator[ReportLine]:
         if loaded is not None:
             all_loaded.append(loaded)
             yield from _located(findings_of(loaded.settings), loaded)
-    for one in all_loaded:
-        for other in all_loaded:
-            if isinstance(one.settings, EdgeConfig) and isinstance(other.settings, AgentConfig):
-                found = across_files.findings_between(one.settings, other.settings)
-                yield from _located(found, other)
+    yield from _compare(all_loaded)
+
+
+def _compare(all_loaded: list[Loaded[Any]]) -> Iterator[ReportLine]:
+    """Check each agent against every edge, and against the first agent of its cluster."""
+    from relay.cli.checks import across_files, nodes
+    from relay.config import AgentConfig, EdgeConfig
+
+    edges = [each for each in all_loaded if isinstance(each.settings, EdgeConfig)]
+    agents = [each for each in all_loaded if isinstance(each.settings, AgentConfig)]
+    firsts: dict[str, Loaded[Any]] = {}
+    for agent in agents:
+        for edge in edges:
+            yield from _located(across_files.findings_between(edge.settings, agent.settings), agent)
+        first = firsts.setdefault(agent.settings.cluster, agent)
+        where = first.where("state_dir")
+        yield from _located(nodes.findings_among(agent.settings, first.settings, where), agent)
 
 
 def _load(path: Path, kind: str | None) -> Generator[ReportLine, None, Loaded[Any] | None]:

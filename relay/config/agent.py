@@ -238,16 +238,19 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     listen: ListenSettings
     """Where edges reach this agent."""
     tls: AgentTls | None = None
-    """Mutual TLS; without it the agent speaks plain HTTP: trusted networks only."""
+    """Mutual TLS; without it the agent speaks plain HTTP: trusted networks only, and no
+    ``launch_as``."""
     state_dir: FilePath
-    """Folder of the kernels' records and journals; shared by the agents of one node."""
+    """Folder of the kernels' records and journals; shared by all agents of a cluster, which are on
+    one node."""
     runtime_dir: FilePath | None = None
     """Folder of unix sockets, with a short path; by default in the user's runtime folder."""
     user: OsUserName | None = None
     """OS user that the agent runs as where it launches kernels as others (``launch_as``)."""
     launch_as: LaunchAs | None = None
-    """As which OS user each principal's kernels run; the agent is then started as root. null: as
-    the agent's own, where each kernel can read what the others and the agent can."""
+    """As which OS user each principal's kernels run; the agent is then started as root and needs
+    ``tls``. null: as the agent's own, where each kernel can read what the others and the agent
+    can."""
     ticket_keys: list[FilePath]
     """PEM files: the public keys of the edges whose tickets count."""
     environment: KernelEnvironment = field(default_factory=KernelEnvironment)
@@ -285,3 +288,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError("user and launch_as go together")
         if self.launch_as is not None and self.runtime_dir is None:
             raise ValueError("runtime_dir: launch_as needs one, such as /run/kernel-relay")
+        if self.launch_as is not None and self.tls is None:
+            raise ValueError(
+                "launch_as: needs mutual TLS: without it a user's kernel that takes the agent's"
+                " port while it is free gets other users' tickets and acts as them; set tls here,"
+                " and https:// in clusters.<name>.agents with clusters.<name>.tls at the edge"
+            )

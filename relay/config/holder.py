@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from relay.bridge.versions import FOLDER
 from relay.config.agent import CullSettings, JournalSettings, KernelSettings, SessionSettings
 from relay.config.values import LogSettings
 
@@ -11,6 +12,8 @@ from relay.config.values import LogSettings
 class HolderConfig(Struct, frozen=True, kw_only=True):
     """One kernel to launch and everything that its holder is bound by."""
 
+    version: int = FOLDER.writes
+    """Of the files in a kernel's folder."""
     name: str
     """The kernelspec's name."""
     owner: str

@@ -25,8 +25,8 @@ from relay import log as logging
 from relay.bridge.records import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
-from relay.errors import KernelError
-from relay.files import write_atomic
+from relay.errors import KernelError, OtherVersion
+from relay.files import write_shared
 from relay.holder.backends.kernel_process import KernelProcess, LaunchPlan
 from relay.holder.broker.broker import Broker
 from relay.holder.broker.recovery import NOTICE, make_up
@@ -72,12 +72,21 @@ def main() -> None:
     os.set_inheritable(arguments.lock, False)
     if arguments.serving is not None:
         os.set_inheritable(arguments.serving, False)
-    config = msgspec.json.decode(kernel_folder.request.read_bytes(), type=HolderConfig)
+    config = _read_config(kernel_folder)
     logging.configure(config.log.level, config.log.format, component="holder")
     structlog.contextvars.bind_contextvars(
         kernel_id=kernel_folder.kernel_id, request_id=config.request_id
     )
     uvloop.run(_run(kernel_folder, config, frozenset(agents), arguments.serving))
+
+
+def _read_config(kernel_folder: KernelFolder) -> HolderConfig:
+    """What the agent asks for. Exits where the folder is of a version that is not known here."""
+    try:
+        kernel_folder.check_versions()
+    except OtherVersion as error:
+        raise SystemExit(f"version_refused: {error.message}") from error
+    return msgspec.json.decode(kernel_folder.request.read_bytes(), type=HolderConfig)
 
 
 async def _run(
@@ -240,7 +249,7 @@ class Holder:
             **self._process.noted,
         )
         try:
-            write_atomic(self._kernel_folder.record, msgspec.json.encode(record))
+            write_shared(self._kernel_folder.record, msgspec.json.encode(record))
         except OSError as error:
             # A holder is no worse without it, unless it dies: until there is room again.
             if self._noted:

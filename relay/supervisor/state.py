@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from relay import files, kernel_folders
+from relay.errors import OtherVersion
 from relay.processes import StartError
 
 
@@ -185,6 +186,18 @@ def _is_adoptable(record: kernel_folders.KernelRecord) -> bool:
     return alive and record.adoptable
 
 
+def _has_kernel(kernel_folder: kernel_folders.KernelFolder) -> bool:
+    try:
+        kernel_folder.check_versions()
+        record = kernel_folder.read_record()
+    except OtherVersion:
+        # What cannot be read here may well be of one.
+        return True
+    except OSError:
+        return False
+    return record is not None and (_lives(record) or _is_adoptable(record))
+
+
 def living_kernels(path: Path) -> Counter[str]:
     """How many kernels live in a state folder, by cluster.
 
@@ -196,9 +209,6 @@ def living_kernels(path: Path) -> Counter[str]:
             for kernel_folder in (
                 kernel_folders.find_folders(path, cluster.name) if cluster.is_dir() else ()
             ):
-                record = None
-                with contextlib.suppress(OSError):
-                    record = kernel_folder.read_record()
-                if record and (_lives(record) or _is_adoptable(record)):
+                if _has_kernel(kernel_folder):
                     found[cluster.name] += 1
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.agent import main
+from relay.agent.privsep import helper
 from relay.config import AgentConfig
 from relay.processes import StartError, claim_notify_socket
 
@@ -64,6 +65,32 @@ def test_mistakes_are_lines(relay: Run, config: Path, ran: list[AgentConfig]) ->
     assert code == 2
     assert err.count("\n") == err.count("relay: ") > 1
     assert ran == []
+
+
+def test_os_users_behind_a_plain_listener_are_refused(
+    relay: Run, config: Path, ran: list[AgentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[AgentConfig] = []
+
+    def launch(settings: AgentConfig, *_: object) -> int:
+        launched.append(settings)
+        return 0
+
+    monkeypatch.setattr(helper, "run", launch)
+    monkeypatch.setattr("relay.processes.become", lambda _: None)
+    config.write_text(f"{YAML}user: relay\nlaunch_as: {{}}\nruntime_dir: /run/relay\n")
+    for options in ((), ("--become", "relay")):
+        code, _, err = relay("agent", "--config", str(config), *options)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith("relay: launch_as: needs mutual TLS: ")
+        for word in ("port", "tickets", "set tls", "clusters.<name>.tls"):
+            assert word in err
+    assert ran == launched == []
+    config.write_text(
+        config.read_text() + "tls: {certificate: a.pem, key: a.key, client_ca: ca.pem}\n"
+    )
+    assert relay("agent", "--config", str(config))[0] == 0
+    assert len(launched) == 1
 
 
 def test_what_is_in_the_way_is_one_line(

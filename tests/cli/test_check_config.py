@@ -103,6 +103,33 @@ def test_edge_and_agent_against_each_other(relay: Run, place: Place) -> None:
     assert line.startswith(f"error: {other}:1: cluster: the edge has no cluster 'beta'")
 
 
+def test_agents_of_one_cluster_against_each_other(relay: Run, place: Place) -> None:
+    first = place.write("first.yaml", place.file("agent").read_bytes())
+    place.agent |= {"state_dir": "other", "listen": {"port": 8452}}
+    second = place.write("second.yaml", place.file("agent").read_bytes())
+    place.agent |= {"cluster": "beta"}
+    third = place.write("third.yaml", place.file("agent").read_bytes())
+    code, out, _ = relay("check-config", str(first), str(third), str(second))
+    assert code == 2
+    (line,) = (line for line in out.splitlines() if line.startswith("error"))
+    assert re.match(rf"error: {re.escape(str(second))}:[0-9]+: state_dir: ", line)
+    assert re.search(rf"{place.folder}/state \({re.escape(str(first))}:[0-9]+\)", line)
+    assert "404" in line
+    assert relay("check-config", str(first), str(first), str(third))[0] == 0
+
+
+def test_os_users_behind_a_plain_listener_are_refused(relay: Run, place: Place) -> None:
+    place.with_os_users()
+    path = str(place.file("agent"))
+    code, out, _ = relay("check-config", path)
+    assert code == 2
+    (line,) = (line for line in out.splitlines() if line.startswith("error"))
+    assert re.match(rf"error: {re.escape(path)}:[0-9]+: launch_as: needs mutual TLS: ", line)
+    place.with_tls()
+    assert relay("check-config", str(place.file("agent")))[0] == 0
+    assert relay("check-config", str(place.file("edge")), str(place.file("agent")))[0] == 0
+
+
 def test_variables_count(relay: Run, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_TICKET_LIFETIME", "120")
     code, out, _ = relay("check-config", "--edge", str(place.file("edge")))

@@ -65,6 +65,19 @@ def test_the_token_and_nothing_else_is_printed(relay: Run, state: Path) -> None:
     assert state.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_file_is_for_its_owner_alone_whatever_it_was(relay: Run, file: Path) -> None:
+    file.parent.chmod(0o755)
+    for user in ("alice", "bob"):
+        assert relay("token", "create", "--user", user, "--file", str(file))[0] == 0
+        assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    assert relay("token", "create", "--user", "carol", "--file", str(file))[0] == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    assert relay("token", "revoke", records(file)[0].id, "--file", str(file))[0] == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_every_option(relay: Run, file: Path) -> None:
     before = time.time()
     code, _, err = relay(

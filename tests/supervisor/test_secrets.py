@@ -55,6 +55,19 @@ def test_everything_is_made_once(folder: StateFolder) -> None:
     assert files(folder) == made
 
 
+def test_what_is_made_in_a_folder_that_others_enter_is_for_its_owner_alone(
+    folder: StateFolder,
+) -> None:
+    for part in ("", "pki", "keys"):
+        (folder.path / part).chmod(0o755)
+    secrets.provide(folder, UpConfig(), NOW)
+    folder.tokens.chmod(0o644)
+    folder.first_token.unlink()
+    secrets.provide(folder, UpConfig(), NOW)
+    made = files(folder)
+    assert {(folder.path / name).stat().st_mode & 0o777 for name in made} == {0o600}
+
+
 def test_the_token_is_good_and_kept_as_a_hash(folder: StateFolder) -> None:
     token = secrets.provide(folder, UpConfig(), NOW)
     found = store(folder).authenticate(token, NOW)

@@ -173,5 +173,12 @@ def test_living_kernels_have_a_holder_or_can_be_adopted(tmp_path: Path) -> None:
     assert living_kernels(tmp_path) == {"alpha": 2, "beta": 2}
 
 
+def test_what_another_version_has_left_counts_as_a_kernel(tmp_path: Path) -> None:
+    kernel(tmp_path, "alpha", "a", 0, None)
+    assert living_kernels(tmp_path) == {}
+    (tmp_path / "alpha" / "kernels" / "a" / "record.json").write_text('{"version":2}')
+    assert living_kernels(tmp_path) == {"alpha": 1}
+
+
 def test_no_state_no_kernels(tmp_path: Path) -> None:
     assert living_kernels(tmp_path / "none").total() == 0

@@ -36,6 +36,7 @@ from relay.auth.policy import Action
 from relay.auth.tokens import TokenRecord, TokenStore
 from relay.config import (
     AgentConfig,
+    AgentTls,
     AuthenticationSettings,
     ClusterSettings,
     CullSettings,
@@ -49,6 +50,7 @@ from relay.config import (
     RuleSettings,
     TlsSettings,
     TokenSettings,
+    UpstreamTls,
 )
 from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from relay.processes import reserve
@@ -196,6 +198,11 @@ class Site:
         self.settings = AgentConfig(
             cluster="alpha",
             listen=ListenSettings(port=self.port.getsockname()[1]),
+            tls=AgentTls(
+                certificate=str(self.etc / "agent.pem"),
+                key=str(self.etc / "agent.key"),
+                client_ca=str(self.etc / "inner-ca.pem"),
+            ),
             state_dir=str(self.state),
             runtime_dir=str(self.runtime),
             user=self.agent_user.name,
@@ -219,8 +226,9 @@ class Site:
         return user
 
     def _keys(self) -> None:
-        authority = trustme.CA()
+        authority, inner = trustme.CA(), trustme.CA()
         issued = authority.issue_cert("127.0.0.1")
+        agent, client = inner.issue_cert("127.0.0.1"), inner.issue_cert("edge.example")
         key = Ed25519PrivateKey.generate()
         public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -230,13 +238,24 @@ class Site:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        (self.etc / "ticket.pub").write_bytes(public)
+        for name, data in {
+            "ticket.pub": public,
+            "agent.pem": b"".join(pem.bytes() for pem in agent.cert_chain_pems),
+            "agent.key": agent.private_key_pem.bytes(),
+            "inner-ca.pem": inner.cert_pem.bytes(),
+        }.items():
+            (self.etc / name).write_bytes(data)
+            os.chown(self.etc / name, 0, self.agent_user.gid)
+            (self.etc / name).chmod(0o640)
         for name, data in {
             "ticket.key": private,
             "tokens.json": TokenStore([person.record for person in self.people]).dump(),
             "ca.pem": authority.cert_pem.bytes(),
             "edge.key": issued.private_key_pem.bytes(),
             "edge.pem": b"".join(pem.bytes() for pem in issued.cert_chain_pems),
+            "inner-ca.pem": inner.cert_pem.bytes(),
+            "client.key": client.private_key_pem.bytes(),
+            "client.pem": b"".join(pem.bytes() for pem in client.cert_chain_pems),
         }.items():
             (self.private / name).write_bytes(data)
             (self.private / name).chmod(0o600)
@@ -257,7 +276,12 @@ class Site:
         os.chown(config, 0, self.agent_user.gid)
         config.chmod(0o640)
         self.agent.start()
-        url = f"http://127.0.0.1:{self.agent.ready['port']}"
+        url = f"https://127.0.0.1:{self.agent.ready['port']}"
+        mutual = UpstreamTls(
+            ca=str(self.private / "inner-ca.pem"),
+            certificate=str(self.private / "client.pem"),
+            key=str(self.private / "client.key"),
+        )
         everybody = RuleSettings(
             authenticator="token", actions=[each for each in Action if each is not Action.ADMIN]
         )
@@ -268,7 +292,7 @@ class Site:
                 certificate=str(self.private / "edge.pem"), key=str(self.private / "edge.key")
             ),
             workers=1,
-            clusters={"alpha": ClusterSettings(agents=[url])},
+            clusters={"alpha": ClusterSettings(agents=[url], tls=mutual)},
             authentication=AuthenticationSettings(
                 tokens=TokenSettings(file=str(self.private / "tokens.json"))
             ),

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import trustme
 
 from relay.bridge.records import Call, RecordKind, struct_record
 from relay.config import KernelSettings
@@ -212,6 +213,8 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         "tokens": str(two.private / "tokens.json"),
         "ticket key": str(two.private / "ticket.key"),
         "edge key": str(two.private / "edge.key"),
+        "edge's client key": str(two.private / "client.key"),
+        "agent's key": str(two.etc / "agent.key"),
         "configuration": str(two.etc / "agent-alpha.yaml"),
         "ticket.pub": str(two.etc / "ticket.pub"),
         "/etc/shadow": "/etc/shadow",
@@ -283,6 +286,72 @@ def test_bobs_files_stay_out_of_reach_by_their_modes(two: Site, bobs: str) -> No
     for shared in (two.state, two.runtime, two.state / "alpha", two.state / "alpha" / "kernels"):
         assert shared.stat().st_uid == two.agent_user.uid
         assert shared.stat().st_mode & 0o777 == 0o711
+
+
+# --- in the agent's place -------------------------------------------------------------------------
+
+TAKE = """
+import json, os, socket, ssl, time
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(CERTIFICATE)
+def listen():
+    while True:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", PORT))
+            listener.listen()
+            return listener
+        except OSError:
+            listener.close()
+            time.sleep(0.02)
+def hear(listener):
+    with listener.accept()[0] as accepted:
+        accepted.settimeout(2)
+        first = accepted.recv(65536, socket.MSG_PEEK).hex()
+        try:
+            with context.wrap_socket(accepted, server_side=True) as trusted:
+                return first, trusted.recv(65536).hex()
+        except OSError:
+            return first, ""
+open(HOME + "/waiting", "w").close()
+listener = listen()
+open(HOME + "/listening", "w").close()
+heard = [hear(listener) for _ in range(2)]
+listener.close()
+with open(HOME + "/heard.new", "w") as file:
+    json.dump(heard, file)
+os.rename(HOME + "/heard.new", HOME + "/heard")
+"""
+
+
+def test_a_kernel_in_the_agents_place_gets_nobodys_ticket() -> None:
+    with site() as two:
+        alices, bobs = two.start_kernel(two.alice), two.start_kernel(two.bob)
+        home = two.alice.user.home
+        stranger = trustme.CA().issue_cert("127.0.0.1")
+        own = home / "own.pem"
+        own.write_bytes(stranger.private_key_and_cert_chain_pem.bytes())
+        os.chown(own, two.alice.user.uid, two.alice.user.gid)
+        names = {"HOME": str(home), "PORT": two.agent.ready["port"], "CERTIFICATE": str(own)}
+        code = "".join(f"{name} = {value!r}\n" for name, value in names.items()) + TAKE
+        with two.connect(two.alice, alices) as channels:
+            channels.submit(code)
+            wait_for("the kernel to wait", (home / "waiting").exists)
+        two.agent.stop()
+        wait_for("the kernel in the agent's place", (home / "listening").exists)
+        for _ in range(10):
+            answer = two.ask(two.bob, "GET", f"/alpha/api/kernels/{bobs}")
+            assert answer.status == 503, answer
+            if (home / "heard").exists():
+                break
+        heard = json.loads((home / "heard").read_text())
+        assert len(heard) == 2
+        # The edge begins a TLS handshake (RFC 8446 §5.1), and ends it at the certificate.
+        assert [bytes.fromhex(first)[:2] for first, _ in heard] == [b"\x16\x03"] * 2
+        assert [inside for _, inside in heard] == ["", ""]
+        two.start_again()
+        assert two.ask(two.bob, "GET", f"/alpha/api/kernels/{bobs}").status == 200
 
 
 # --- TCP ---------------------------------------------------------------------------------------

@@ -205,6 +205,12 @@ THREATS: Final = {
         "agent/holders/test_client.py::test_another_users_process_gets_not_a_byte",
         "system/test_launch_as.py::test_a_kernels_ports_are_of_no_use_to_others",
     ],
+    # A kernel takes the agent's port while it is free, and uses the tickets that it gets.
+    "somebody else speaks for an agent": [
+        "system/test_launch_as.py::test_a_kernel_in_the_agents_place_gets_nobodys_ticket",
+        "cli/test_agent.py::test_os_users_behind_a_plain_listener_are_refused",
+        "cli/checks/test_across_files.py::test_os_users_behind_a_plain_address_are_refused",
+    ],
     # CVE-2023-33189, GHSA-r7rh-jww5-5fjr, CVE-2024-41942.
     "a user reaches another's kernel": [
         f"{WHO_MAY}::test_the_table",

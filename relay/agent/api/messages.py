@@ -20,6 +20,7 @@ from aiohttp import web
 from relay import limits
 from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
 from relay.bridge.messages import Buffer
+from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
 from relay.bridge.records import (
     Entry,
     Gap,
@@ -149,15 +150,20 @@ class JournalMessages:
             writer.close()
 
     async def _begin(self, reader: asyncio.StreamReader, wanted: MessagesQuery) -> str:
-        """The journal's epoch, where it has the place that the client means."""
+        """The journal's epoch, where it has the place that the client means.
+
+        Raises `AgentUnavailable` and `Conflict`.
+        """
         try:
             async with asyncio.timeout(_ANSWER):
                 kind, payload = await read_record(reader, self._max_record)
         except (OSError, EOFError, RecordError, TimeoutError) as error:
             raise _unavailable() from error
+        if kind is RecordKind.CLOSE:
+            raise refused(payload, HOLDER, AGENT)
         if kind is not RecordKind.READING:
             raise _unavailable()
-        reading = read_struct(payload, Reading)
+        reading = read_opening(payload, Reading, HOLDER, AGENT)
         if wanted.epoch not in {None, reading.epoch} or wanted.after > reading.last_seq:
             # Beginning anew by ourselves would look as if it went on.
             raise Conflict(

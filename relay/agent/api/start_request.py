@@ -51,7 +51,7 @@ class StartBody(msgspec.Struct, frozen=True):
 
 
 class KernelStarts:
-    """KernelStarts kernels for whoever holds a ticket for it."""
+    """Start kernels for whoever holds a ticket for it."""
 
     def __init__(
         self, config: AgentConfig, holders: HolderRegistry, kernelspecs: KernelSpecs

@@ -8,6 +8,7 @@ subprotocol, so that any agent goes on where another one ended, in the middle of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -20,6 +21,7 @@ from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connec
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out, with_seq
+from relay.bridge.openings import AGENT, EDGE, HOLDER, read_opening, refusal_record
 from relay.bridge.records import (
     BUSY,
     Attach,
@@ -31,12 +33,11 @@ from relay.bridge.records import (
     frames_record,
     read_entries,
     read_message,
-    read_struct,
     record,
     struct_record,
     submit_record,
 )
-from relay.errors import ClientError, RelayError, TooLarge
+from relay.errors import ClientError, OtherVersion, RelayError, TooLarge
 from relay.streams import read_record
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,8 @@ class Transcoder:
         except* (OSError, EOFError):
             # One side is gone; the edge attaches again, the holder's session waits for it.
             pass
+        except* OtherVersion as group:
+            await self._refuse_version(str(group.exceptions[0]))
         except* RecordError as group:
             log.warning("bad_record", problem=str(group.exceptions[0]))
         finally:
@@ -111,7 +114,8 @@ class Transcoder:
             msg = f"a link begins with ATTACH, not {kind.name}"
             raise RecordError(msg)
         # Who it is and what they may, the ticket says.
-        attach = msgspec.structs.replace(read_struct(payload, Attach), **admitted._asdict())
+        attach = read_opening(payload, Attach, EDGE, AGENT)
+        attach = msgspec.structs.replace(attach, **admitted._asdict())
         try:
             self._subprotocol = ws_codec.Subprotocol(attach.subprotocol)
         except ValueError as error:
@@ -139,10 +143,10 @@ class Transcoder:
                         self._refuse(error)
                         return
                 case RecordKind.ATTACHED:
-                    attached = read_struct(payload, Attached)
+                    attached = read_opening(payload, Attached, HOLDER, AGENT)
                     self._epoch = attached.position.epoch
                     self._after, self._skip = attached.position.seq, attached.position.fragment
-                    self._edge.write(record(kind, payload))
+                    self._edge.write(struct_record(kind, attached))
                 case RecordKind.ACK:
                     self._edge.write(record(kind, payload))
                 case RecordKind.CLOSE:
@@ -235,6 +239,12 @@ class Transcoder:
             return False
         self._holder.write(submit_record(number, decoded))
         return True
+
+    async def _refuse_version(self, problem: str) -> None:
+        log.warning("version_refused", problem=problem)
+        self._edge.write(refusal_record(problem))
+        with contextlib.suppress(OSError):
+            await self._hear_out()
 
     def _refuse(self, error: RelayError) -> None:
         self._edge.write(struct_record(RecordKind.CLOSE, Close(error.close_code, error.message)))

@@ -11,7 +11,7 @@ from relay import limits
 from relay.agent.launchers.base import Launcher
 from relay.config import KernelSettings
 from relay.config.holder import HolderConfig
-from relay.files import read_struct, write_atomic
+from relay.files import read_struct, write_shared
 from relay.kernel_folders import KernelFolder
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,8 @@ async def adopt(launcher: Launcher, kernel_folder: KernelFolder) -> str:
     Return why the kernel was ended against its user's will; "" otherwise.
 
     Raises:
-        RelayError: the launcher cannot be reached.
+        RelayError: the launcher cannot be reached, or the folder is of another version
+            (`OtherVersion`): it is left as it is.
         OSError: the folder is gone (``FileNotFoundError``), or no holder can be started.
     """
     async with launcher.claim(kernel_folder) as claim:
@@ -39,7 +40,7 @@ async def adopt(launcher: Launcher, kernel_folder: KernelFolder) -> str:
             await claim.cancel()
             return reason
         # Counted before the start: an agent that dies in between does not make it free.
-        write_atomic(kernel_folder.replacements, msgspec.json.encode(deaths))
+        write_shared(kernel_folder.replacements, msgspec.json.encode(deaths))
         await claim.resume(config.owner)
         log.warning("holder_replaced", kernel_id=kernel_folder.kernel_id)
         return ""

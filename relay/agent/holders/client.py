@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
 from relay.bridge.records import (
     Call,
     Failure,
@@ -76,6 +77,16 @@ async def connect(
     return reader, writer
 
 
+async def _first_status(reader: asyncio.StreamReader) -> Status:
+    """Return the status that a holder sends first. Raises as `HolderClient.open`."""
+    while True:
+        kind, payload = await read_record(reader, _MAX_RECORD)
+        if kind is RecordKind.CLOSE:
+            raise refused(payload, HOLDER, AGENT)
+        if kind is RecordKind.STATUS:
+            return read_opening(payload, Status, HOLDER, AGENT)
+
+
 class HolderClient:
     """One holder, for as long as the connection to it lasts."""
 
@@ -98,7 +109,15 @@ class HolderClient:
 
     @classmethod
     async def open(cls, kernel_folder: KernelFolder) -> HolderClient:
-        """Connect and read the first status. Raises `RecordError`, ``OSError`` and ``EOFError``."""
+        """Connect and read the first status.
+
+        Raises:
+            OtherVersion: the folder, or its holder, is of a version that is not known here.
+            RecordError: what answers there is no holder.
+            OSError: nothing answers there, or another OS user's process does.
+            EOFError: the connection ends before there is a status.
+        """
+        kernel_folder.check_versions()
         address = kernel_folder.read_address()
         if address is None:
             raise FileNotFoundError(kernel_folder.request)
@@ -106,15 +125,11 @@ class HolderClient:
         reader, writer = await connect(holder, _READ_AHEAD)
         writer.write(struct_record(RecordKind.CALL, Call(id=0, op="status")))
         try:
-            while True:
-                kind, payload = await read_record(reader, _MAX_RECORD)
-                if kind is RecordKind.STATUS:
-                    status = read_struct(payload, Status)
-                    streams = reader, writer
-                    return cls(kernel_folder, holder, status, streams)
+            status = await _first_status(reader)
         except BaseException:
             writer.close()
             raise
+        return cls(kernel_folder, holder, status, (reader, writer))
 
     @property
     def model(self) -> KernelModel:

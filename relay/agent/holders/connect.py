@@ -16,7 +16,7 @@ from relay.agent.holders.ended import EndedKernels
 from relay.agent.launchers.base import HolderState, HolderStatus, Launcher
 from relay.auth.ownership import KernelOwnership
 from relay.bridge.records import RecordError
-from relay.errors import AgentUnavailable, DiskFull, RelayError, StartFailed
+from relay.errors import AgentUnavailable, DiskFull, OtherVersion, RelayError, StartFailed
 from relay.files import is_disk_trouble
 from relay.kernel_folders import KernelFolder
 
@@ -47,6 +47,9 @@ class HolderConnector:
             if request is None:
                 return await self._find(kernel_folder)
             return await self._create(kernel_folder, request)
+        except OtherVersion as error:
+            log.warning("version_refused", kernel_id=kernel_folder.kernel_id, problem=error.message)
+            raise
         except (RecordError, UnicodeEncodeError, OSError) as error:
             raise _explain(error, kernel_folder, request) from error
 

@@ -84,21 +84,16 @@ class HolderRegistry:
         found = self._launcher.list()
         self._ended.keep(kernel_folder.kernel_id for kernel_folder in found)
 
-        def is_wanted(kernel_id: str, *, unknown: bool) -> bool:
-            kernel = self.ownership(kernel_id)
-            return unknown if kernel is None else wanted(kernel)
+        def is_wanted(kernel_folder: KernelFolder, *, unknown: bool) -> bool:
+            kernel = self.ownership(kernel_folder.kernel_id)
+            return (unknown and kernel_folder.is_understood()) if kernel is None else wanted(kernel)
 
         # Nobody waits for the holder of somebody else's kernel.
-        asked = [
-            kernel_folder
-            for kernel_folder in found
-            if is_wanted(kernel_folder.kernel_id, unknown=True)
-        ]
+        asked = [kernel_folder for kernel_folder in found if is_wanted(kernel_folder, unknown=True)]
         return [
             client
             for client in await _within_answer(self._connect_all(asked))
-            if client.status.phase is Phase.READY
-            and is_wanted(client.kernel_folder.kernel_id, unknown=False)
+            if client.status.phase is Phase.READY and is_wanted(client.kernel_folder, unknown=False)
         ]
 
     def ownership(self, kernel_id: str) -> KernelOwnership | None:

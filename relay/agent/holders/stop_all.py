@@ -11,7 +11,7 @@ from relay.agent.holders.client import HolderClient
 from relay.agent.launchers.base import HolderState, Launcher
 from relay.agent.launchers.local import LocalLauncher
 from relay.agent.launchers.own_user import OwnUserRunner
-from relay.errors import RelayError
+from relay.errors import OtherVersion, RelayError
 from relay.kernel_folders import KernelFolder
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,10 @@ async def _end(launcher: Launcher, kernel_folder: KernelFolder, timeout: float) 
         return True
     try:
         await launcher.cancel(kernel_folder)
+    except OtherVersion as error:
+        # What the folder holds, and what runs for it, a relay of that version can end.
+        log.warning("version_refused", kernel_id=kernel_folder.kernel_id, problem=error.message)
+        return False
     except (RelayError, OSError) as error:
         log.warning("kernel_not_ended", kernel_id=kernel_folder.kernel_id, problem=str(error))
         return False

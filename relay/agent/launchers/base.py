@@ -83,14 +83,19 @@ class Launcher(Protocol):
         """Claim a kernel that is UNSTARTED or LOST; no other agent can until the context ends.
 
         None for a kernel that has a holder, or is claimed, and for one whose holders are replaced
-        where they run. Raises ``OSError``, ``FileNotFoundError`` for a kernel that is gone.
+        where they run.
+
+        Raises:
+            OtherVersion: the folder is of a version that is not known here: it is to be left alone.
+            OSError: the kernel is gone (``FileNotFoundError``), or cannot be claimed just now.
         """
 
     async def cancel(self, kernel_folder: KernelFolder) -> None:
         """End a kernel, with its holder, and free its id.
 
         Raises:
-            RelayError: another agent has given the kernel a new holder meanwhile.
+            RelayError: another agent has given the kernel a new holder meanwhile, or the folder is
+                of another version (`OtherVersion`).
             OSError: something of it could not be ended.
         """
 

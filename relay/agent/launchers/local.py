@@ -21,8 +21,8 @@ from relay.agent.holder_process import HolderFiles, kill, open_log, open_process
 from relay.agent.launchers.base import Claim, HolderState, HolderStatus
 from relay.agent.launchers.start_signals import StartSignals
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable
-from relay.files import NotPlain, write_atomic
+from relay.errors import AgentUnavailable, OtherVersion
+from relay.files import NotPlain, write_shared
 from relay.kernel_folders import KernelFolder, find_folders, remove, socket_name
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ class LocalLauncher:
             with _locked(kernel_folder) as lock:
                 if lock is not None and kernel_folder.read_record() is None:
                     noted = msgspec.json.encode(_complete(config, info))
-                    write_atomic(kernel_folder.request, noted)
+                    write_shared(kernel_folder.request, noted)
                     await self._claim(kernel_folder, lock).resume(config.owner)
         except OSError:
             _discard(kernel_folder)
@@ -121,6 +121,7 @@ class LocalLauncher:
 
     async def cancel(self, kernel_folder: KernelFolder) -> None:
         """As in `Launcher`."""
+        kernel_folder.check_versions()
         if kernel_folder.uid != os.geteuid():
             # With the rights of the folder's user, which suffice for the holder too.
             await self._runner.clean_up(kernel_folder, None)
@@ -186,7 +187,7 @@ class _LocalClaim:
 def _locked(kernel_folder: KernelFolder) -> Iterator[int | None]:
     """Lock a kernel's folder: the descriptor, or None where the lock is taken.
 
-    A holder that was started with the lock keeps it. Raises ``OSError``.
+    A holder that was started with the lock keeps it. Raises `OtherVersion` and ``OSError``.
     """
     lock = kernel_folder.try_lock()
     try:
@@ -208,7 +209,7 @@ def _complete(config: HolderConfig, info: RuntimeInfo) -> HolderConfig:
 
 def _discard(kernel_folder: KernelFolder) -> None:
     """Remove the folder of a kernel whose first holder could not be started."""
-    with contextlib.suppress(OSError), _locked(kernel_folder) as lock:
+    with contextlib.suppress(OSError, OtherVersion), _locked(kernel_folder) as lock:
         if lock is not None and kernel_folder.read_record() is None:
             remove(kernel_folder)
     with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@ takes to add one. Each file here is a subject.
 
 from __future__ import annotations
 
-from relay.cli.checks import across_files, authn, kernels, policy, ports, secrets, start
+from relay.cli.checks import across_files, authn, kernels, nodes, policy, ports, secrets, start
 from relay.cli.checks.finding import Finding, Severity, error, findings_of, warning
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "error",
     "findings_of",
     "kernels",
+    "nodes",
     "policy",
     "ports",
     "secrets",

@@ -21,6 +21,7 @@ def findings_between(edge: EdgeConfig, agent: AgentConfig) -> list[Finding]:
     return [
         *_keys(edge, agent),
         *_addresses(cluster, agent),
+        *_plain_addresses(cluster, agent),
         *_certificates(cluster, agent),
         *_sizes(edge, agent),
     ]
@@ -52,6 +53,17 @@ def _addresses(cluster: ClusterSettings, agent: AgentConfig) -> Iterator[Finding
         if (url.scheme == "https") != (agent.tls is not None):
             speaks = "no TLS" if agent.tls is None else "TLS only"
             yield error("tls", f"the edge has {url.geturl()} for an agent that speaks {speaks}")
+
+
+def _plain_addresses(cluster: ClusterSettings, agent: AgentConfig) -> Iterator[Finding]:
+    """Yield each address of the cluster where a kernel in the agent's place would be believed."""
+    plain = [url for url in cluster.agents if url.startswith("http://")]
+    for url in plain if agent.launch_as is not None else ():
+        yield error(
+            "launch_as",
+            f"the edge has {url} for this cluster: a user's kernel that takes that port while it"
+            " is free gets other users' tickets; https:// in all its agents, and tls",
+        )
 
 
 def _certificates(cluster: ClusterSettings, agent: AgentConfig) -> Iterator[Finding]:

@@ -247,7 +247,7 @@ class JupyterHub:
     # Who has a kernel that works?
 
     def follow(self, identity: Identity, socket: WatchedSocket) -> AbstractContextManager[None]:
-        """ActivityReport what goes on on an open WebSocket as the activity of its user's server."""
+        """Report what goes on on an open WebSocket as the activity of its user's server."""
         if isinstance(identity, HubUser) and self._settings.activity_interval:
             return self._activity.watch(identity.place, socket)
         return contextlib.nullcontext()

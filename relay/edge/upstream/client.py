@@ -95,7 +95,10 @@ class UpstreamCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _KernelAway(AgentUnavailable):
-    """An agent is there, and the kernel's holder is not: it is being replaced."""
+    """An agent is there, and cannot give the kernel's channels just now.
+
+    The holder is being replaced, or something of another version is.
+    """
 
 
 class _Cluster:
@@ -226,6 +229,9 @@ class Upstream:
             try:
                 async with asyncio.timeout(self._settings.request_timeout):
                     await link.attach(attach)
+            except AgentUnavailable as error:
+                link.close()
+                raise _KernelAway(error.message, retry_after=_RETRY_AFTER) from error
             except BaseException:
                 link.close()
                 raise
@@ -301,7 +307,7 @@ class Upstream:
             request_id=request_id,
         )
         signed = self._signer.sign(ticket, self._wall_clock(), self._lifetime)
-        return {hdrs.AUTHORIZATION: f"Caller {signed}", hdrs.CONTENT_TYPE: "application/json"}
+        return {hdrs.AUTHORIZATION: f"Bearer {signed}", hdrs.CONTENT_TYPE: "application/json"}
 
 
 def _url(text: str) -> URL:
@@ -338,10 +344,11 @@ async def _refusal(response: aiohttp.ClientResponse) -> RelayError:
         return NotFound(await _message(response) or "There is no such kernel.")
     if response.status == Forbidden.http_status:
         return Forbidden(await _message(response) or "You may not open this kernel's channels.")
-    response.close()
     if response.status < 500:  # noqa: PLR2004 - the client's fault
+        response.close()
         return BadRequest("The kernel's channels cannot be opened.")
-    return _KernelAway("The kernel is not available just now.", retry_after=_RETRY_AFTER)
+    message = await _message(response) or "The kernel is not available just now."
+    return _KernelAway(message, retry_after=_RETRY_AFTER)
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

@@ -10,9 +10,11 @@ import aiohttp
 import structlog
 
 from relay import limits
+from relay.bridge.openings import AGENT, EDGE, read_opening
 from relay.bridge.records import (
     Attach,
     Attached,
+    Close,
     RecordError,
     RecordKind,
     RecordReader,
@@ -20,6 +22,7 @@ from relay.bridge.records import (
     record,
     struct_record,
 )
+from relay.errors import AgentUnavailable, OtherVersion
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +56,10 @@ class Link(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     async def attach(self, attach: Attach) -> None:
-        """Ask for the kernel's channels and wait until they are ours."""
+        """Ask for the kernel's channels and wait until they are ours.
+
+        Raises `AgentUnavailable` where the agent refuses, and ``ConnectionError``.
+        """
         self._transport.write(struct_record(RecordKind.ATTACH, attach))
         await self._attached
 
@@ -129,12 +135,24 @@ class Link(asyncio.Protocol):
     def _take(self, kind: RecordKind, payload: bytes) -> None:
         if self._on_record is not None:
             self._on_record(kind, payload)
-        elif kind is RecordKind.ATTACHED and not self._attached.done():
-            self._attached.set_result(read_struct(payload, Attached))
+        elif kind in (RecordKind.ATTACHED, RecordKind.CLOSE) and not self._attached.done():
+            self._settle(kind, payload)
             # Until somebody takes the records, no more of them.
             self._transport.pause_reading()
         else:
             self._waiting.append((kind, payload))
+
+    def _settle(self, kind: RecordKind, payload: bytes) -> None:
+        """Take the answer to `attach`."""
+        if kind is RecordKind.CLOSE:
+            refusal = AgentUnavailable(read_struct(payload, Close).reason)
+            self._attached.set_exception(refusal)
+            return
+        try:
+            self._attached.set_result(read_opening(payload, Attached, AGENT, EDGE))
+        except OtherVersion as error:
+            log.warning("version_refused", problem=error.message)
+            self._attached.set_exception(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The agent is gone, or its process."""

@@ -79,7 +79,7 @@ class JournalSubscriber(Protocol):
 
 
 _PROBES: Final = 64
-"""RequestStore of the holder's own that are remembered though they were answered."""
+"""Requests of the holder's own that are remembered though they were answered."""
 _VIEW_ONLY: Final = "RelayViewOnly"
 """The error that answers who may only view and asks for more."""
 _ID_CHARACTERS: Final = 1024
@@ -131,7 +131,7 @@ class Broker:
         self._curious: dict[int, Message] = {}
         """Who only views and has asked before there was an answer, by connection."""
         self._held: list[Message] | None = None
-        """RequestStore that wait until the kernel has done what an earlier holder sent it."""
+        """Requests that wait until the kernel has done what an earlier holder sent it."""
         self._gaps = 0
         self._gap_messages = 0
 

@@ -12,6 +12,7 @@ import structlog
 
 from relay.bridge.events import StartReading
 from relay.bridge.messages import Channel
+from relay.bridge.openings import AGENT, HOLDER, read_opening
 from relay.bridge.records import (
     Close,
     Entry,
@@ -20,7 +21,6 @@ from relay.bridge.records import (
     Reading,
     RecordKind,
     entries_record,
-    read_struct,
     struct_record,
 )
 from relay.holder.broker.broker import Broker
@@ -72,10 +72,10 @@ class JournalReader:
     async def run(self, payload: bytes) -> None:
         """Answer a READ.
 
-        Raises `RecordError`, ``OSError`` where the reader hangs up, and `Forbidden` where it may
-        not read any more.
+        Raises `OtherVersion`, `RecordError`, ``OSError`` where the reader hangs up, and `Forbidden`
+        where it may not read any more.
         """
-        read = read_struct(payload, Read)
+        read = read_opening(payload, Read, AGENT, HOLDER)
         number = self._broker.watch(self, read.principal, granted=read.granted)
         try:
             with structlog.contextvars.bound_contextvars(request_id=read.request_id):

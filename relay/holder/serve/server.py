@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from relay.auth.ownership import Grant
+from relay.bridge.openings import AGENT, HOLDER, read_opening, refusal_record
 from relay.bridge.records import (
     Attach,
     Call,
@@ -24,10 +25,9 @@ from relay.bridge.records import (
     RecordKind,
     Result,
     Status,
-    read_struct,
     struct_record,
 )
-from relay.errors import BadRequest, Forbidden, RelayError
+from relay.errors import BadRequest, Forbidden, OtherVersion, RelayError
 from relay.holder.broker.broker import Broker
 from relay.holder.serve.client import ChannelLimits, ClientReader
 from relay.holder.serve.journal_reader import JournalReader
@@ -105,7 +105,7 @@ class HolderServer:
                 return
             kind, payload = await read_record(reader, self._max_record)
             if kind is RecordKind.ATTACH:
-                attach = read_struct(payload, Attach)
+                attach = read_opening(payload, Attach, AGENT, HOLDER)
                 channels = ClientReader(self._broker, writer, attach, self._limits)
                 with structlog.contextvars.bound_contextvars(request_id=attach.request_id):
                     log.info("attached", link=attach.link)
@@ -117,6 +117,10 @@ class HolderServer:
         except* (OSError, EOFError):
             # The agent went away; sessions wait for the next one.
             pass
+        except* OtherVersion as group:
+            problem = str(group.exceptions[0])
+            log.warning("version_refused", problem=problem)
+            writer.write(refusal_record(problem))
         except* RecordError as group:
             log.warning("bad_record", problem=str(group.exceptions[0]))
         except* Forbidden:
@@ -142,7 +146,7 @@ class HolderServer:
                     if kind is not RecordKind.CALL:
                         msg = f"{kind.name} is not for this connection"
                         raise RecordError(msg)
-                    call = read_struct(payload, Call)
+                    call = read_opening(payload, Call, AGENT, HOLDER)
                     tasks.create_task(self._answer(call, writer), name=f"call {call.op}")
                     kind, payload = await read_record(reader, self._max_record)
             finally:

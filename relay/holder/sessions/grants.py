@@ -14,7 +14,7 @@ import structlog
 from relay import limits
 from relay.auth.ownership import Grant
 from relay.errors import DiskFull, Forbidden, NotFound, TooMany
-from relay.files import write_atomic
+from relay.files import write_shared
 from relay.kernel_folders import Grants, KernelFolder
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class GrantStore:
             limits.record("kernels.max_grants")
             raise TooMany(f"A kernel is shared with {self._limit} users (kernels.max_grants).")
         try:
-            write_atomic(self._kernel_folder.grants, msgspec.json.encode(changed))
+            write_shared(self._kernel_folder.grants, msgspec.json.encode(changed))
         except OSError as error:
             raise DiskFull(f"The grant cannot be kept: {error.strerror}.") from error
         self._grants = changed

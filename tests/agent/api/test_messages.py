@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from base64 import b64decode
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.agent.api.messages import MessagesQuery, message_line, parse
+from relay.agent.api.messages import JournalMessages, MessagesQuery, message_line, parse
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint
 from relay.bridge.messages import Channel
-from relay.bridge.records import Entry
+from relay.bridge.records import Entry, RecordKind, record
 from relay.config import PastSettings
-from relay.errors import BadRequest
+from relay.errors import BadRequest, OtherVersion
 from relay.routing.paths import parse_target
+from relay.streams import read_record
 
 SETTINGS = PastSettings(limit=10, max_limit=100)
 
@@ -117,3 +122,32 @@ def test_a_large_buffer_is_one_text(size: int) -> None:
     found = line(Entry(1, Channel.IOPUB, (b"{}", b"{}", b"{}", b"{}", buffer)))
     (text,) = json.loads(found)["buffers"]
     assert b64decode(text, validate=True) == buffer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        record(RecordKind.READING, b'{"version":2,"journals":{}}'),
+        record(RecordKind.CLOSE, b'{"version":2,"code":1012,"reason":"no"}'),
+    ],
+)
+async def test_a_holder_of_another_version_is_told_apart_from_one_that_is_away(
+    tmp_path: Path, answer: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await read_record(reader, 1000))[0] is RecordKind.READ
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "s")
+    request: Any = None
+    past = JournalMessages(SETTINGS, message_bytes=1000, max_record=1000)
+    with pytest.raises(OtherVersion, match=r"holder has version 2 of .* agent has version 1\."):
+        await past.answer(
+            request,
+            parse_target("/x"),
+            HolderEndpoint(tmp_path / "s", os.geteuid()),
+            AdmittedPrincipal("token:ada"),
+            "r",
+        )
+    server.close()

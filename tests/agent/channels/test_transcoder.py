@@ -71,7 +71,7 @@ class End:
 
 
 class Bench:
-    """Transcoder between an edge and a holder, both in the hands of the test."""
+    """Channels between an edge and a holder, both in the hands of the test."""
 
     edge: End
     holder: End
@@ -105,7 +105,7 @@ async def connected(
     max_record: int = MAX_RECORD,
     admission: AdmittedPrincipal = ADA,
 ) -> AsyncIterator[Bench]:
-    """Transcoder that have been started but not asked for anything."""
+    """Channels that have been started but not asked for anything."""
     bench = Bench()
     path = tmp_path / "holder.sock"
 
@@ -146,7 +146,7 @@ async def attached(
     message_bytes: int = MAX_RECORD,
     max_record: int = MAX_RECORD,
 ) -> AsyncIterator[Bench]:
-    """Transcoder that edge and holder have agreed on."""
+    """Channels that edge and holder have agreed on."""
     async with connected(tmp_path, message_bytes=message_bytes, max_record=max_record) as bench:
         attach = Attach(link="ab", principal="token:ada", subprotocol=subprotocol.value)
         bench.edge.send(struct_record(RecordKind.ATTACH, attach))
@@ -254,6 +254,47 @@ async def test_without_a_holder_the_link_ends(tmp_path: Path) -> None:
         (tmp_path / "holder.sock").unlink()
         bench.edge.send(struct_record(RecordKind.ATTACH, Attach(link="ab", principal="p")))
         assert await bench.edge.ended()
+
+
+# Other versions
+
+
+@virtual
+async def test_an_edge_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    async with connected(tmp_path) as bench:
+        attach = Attach(link="ab", principal="p", subprotocol=V1.value, version=2)
+        bench.edge.send(struct_record(RecordKind.ATTACH, attach))
+        close = await bench.closed()
+        assert close.code == 1012
+        assert "The edge has version 2 of the relay's records, the agent has version 1." in (
+            close.reason
+        )
+        assert not hasattr(bench, "holder")
+
+
+@virtual
+async def test_a_holder_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    async with connected(tmp_path) as bench:
+        attach = Attach(link="ab", principal="p", subprotocol=V1.value)
+        bench.edge.send(struct_record(RecordKind.ATTACH, attach))
+        await settle()
+        await bench.holder.next()
+        bench.holder.send(record(RecordKind.ATTACHED, b'{"version":2,"at":"e1-0"}'))
+        close = await bench.closed()
+        assert close.code == 1012
+        assert "The kernel's holder has version 2 of" in close.reason
+        bench.edge.close()
+        assert await bench.holder.ended()
+
+
+@virtual
+async def test_an_edge_that_is_refused_hears_it_though_it_has_said_more(tmp_path: Path) -> None:
+    async with connected(tmp_path) as bench:
+        attach = Attach(link="ab", principal="p", version=2)
+        bench.edge.send(struct_record(RecordKind.ATTACH, attach), record(RecordKind.PING) * 1000)
+        await settle()
+        assert (await bench.closed()).code == 1012
+        assert not bench.task.done()
 
 
 # Towards the client

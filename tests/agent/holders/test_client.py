@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from relay.agent.holders.client import HolderClient, HolderEndpoint, connect
-from relay.bridge.records import Phase, RecordKind, Status, struct_record
+from relay.bridge.records import Close, Phase, RecordKind, Status, struct_record
+from relay.errors import OtherVersion
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder
 from relay.streams import peer_uid
@@ -30,6 +31,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.says: list[Status] = [STATUS]
+        self.refuses: Close | None = None
         self.connected = 0
         self.writer: asyncio.StreamWriter
 
@@ -38,6 +40,9 @@ class Holder:
         self.writer = writer
         if not await reader.read(1):
             writer.close()
+            return
+        if self.refuses is not None:
+            writer.write(struct_record(RecordKind.CLOSE, self.refuses))
             return
         for status in self.says:
             writer.write(struct_record(RecordKind.STATUS, status))
@@ -99,3 +104,31 @@ async def test_the_other_end_has_a_user(holder: Holder, tmp_path: Path) -> None:
     _, writer = await asyncio.open_unix_connection(tmp_path / "s")
     assert peer_uid(writer) == os.geteuid()
     writer.close()
+
+
+async def test_a_holder_of_another_version_has_no_line(
+    holder: Holder, kernel_folder: KernelFolder
+) -> None:
+    holder.says = [msgspec.structs.replace(STATUS, version=2)]
+    with pytest.raises(OtherVersion, match=r"holder has version 2 of .* agent has version 1\."):
+        await HolderClient.open(kernel_folder)
+
+
+async def test_a_holder_that_refuses_the_agent_has_no_line(
+    holder: Holder, kernel_folder: KernelFolder
+) -> None:
+    holder.refuses = Close(1012, "<stranger's words>", version=2)
+    with pytest.raises(OtherVersion) as caught:
+        await HolderClient.open(kernel_folder)
+    assert "The kernel's holder has version 2 of the relay's records" in caught.value.message
+    assert "stranger" not in caught.value.message
+
+
+@pytest.mark.parametrize("noted", [{"version": 2}, {"journal": 2}])
+async def test_of_a_folder_of_another_version_no_holder_is_asked(
+    holder: Holder, kernel_folder: KernelFolder, noted: dict[str, int]
+) -> None:
+    write_atomic(kernel_folder.record, msgspec.json.encode(noted))
+    with pytest.raises(OtherVersion):
+        await HolderClient.open(kernel_folder)
+    assert not holder.connected

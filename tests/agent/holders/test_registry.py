@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from relay.errors import (
     DiskFull,
     KernelError,
     NotFound,
+    OtherVersion,
     StartFailed,
     TooMany,
 )
 from relay.files import write_atomic
+from relay.kernel_folders import KernelFolder
 from relay.model import Principal
 from tests.agent.launching import (
     ADA,
@@ -307,3 +310,85 @@ async def test_what_holders_count_outlives_them(agent: Agent) -> None:
     await eventually(lambda: client.status.figures is not None)
     await agent.holders.stop(K1, "r")
     assert agent.holders.stats.figures(agent.holders.ready, Counter()).messages == 5
+
+
+# Other versions
+
+NOTED = {
+    "a request": ("request.json", {"version": 2}),
+    "a record": ("record.json", {"version": 2, "holder": "as a later version notes it"}),
+    "a journal": ("record.json", {"journal": 2, "holder_pid": 1, "holder_started": 1}),
+}
+
+
+def contents(kernel_folder: KernelFolder) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in kernel_folder.path.iterdir() if path.name != "lock"
+    }
+
+
+@contextmanager
+def left_over(node: Node, name: str, *, alive: bool) -> Iterator[KernelFolder]:
+    """Ada's kernel, whose holder is not known here; while it lives it has the lock."""
+    kernel_folder = node.folder(name)
+    kernel_folder.path.mkdir()
+    noted = {"socket": str(node.state / "s" / "none"), "owner": str(ADA), "name": "python3"}
+    kernel_folder.request.write_bytes(msgspec.json.encode(noted))
+    lock = kernel_folder.try_lock() if alive else None
+    yield kernel_folder
+    if lock is not None:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("noted", NOTED.values(), ids=NOTED)
+@pytest.mark.parametrize("alive", [True, False])
+async def test_what_another_version_has_left_is_left_alone(
+    agent: Agent, noted: tuple[str, dict[str, object]], alive: bool
+) -> None:
+    name, more = noted
+    await agent.start(K1, BOB)
+    with left_over(agent.node, K2, alive=alive) as kernel_folder:
+        path = kernel_folder.path / name
+        before = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+        path.write_bytes(msgspec.json.encode({**before, **more}))
+        found = contents(kernel_folder)
+        for attempt in (
+            agent.holders.get(K2),
+            agent.start(K2),
+            agent.holders.stop(K2, "r"),
+            agent.listed(ADA),
+        ):
+            with pytest.raises(OtherVersion, match=r"folder has version 2 of .* relay has version"):
+                await attempt
+        # Others have their kernels, and an agent that starts finds those that it can serve.
+        assert await agent.listed(BOB) == [K1]
+        await agent.holders.find()
+        assert [client.kernel_folder.kernel_id for client in agent.holders.ready] == [K1]
+        assert contents(kernel_folder) == found
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_a_folder_of_another_version_without_an_owner_is_in_nobodys_list(
+    agent: Agent, alive: bool
+) -> None:
+    await agent.start(K1, BOB)
+    with left_over(agent.node, K2, alive=alive) as kernel_folder:
+        kernel_folder.request.write_bytes(b'{"version":2,"owner":{"name":"ada"}}')
+        assert await agent.listed(BOB) == [K1]
+        assert await agent.listed(ADA) == []
+        with pytest.raises(OtherVersion):
+            await agent.start(K2)
+        assert kernel_folder.exists()
+
+
+async def test_a_holder_that_speaks_another_version_costs_its_owner_only(agent: Agent) -> None:
+    await agent.start(K1, BOB)
+    agent.runner.status = msgspec.structs.replace(agent.runner.status, version=2)
+    kernel_folder = await agent.node.submit(K2)
+    await eventually(kernel_folder.record.exists)
+    found = contents(kernel_folder)
+    for attempt in (agent.holders.get(K2), agent.listed(ADA)):
+        with pytest.raises(AgentUnavailable, match="kernel's holder has version 2 of"):
+            await attempt
+    assert await agent.listed(BOB) == [K1]
+    assert contents(kernel_folder) == found

@@ -97,6 +97,21 @@ async def test_a_holder_that_does_not_serve_is_killed(
     assert not kernel_folder.path.exists()
 
 
+@pytest.mark.parametrize("held", [True, False])
+async def test_what_another_version_has_left_is_not_ended(
+    tmp_path: Path, process: subprocess.Popen[bytes], held: bool
+) -> None:
+    kernel_folder = left_over(tmp_path)
+    lock = kernel_folder.try_lock() if held else None
+    started = process_started(process.pid)
+    note(kernel_folder, holder_pid=process.pid, holder_started=started, version=2)
+    assert await end_kernels(tmp_path, 1) == 0
+    assert process.poll() is None
+    assert kernel_folder.exists()
+    if lock is not None:
+        os.close(lock)
+
+
 async def test_a_holder_that_refuses_or_does_not_answer_is_not_waited_for(node: Node) -> None:
     await node.submit("k1")
     (holder,) = node.runner.holders

@@ -15,7 +15,7 @@ from relay.agent.launchers.local import LocalLauncher, RuntimeInfo
 from relay.agent.launchers.other_user import OtherUserRunner
 from relay.agent.privsep.os_users import OsUser, OsUsers
 from relay.agent.privsep.protocol import HelperRequest, HelperResponse, close, receive, send
-from relay.config import AgentConfig, LaunchAs, ListenSettings
+from relay.config import AgentConfig, AgentTls, LaunchAs, ListenSettings
 from relay.errors import AgentUnavailable, Conflict, Forbidden, RelayError
 from relay.kernel_folders import KernelFolder, kernels_folder
 from relay.model import Principal
@@ -63,6 +63,7 @@ class Bench:
             runtime_dir=str(folder / "run"),
             user="relay",
             launch_as=LaunchAs(),
+            tls=AgentTls(certificate="a.pem", key="a.key", client_ca="ca.pem"),
             ticket_keys=["a.pub"],
         )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -7,7 +7,7 @@ import pytest
 
 from relay.agent.privsep import helper
 from relay.agent.privsep.os_users import OsUser
-from relay.config import AgentConfig, LaunchAs, ListenSettings
+from relay.config import AgentConfig, AgentTls, LaunchAs, ListenSettings
 from relay.processes import StartError
 
 AGENT = OsUser("relay", 54001, 54001, "/", "")
@@ -23,6 +23,7 @@ def config(tmp_path: Path) -> AgentConfig:
         runtime_dir=str(tmp_path / "run"),
         user="daemon",
         launch_as=LaunchAs(),
+        tls=AgentTls(certificate="a.pem", key="a.key", client_ca="ca.pem"),
         ticket_keys=["a.pub"],
     )
 

@@ -80,6 +80,10 @@ class Place:
             "client_ca": "ca.pem",
         }
 
+    def with_os_users(self) -> None:
+        """Have the agent launch kernels as other OS users."""
+        self.agent |= {"user": "relay", "launch_as": {}, "runtime_dir": "run"}
+
     def file(self, kind: str) -> Path:
         """The configuration of this kind, as a file."""
         plain = json.loads(json.dumps(getattr(self, kind)))  # without anything twice, or an alias

@@ -51,6 +51,20 @@ def test_tls_on_one_side_only(place: Place, both: Any, side: str) -> None:
     assert both() == [("error", "tls")]
 
 
+def test_os_users_behind_a_plain_address_are_refused(place: Place, both: Any) -> None:
+    place.with_tls()
+    place.edge["clusters"]["alpha"] = {
+        "agents": ["https://127.0.0.1:8451", "http://127.0.0.1:8452"]
+    }
+    assert both() == []
+    place.with_os_users()
+    assert both() == [("error", "launch_as")]
+    (found,) = findings_between(place.edge_config(), place.agent_config())
+    assert "http://127.0.0.1:8452" in found.text
+    place.with_tls()
+    assert both() == []
+
+
 def test_certificates_of_strangers(place: Place, both: Any) -> None:
     place.with_tls()
     stranger = pki.new_authority(time.time())

@@ -22,8 +22,8 @@ def test_loopback_is_nothing_to_warn_of(place: Place, look: Any, host: str) -> N
 @pytest.mark.parametrize("host", ["::", "10.1.2.3", "gpu.example"])
 def test_plain_http_beyond_this_machine(place: Place, look: Any, host: str) -> None:
     url = f"http://{f'[{host}]' if ':' in host else host}:8451"
-    place.edge["clusters"]["alpha"]["agents"].append(url)
-    assert look(place.edge_config()) == [("warning", "clusters.alpha.agents.1")]
+    place.edge["clusters"]["alpha"]["agents"] = [url]
+    assert look(place.edge_config()) == [("warning", "clusters.alpha.agents.0")]
 
 
 def test_a_listener_beyond_this_machine(place: Place, look: Any) -> None:

@@ -10,13 +10,14 @@ import pytest
 from relay import pki
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
-from relay.bridge.records import Attach
+from relay.bridge.records import Attach, Close, RecordKind, struct_record
 from relay.edge.upstream import client
 from relay.edge.upstream.client import Caller, Upstream
 from relay.errors import AgentUnavailable, BadRequest, Forbidden, NotFound, RelayError
 from relay.metrics import EdgeMetrics
 from relay.model import Principal
 from tests.edge.test_parent import CONFIG
+from tests.fakes import Agent
 from tests.virtualtime import virtual
 
 ATTACH = Attach(link="l", principal="p")
@@ -32,7 +33,7 @@ def test_an_agent_is_shown_what_is_granted_and_no_more() -> None:
         wall_clock=lambda: 1_800_000_000.0,
     )
     scheme, _, text = opener._headers("alpha", BEARER, "k", "r")["Authorization"].partition(" ")
-    assert scheme == "Caller"
+    assert scheme == "Bearer"
     shown = TicketVerifier([keys.public], "alpha").verify(text, 1_800_000_000.0)
     assert shown == Ticket(
         principal=BEARER.principal,
@@ -70,6 +71,7 @@ class Refusal:
         (403, {}, Forbidden, "You may not open this kernel's channels."),
         (400, {"message": "secret"}, BadRequest, "The kernel's channels cannot be opened."),
         (503, {}, AgentUnavailable, "The kernel is not available just now."),
+        (503, {"message": "It has version 2."}, AgentUnavailable, "It has version 2."),
     ],
 )
 async def test_what_a_refusal_means(
@@ -102,3 +104,29 @@ async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
     link: Any = await opener.open_link("alpha", "k", ATTACH, BEARER, hold=60)
     assert link == "link"
     assert loop.time() - back_at < 1
+
+
+@virtual
+async def test_a_link_that_is_refused_is_tried_again_and_then_told_in_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signer: Any = SimpleNamespace(sign=lambda *_: "ticket")
+    opener = Upstream(CONFIG, signer, metrics=EdgeMetrics.local())
+    tries = []
+
+    async def get(url: object, **_: object) -> Any:
+        agent = Agent()
+        agent.send(struct_record(RecordKind.CLOSE, Close(1012, "It has version 2.")))
+        tries.append(agent)
+        return agent
+
+    def link(agent: Agent) -> Any:
+        return agent.link
+
+    monkeypatch.setattr(Agent, "status", 101, raising=False)
+    monkeypatch.setattr(client, "Link", link)
+    opener._fresh = SimpleNamespace(get=get)  # type: ignore[assignment]
+    with pytest.raises(AgentUnavailable, match=r"It has version 2\."):
+        await opener.open_link("alpha", "k", ATTACH, BEARER, hold=10)
+    assert len(tries) > 100
+    assert all(agent.transport.is_closing() for agent in tries)

@@ -11,6 +11,7 @@ from relay.bridge.records import (
     HEADER,
     Attach,
     Attached,
+    Close,
     Position,
     RecordKind,
     number_record,
@@ -19,6 +20,7 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.edge.upstream.link import Link
+from relay.errors import AgentUnavailable, OtherVersion
 from tests.fakes import Agent, FakeResponse
 from tests.virtualtime import settle, virtual
 
@@ -77,6 +79,33 @@ async def test_an_answer_in_pieces_is_an_answer() -> None:
         assert not attaching.done()
         agent.send(ANSWER[-1:])
     assert agent.link.attached == ATTACHED
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (
+            record(RecordKind.ATTACHED, b'{"version":2}'),
+            OtherVersion,
+            "The agent has version 2 of the relay's records, the edge has version 1.",
+        ),
+        (
+            struct_record(RecordKind.CLOSE, Close(1012, "The edge has version 1.")),
+            AgentUnavailable,
+            "The edge has version 1.",
+        ),
+    ],
+)
+@virtual
+async def test_a_refusal_is_told_in_its_words(
+    answer: bytes, error: type[AgentUnavailable], words: str
+) -> None:
+    agent = Agent()
+    asyncio.get_running_loop().call_soon(agent.send, answer)
+    with pytest.raises(error) as caught:
+        await agent.link.attach(ATTACH)
+    assert words in caught.value.message
+    agent.transport.lose()
 
 
 @pytest.mark.parametrize("problem", [None, OSError("no route"), ConnectionResetError("reset")])

@@ -81,7 +81,7 @@ def test_a_grant_that_cannot_be_kept_is_none(
     guests.change(EVE, Grant.USE)
     guests.admit(1, EVE, granted=True, views_only=False)
     with monkeypatch.context() as patched:
-        patched.setattr("relay.holder.sessions.grants.write_atomic", full)
+        patched.setattr("relay.holder.sessions.grants.write_shared", full)
         with pytest.raises(DiskFull):
             guests.change(BOB, Grant.USE)
         with pytest.raises(DiskFull):
