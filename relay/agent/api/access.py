@@ -44,7 +44,7 @@ class KernelAccess:
         return await self._holders.all(lambda kernel: kernel.owner == str(ticket.principal))
 
     async def admit(self, kernel_id: str, ticket: Ticket) -> tuple[HolderClient, AdmittedPrincipal]:
-        """Return one kernel and as whom its messages may be read.
+        """Return one kernel, and the principal with whose rights its messages are read.
 
         Raises:
             NotFound: the principal may not know of such a kernel.
@@ -53,7 +53,7 @@ class KernelAccess:
         client = await self.get(kernel_id, ticket, SEEING)
         found = self.access(kernel_id, ticket)
         if found.views_only and not client.status.knows_viewers:
-            raise Forbidden("An older relay started this kernel: who may only view it has to wait.")
+            raise Forbidden("An older relay started this kernel: it cannot be viewed only.")
         return client, AdmittedPrincipal(str(ticket.principal), found.views_only, found.by_grant)
 
     async def administrable(
@@ -63,7 +63,7 @@ class KernelAccess:
 
         Raises:
             NotFound: the principal may not know of such a kernel.
-            Forbidden: the kernel is somebody else's.
+            Forbidden: the kernel is another principal's.
         """
         self.access(kernel_id, ticket).require_charge(kernel_id)
         client = await self._holders.get(kernel_id)

@@ -125,7 +125,7 @@ class HolderConnector:
 
 
 def read_ownership(launcher: Launcher, kernel_folder: KernelFolder) -> KernelOwnership | None:
-    """Return whose a kernel is, by its folder; None where the folder tells of none.
+    """Return a kernel's ownership as its folder tells it; None where it tells of none that counts.
 
     A folder's user may write anything into it: it proves nothing about another user's kernel.
     """

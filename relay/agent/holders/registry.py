@@ -88,7 +88,7 @@ class HolderRegistry:
             kernel = self.ownership(kernel_folder.kernel_id)
             return (unknown and kernel_folder.is_understood()) if kernel is None else wanted(kernel)
 
-        # Nobody waits for the holder of somebody else's kernel.
+        # No request waits for the holder of a kernel that it does not want.
         asked = [kernel_folder for kernel_folder in found if is_wanted(kernel_folder, unknown=True)]
         return [
             client
@@ -97,9 +97,10 @@ class HolderRegistry:
         ]
 
     def ownership(self, kernel_id: str) -> KernelOwnership | None:
-        """Return whose a kernel is, or was that was ended against its user's will; None for none.
+        """Return a kernel's ownership; None for no kernel.
 
-        A connected holder's word counts before its folder's.
+        A kernel that was ended against its user's will still has it. What a connected holder tells
+        counts before what its folder tells.
         """
         if not is_kernel_id(kernel_id):
             # An id becomes a path.
@@ -145,9 +146,9 @@ class HolderRegistry:
 
         Raises:
             StartFailed: the kernel did not start.
-            Conflict: the id is somebody else's kernel's.
+            Conflict: another principal's kernel has the id.
             TooMany: there is no room.
-            Forbidden: the kernel would share its OS user with somebody else's.
+            Forbidden: the kernel would share its OS user with another principal's.
         """
         self.stats.starts += 1
         try:
@@ -177,7 +178,7 @@ class HolderRegistry:
         return client
 
     def _refuse_others(self, request: StartRequest) -> None:
-        """Raise `Conflict` for an id that somebody else's kernel has, and tell no more of it."""
+        """Raise `Conflict` for an id that another principal's kernel has, and tell no more."""
         if not self.exists(request.kernel_id):
             return
         kernel = self.ownership(request.kernel_id)

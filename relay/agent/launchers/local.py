@@ -1,8 +1,8 @@
 """Holders on this machine: the folder's lock tells whether one runs.
 
-Whoever has a kernel's lock decides about the kernel. A holder inherits the lock from the process
-that starts it, so that there is no moment in which nobody has it. What takes the rights of the
-kernel's OS user is a runner's to do.
+The process that has a kernel's lock decides about the kernel. A holder inherits the lock from the
+process that starts it, so that the lock is never free in between. A runner does what takes the
+rights of the kernel's OS user.
 """
 
 from __future__ import annotations

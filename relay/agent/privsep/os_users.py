@@ -90,7 +90,7 @@ class OsUsers:
         problem = self._problem(name, user)
         if user is None or problem:
             log.warning("no_os_user", principal=str(principal), os_user=name, problem=problem)
-            raise Forbidden("You have no OS user here as whom a kernel could run (launch_as).")
+            raise Forbidden("You have no OS user here that a kernel could run as (launch_as).")
         return user
 
     def uid_of(self, owner: str) -> int | None:
