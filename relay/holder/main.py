@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.holder")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--lock", type=int, required=True, help="descriptor of the taken lock")
+    parser.add_argument("--serving", type=int, help="descriptor to close when the socket is served")
     parser.add_argument("--agent-uid", type=int, help="the OS user of agents; ours by default")
     parser.add_argument("--no-new-privileges", action="store_true", help="for the kernel, too")
     arguments = parser.parse_args()
@@ -69,12 +70,14 @@ def main() -> None:
     kernel_folder = KernelFolder(arguments.folder)
     # The lock is held by this process alone, for as long as it lives: no child inherits it.
     os.set_inheritable(arguments.lock, False)
+    if arguments.serving is not None:
+        os.set_inheritable(arguments.serving, False)
     config = _read_config(kernel_folder)
     logging.configure(config.log.level, config.log.format, component="holder")
     structlog.contextvars.bind_contextvars(
         kernel_id=kernel_folder.kernel_id, request_id=config.request_id
     )
-    uvloop.run(_run(kernel_folder, config, frozenset(agents)))
+    uvloop.run(_run(kernel_folder, config, frozenset(agents), arguments.serving))
 
 
 def _read_config(kernel_folder: KernelFolder) -> HolderConfig:
@@ -86,8 +89,10 @@ def _read_config(kernel_folder: KernelFolder) -> HolderConfig:
     return msgspec.json.decode(kernel_folder.request.read_bytes(), type=HolderConfig)
 
 
-async def _run(kernel_folder: KernelFolder, config: HolderConfig, agents: frozenset[int]) -> None:
-    holder = Holder(kernel_folder, config, agents, kernel_folder.read_record())
+async def _run(
+    kernel_folder: KernelFolder, config: HolderConfig, agents: frozenset[int], serving: int | None
+) -> None:
+    holder = Holder(kernel_folder, config, agents, kernel_folder.read_record(), serving)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 
@@ -106,7 +111,8 @@ class Holder:
     """Puts journal, sessions, kernel and server together.
 
     ``agents`` are the OS users that it serves. ``left`` is the record of a holder that died: its
-    kernel is adopted.
+    kernel is adopted. ``serving`` is a descriptor that is closed when the socket is served: the
+    agent that started this holder waits for that.
     """
 
     def __init__(
@@ -115,10 +121,12 @@ class Holder:
         config: HolderConfig,
         agents: frozenset[int],
         left: KernelRecord | None = None,
+        serving: int | None = None,
     ) -> None:
         self._kernel_folder = kernel_folder
         self._config = config
         self._left = left
+        self._serving = serving
         self._noted = True
         """Whether what there is to note for others has been."""
         for_answers = config.journal.bytes // SHARE
@@ -168,6 +176,8 @@ class Holder:
         else:
             await self._lifecycle.adopt(self._left, NOTICE)
         await self._server.listen(Path(self._config.socket))
+        if self._serving is not None:
+            os.close(self._serving)
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(self._watch(), name="watch"),

@@ -123,7 +123,7 @@ def test_nobody_without_an_os_user_starts_a_kernel(two: Site) -> None:
     assert sorted((two.state / "alpha" / "kernels").iterdir()) == before
 
 
-def test_nothing_but_the_launcher_is_root(two: Site, alices: str) -> None:
+def test_nothing_but_the_privileged_helper_is_root(two: Site, alices: str) -> None:
     agent = psutil.Process(two.agent_pid())
     assert set(agent.uids()) == {two.agent_user.uid}
     status = Path(f"/proc/{agent.pid}/status").read_text()
@@ -237,7 +237,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         **{f"Bob's {path.suffix or path.name}": str(path) for path in ipc},
     }
     processes = {
-        "launcher": two.agent.pid,
+        "privileged helper": two.agent.pid,
         "agent": two.agent_pid(),
         "edge": two.edge.pid,
         "Bob's holder": record.holder_pid,
@@ -561,11 +561,11 @@ def test_a_kernel_outlives_its_agent_and_its_holder(two: Site, alices: str) -> N
     with two.connect(two.alice, alices) as channels:
         channels.execute("kept = 'in memory'")
         agent = two.agent_pid()
-        launcher = two.agent.pid
+        helper = two.agent.pid
         os.kill(agent, signal.SIGKILL)
         assert channels.execute("print(kept)").stdout == "in memory\n"
         assert two.agent_pid(other_than=agent) != agent
-        assert psutil.Process(launcher).is_running()
+        assert psutil.Process(helper).is_running()
         old = two.record(alices)
         os.kill(old.holder_pid, signal.SIGKILL)
         assert channels.execute("print(kept)").stdout == "in memory\n"
@@ -631,7 +631,7 @@ def test_a_culled_kernel_leaves_nothing(two: Site) -> None:
     wait_for("no folder", lambda: not two.place(kernel).path.exists())
 
 
-def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
+def test_kernels_outlive_the_privileged_helper_and_end_when_root_says_so() -> None:
     with site() as two:
         alices, bobs = two.start_kernel(two.alice), two.start_kernel(two.bob)
         agent = two.agent_pid()
@@ -641,7 +641,7 @@ def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
         wait_for("the agent to end with it", lambda: gone(agent))
         old = two.record(alices)
         assert not gone(old.holder_pid)
-        # One that nobody buried, nor an agent heard of.
+        # One that nobody cleaned up, nor an agent heard of.
         os.kill(old.holder_pid, signal.SIGKILL)
         two.start_again()
         with two.connect(two.alice, alices) as channels:

@@ -122,7 +122,7 @@ class ServerHandlers:
 
     async def _status(self, asked: AgentRequest) -> web.Response:
         # The caller's own kernels: an admin's status is no sum over everybody's.
-        models = [line.model for line in await self._kernels.own(asked.ticket)]
+        models = [client.model for client in await self._kernels.own(asked.ticket)]
         active = [model.last_activity for model in models]
         return json_response(
             {
@@ -177,12 +177,12 @@ class KernelHandlers:
         return await self._kernels.get(asked.kernel_id, asked.ticket, asked.actions)
 
     async def _list(self, asked: AgentRequest) -> web.Response:
-        return json_response([line.model for line in await self._kernels.all(asked.ticket)])
+        return json_response([client.model for client in await self._kernels.all(asked.ticket)])
 
     async def _start(self, asked: AgentRequest) -> web.Response:
         body = await _decode_body(asked, self._body_bytes, StartBody)
-        line = await self._starts.start(body, asked.ticket)
-        return _created(line.model, f"/api/kernels/{line.kernel_folder.kernel_id}")
+        client = await self._starts.start(body, asked.ticket)
+        return _created(client.model, f"/api/kernels/{client.kernel_folder.kernel_id}")
 
     async def _show(self, asked: AgentRequest) -> web.Response:
         return json_response((await self._kernel(asked)).model)
@@ -192,22 +192,22 @@ class KernelHandlers:
         return _no_content()
 
     async def _interrupt(self, asked: AgentRequest) -> web.Response:
-        line = await self._kernel(asked)
+        client = await self._kernel(asked)
         limit = self._settings.shutdown_timeout
-        await line.call("interrupt", asked.ticket.request_id, limit)
+        await client.call("interrupt", asked.ticket.request_id, limit)
         return _no_content()
 
     async def _restart(self, asked: AgentRequest) -> web.Response:
-        line = await self._kernel(asked)
+        client = await self._kernel(asked)
         limit = self._settings.launch_timeout + 2 * self._settings.shutdown_timeout
-        await line.call("restart", asked.ticket.request_id, limit)
-        return json_response(line.model)
+        await client.call("restart", asked.ticket.request_id, limit)
+        return json_response(client.model)
 
     async def _messages(self, asked: AgentRequest) -> web.StreamResponse:
-        line, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
+        client, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
         request_id = asked.ticket.request_id
         return await self._past.answer(
-            asked.request, asked.target, line.socket, admission, request_id
+            asked.request, asked.target, client.socket, admission, request_id
         )
 
 
@@ -224,21 +224,21 @@ class GrantHandlers:
         }
 
     async def _list(self, asked: AgentRequest) -> web.Response:
-        _, kernel = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        _, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
         return json_response([_grant_model(*each) for each in sorted(kernel.grants.items())])
 
     async def _grant(self, asked: AgentRequest) -> web.Response:
-        line, kernel = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
+        client, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
         user = _grantee(asked)
         if user == kernel.owner:
             raise BadRequest("The kernel is this user's own.")
         grant = (await _decode_body(asked, self._body_bytes, GrantBody)).action
-        await _change_grant(asked, line, GrantChange(principal=user, action=grant))
+        await _change_grant(asked, client, GrantChange(principal=user, action=grant))
         return json_response(_grant_model(user, grant))
 
     async def _revoke(self, asked: AgentRequest) -> web.Response:
-        line, _ = await self._kernels.in_charge(asked.kernel_id, asked.ticket)
-        await _change_grant(asked, line, GrantChange(principal=_grantee(asked), action=None))
+        client, _ = await self._kernels.administrable(asked.kernel_id, asked.ticket)
+        await _change_grant(asked, client, GrantChange(principal=_grantee(asked), action=None))
         return _no_content()
 
 
@@ -316,8 +316,8 @@ async def _decode_body(asked: AgentRequest, limit: int, struct_type: type[Body])
         raise BadRequest(f"The request body is wrong: {problem}.") from error
 
 
-async def _change_grant(asked: AgentRequest, line: HolderClient, grant: GrantChange) -> None:
-    await line.call("grant", asked.ticket.request_id, _GRANT_TIMEOUT, grant=grant)
+async def _change_grant(asked: AgentRequest, client: HolderClient, grant: GrantChange) -> None:
+    await client.call("grant", asked.ticket.request_id, _GRANT_TIMEOUT, grant=grant)
 
 
 def _grantee(asked: AgentRequest) -> str:
