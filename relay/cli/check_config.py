@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Files = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="FILE...", help="Files of any program; which one is detected."),
+    typer.Argument(metavar="FILE...", help="Configuration files; the program of each is detected."),
 ]
 _ERRORS: Final = 2
 _WARNINGS: Final = 1

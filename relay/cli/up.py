@@ -13,8 +13,13 @@ from relay.cli.exit_on_error import exit_on_error, require_strict_parser
 if TYPE_CHECKING:
     from relay.config import UpConfig
 
-Port = Annotated[
-    int | None, typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one.")
+HttpsPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, metavar="N", help="Port for HTTPS; 0 takes a free one."),
+]
+WssPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, metavar="N", help="Port for channels only; 0 takes a free one."),
 ]
 
 
@@ -31,8 +36,8 @@ def up(
             " (default: kernel-relay in the user's state directory)."
         ),
     ] = None,
-    https_port: Port = None,
-    wss_port: Port = None,
+    https_port: HttpsPort = None,
+    wss_port: WssPort = None,
     cluster: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME ...", help="Names of local clusters (default: alpha beta)."),
