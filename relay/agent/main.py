@@ -115,7 +115,7 @@ async def _run(
             await loop.create_server(_metrics_server(holders), sock=scraped)
         tasks.create_task(holders.find(), name="find kernels")
         if config.shared_uid:
-            log.warning("no isolation between users", uid=os.geteuid())
+            log.warning("no_isolation_between_users", uid=os.geteuid())
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()

@@ -89,7 +89,7 @@ class Keeper:
                 self.failures += not self.was_ready
                 delay = self._backoff.after(self.last_exit.lived)
                 log.warning(
-                    "process ended",
+                    "process_ended",
                     process=self.command.name,
                     exit_code=self.last_exit.code,
                     restart_in=delay,
@@ -110,7 +110,7 @@ class Keeper:
             async with asyncio.timeout(grace):
                 await self._stopped.wait()
         if not self._stopped.is_set():
-            log.warning("process did not end in time", process=self.command.name, grace=grace)
+            log.warning("process_did_not_end", process=self.command.name, grace=grace)
             self.kill()
             await self._stopped.wait()
 
@@ -130,9 +130,9 @@ class Keeper:
         try:
             self.child = child = Child.start(self.command, self._heard)
         except OSError as error:
-            log.warning("process cannot be started", process=self.command.name, error=str(error))
+            log.warning("process_not_started", process=self.command.name, error=str(error))
             return Exit(code=-1, lived=0.0)
-        log.info("process started", process=self.command.name, child=child.pid)
+        log.info("process_started", process=self.command.name, child=child.pid)
         self._changed()
         try:
             code = await child.wait()

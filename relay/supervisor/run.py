@@ -58,7 +58,7 @@ def run(
     claim_notify_socket()
     folder.create()
     if config.shared_uid:
-        log.warning("no isolation between users", uid=os.geteuid())
+        log.warning("no_isolation_between_users", uid=os.geteuid())
     with Lock(folder), contextlib.ExitStack() as ports:
         folder.status.unlink(missing_ok=True)
         with _writing(folder):
@@ -224,7 +224,7 @@ class _Supervisor:
             self._folder.write_status(ready)
         except OSError as error:
             # Who is served does not depend on it.
-            log.warning("relay.json cannot be written", error=str(error))
+            log.warning("relay_json_not_written", error=str(error))
 
     def _pids(self) -> Pids:
         edge = self._edge.child

@@ -72,7 +72,7 @@ async def test_a_killed_process_is_replaced() -> None:
     assert keeper.last_exit is not None
     assert keeper.last_exit.code == -signal.SIGTERM
     assert logs[0] == {
-        "event": "process ended",
+        "event": "process_ended",
         "log_level": "warning",
         "process": "test",
         "exit_code": -9,
