@@ -13,6 +13,7 @@ from relay.bridge.records import Kind, Phase, Status, struct_record
 from relay.files import write_atomic
 from relay.registry import Place
 from relay.streams import peer_uid
+from tests.waiting import until
 
 STATUS = Status(
     phase=Phase.READY,
@@ -72,9 +73,8 @@ async def test_another_users_process_gets_not_a_byte(holder: Holder, tmp_path: P
     address = Address(tmp_path / "s", os.geteuid() + 1)
     with pytest.raises(PermissionError):
         await connect(address, 1024)
-    await asyncio.sleep(0.05)
+    await until(lambda: holder.connected == 1 and holder.writer.is_closing())
     assert holder.connected == 1
-    assert holder.writer.is_closing()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")

@@ -17,6 +17,7 @@ from relay.config import CullSettings, JournalSettings, KernelSettings, LogSetti
 from relay.config.holder import HolderConfig
 from relay.files import write_atomic
 from relay.registry import KernelRecord, Place, process_started
+from tests.waiting import eventually
 
 SETTINGS = KernelSettings(holder_restart_limit=2, holder_restart_window=60.0)
 
@@ -97,10 +98,8 @@ def is_buried(place: Place, kernel: int) -> bool:
     sockets = list(place.folder.parent.glob("0123456789ab*"))
     if place.folder.exists():
         return False
-    deadline = time.monotonic() + 10
-    while process_started(kernel) is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return process_started(kernel) is None and not sockets
+    eventually(lambda: process_started(kernel) is None)
+    return not sockets
 
 
 async def test_a_kernel_that_was_up_gets_another_holder(

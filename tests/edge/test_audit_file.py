@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from relay.auth.audit import Event, Note, Verifier
 from relay.edge.audit_file import AuditFile
+from tests.waiting import until
 
 NOW = 1_800_000_000.0
 
@@ -239,8 +240,7 @@ async def test_it_keeps_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async with asyncio.TaskGroup() as tasks:
             trying = tasks.create_task(file.keep_trying())
             path.parent.mkdir()
-            while file.problem:  # noqa: ASYNC110 - a file tells nobody
-                await asyncio.sleep(0.01)
+            await until(lambda: not file.problem)
             trying.cancel()
     assert shown(path) == ["chain-begun", "a"]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from relay.edge.council import (
     council_path,
 )
 from relay.edge.quotas import Claim, Connection, FailedLogin, Quotas, Refusal, Request, Socket
+from tests.waiting import until
 
 WAIT = 10.0
 ME = os.getpid()
@@ -68,12 +69,6 @@ async def room(tmp_path: Path) -> AsyncIterator[Room]:
     yield made
     made.chair.close()
     await asyncio.sleep(0)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT):
-        while not true():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.001)
 
 
 async def refused(council: Council, claim: Claim) -> str:

@@ -22,7 +22,7 @@ from relay.holder.memory import Memory
 from relay.holder.requests import Requests, request
 from relay.holder.store import Entry, Journal
 from relay.registry import Place
-from tests.virtualtime import virtual
+from tests.virtualtime import elapse, virtual
 
 SIGNER = Signer(b"key")
 LOST = "RelayReplyLost"
@@ -61,7 +61,7 @@ class Sockets:
         """Answer the probes of a lane until none comes; how many there were."""
         answered = 0
         while True:
-            await asyncio.sleep(0.01)
+            await elapse(0.01)
             mine = [
                 header
                 for sent, header in self.sent
