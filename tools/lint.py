@@ -1,4 +1,4 @@
-"""Run every check of the project's own: ``python -m tools.lint``."""
+"""Run the project's own checks: ``python -m tools.lint``, or some of them by their names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools import class_names, doc_links, log_events, privates, sizes, sleeps
+from tools import (
+    class_names,
+    doc_links,
+    groups,
+    guarantees,
+    log_events,
+    mirror,
+    privates,
+    sizes,
+    sleeps,
+)
 from tools.findings import Finding, read_exceptions, unexcused
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +26,10 @@ Check = Callable[[Path], Iterator[Finding]]
 CHECKS: dict[str, Check] = {
     "class_names": class_names.check,
     "doc_links": doc_links.check,
+    "guarantees": guarantees.check,
+    "groups": groups.check,
     "log_events": log_events.check,
+    "mirror": mirror.check,
     "privates": privates.check,
     "sizes": sizes.check,
     "sleeps": sleeps.check,
@@ -27,21 +40,26 @@ CHECKS: dict[str, Check] = {
 def problems(root: Path, checks: dict[str, Check]) -> Iterator[str]:
     """Yield a line for each thing in ``root`` that breaks a rule and is not excused."""
     exceptions = read_exceptions(root)
-    for name in exceptions.keys() - checks.keys():
-        yield f"there is no check {name!r} to make exceptions from"
+    for name in exceptions.keys() - CHECKS.keys():
+        yield f"there is no check {name!r} to except from"
     for name, check in checks.items():
         for text in unexcused(check(root), exceptions.get(name, {})):
             yield f"{text} [{name}]"
 
 
-def main() -> int:
-    """Print what is wrong; return the exit code."""
-    found = list(problems(ROOT, CHECKS))
+def main(names: list[str]) -> int:
+    """Run the checks with these ``names``, or all; print what is wrong; return the exit code."""
+    unknown = [name for name in names if name not in CHECKS]
+    if unknown:
+        print(f"there is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
+        return 2
+    chosen = {name: CHECKS[name] for name in names or CHECKS}
+    found = list(problems(ROOT, chosen))
     for line in found:
         print(line)
-    print(f"{len(found)} problems" if found else "tools.lint: all checks passed")
+    print(f"{len(found)} problems" if found else f"tools.lint: {', '.join(chosen)}: nothing found")
     return bool(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,6 +13,14 @@ from tests.system.running import MANY, RunningRelay
 
 _TAIL: Final = 8_000
 """Characters of a relay's log that are shown for a failed test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in this folder: `make test` runs only some of it."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.system)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,36 @@
+"""Each row of docs/guarantees.md that names a system test has one that is marked ``guarantee``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.findings import Finding
+
+PAGE = Path("docs/guarantees.md")
+TESTS = Path("tests")
+MARK = "pytest.mark.guarantee"
+
+_SYSTEM_TEST = re.compile(r"`(system/test_\w+\.py)`")
+
+
+def check(root: Path) -> Iterator[Finding]:
+    """Report rows none of whose system tests is part of `make test`."""
+    lines = (root / PAGE).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        files = _SYSTEM_TEST.findall(line) if line.startswith("|") else []
+        if files and not any(is_marked(root / TESTS / file) for file in files):
+            promise = line.split("|")[1].strip()
+            text = f"{PAGE}:{number}: no test in {', '.join(files)} is marked {MARK}"
+            yield Finding(promise, text)
+
+
+def is_marked(file: Path) -> bool:
+    """Whether a test in ``file`` has the mark."""
+    return file.is_file() and any(
+        MARK in map(ast.unparse, node.decorator_list)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
