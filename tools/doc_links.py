@@ -1,4 +1,4 @@
-"""Links and file names in the documentation lead somewhere."""
+"""Links, file names and tests that are named in the documentation lead somewhere."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: +(\S+)")
 """``](target)``, for a link's text may begin on the line before; or ``[name]: target``."""
 _HEADING = re.compile(r"^#+ +(.*?) *#*$", re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")
+_PYTEST = re.compile(r"pytest (\S+\.py) -k (\w+)")
 _FILE = re.compile(r"[\w.-]+(/[\w.-]+)*/([\w.-]+\.\w+)?")
 
 
@@ -32,7 +33,8 @@ def check(root: Path) -> Iterator[Finding]:
         text = _without_fences(page.read_text())
         here = page.relative_to(root)
         for number, line in enumerate(text.splitlines(), 1):
-            for problem in (*_dead_links(page, line), *_missing_files(root, line)):
+            named = (*_missing_files(root, line), *_missing_tests(root, line))
+            for problem in (*_dead_links(page, line), *named):
                 yield Finding(f"{here}:{problem}", f"{here}:{number}: {problem} does not exist")
 
 
@@ -76,3 +78,11 @@ def _is_of_the_tree(root: Path, name: str) -> bool:
     """Whether ``name`` can only be a file of the project: Python, or below a folder it has."""
     top = name.partition("/")[0]
     return name.endswith(".py") or top in {"relay", "tests"} or (root / top).is_dir()
+
+
+def _missing_tests(root: Path, line: str) -> Iterator[str]:
+    """Yield the calls of pytest that select nothing."""
+    for name, words in _PYTEST.findall(line):
+        file = root / name
+        if not file.is_file() or not re.search(rf"def test_\w*{words}", file.read_text()):
+            yield f"{name} -k {words}"

@@ -11,7 +11,7 @@ PAGES = {
     "docs/target.md": "# The first part\n\n## Kernels & sessions: `how`?\n\n## Twice\n\n## Twice\n",
     "docs/decisions/0001.md": "",
     "relay/edge/rest.py": "",
-    "tests/system/test_kills.py": "",
+    "tests/system/test_kills.py": "def test_a_kill() -> None: ...",
     "deploy/systemd/unit": "",
 }
 
@@ -35,6 +35,7 @@ def found(root: Path, page: str, text: str) -> list[str]:
         "`system/test_kills.py`, `elsewhere/unit`, `relay up`, `text/html`",
         "```\n[a](none.md) `relay/none.py`\n```",
         "[a]: docs/target.md",
+        "`.venv/bin/pytest tests/system/test_kills.py -k a_kill`",
     ],
 )
 def test_what_leads_somewhere_is_left_alone(tmp_path: Path, text: str) -> None:
@@ -56,6 +57,8 @@ def test_what_leads_somewhere_is_left_alone(tmp_path: Path, text: str) -> None:
         ("`system/test_none.py`", "system/test_none.py"),
         ("`tests/none/`", "tests/none/"),
         ("`deploy/none.service`", "deploy/none.service"),
+        ("`pytest tests/system/test_kills.py -k kills`", "tests/system/test_kills.py -k kills"),
+        ("`pytest tests/test_none.py -k kill`", "tests/test_none.py -k kill"),
         ("```\n```\n`edge/none.py`", "edge/none.py"),
     ],
 )
