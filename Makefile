@@ -6,7 +6,8 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
+# One process for all tests of a file: they share what it takes long to start.
+PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 # Nothing is fetched but what the lock names, and no interpreter but the one asked for.
 export UV_PYTHON_DOWNLOADS := never

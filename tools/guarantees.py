@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.findings import Finding
+from tools.sources import Function
 
 PAGE = Path("docs/guarantees.md")
 TESTS = Path("tests")
 MARK = "pytest.mark.guarantee"
+"""With arguments, it is for those cases of a test only that have these parameters."""
 
 _SYSTEM_TEST = re.compile(r"`(system/test_\w+\.py)`")
 
@@ -30,7 +32,8 @@ def check(root: Path) -> Iterator[Finding]:
 def is_marked(file: Path) -> bool:
     """Whether a test in ``file`` has the mark."""
     return file.is_file() and any(
-        MARK in map(ast.unparse, node.decorator_list)
+        ast.unparse(decorator).partition("(")[0] == MARK
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, Function)
+        for decorator in node.decorator_list
     )

@@ -376,7 +376,7 @@ def all_until_idle(channels: Channels, msg_id: str) -> list[Message]:
     return messages
 
 
-@pytest.mark.guarantee
+@pytest.mark.guarantee(v1=True)
 @both
 def test_output_goes_to_all_and_replies_to_the_asker(
     relay: RunningRelay, kernel: str, v1: bool
@@ -443,7 +443,7 @@ def test_one_msg_id_on_two_channels(relay: RunningRelay, kernel: str) -> None:
         assert (reply["channel"], reply["header"]["msg_type"]) == ("shell", "execute_reply")
 
 
-@pytest.mark.guarantee
+@pytest.mark.guarantee(v1=True, unread=True)
 @both
 @pytest.mark.parametrize("unread", [False, True], ids=["read", "unread"])
 def test_the_newest_websocket_of_a_session_wins(
@@ -597,7 +597,7 @@ def test_whoever_falls_behind_the_journal_is_told(small: RunningRelay) -> None:
 # --- coming back ----------------------------------------------------------------------------
 
 
-@pytest.mark.guarantee
+@pytest.mark.guarantee(v1=True, how="is cut off", back="while it prints")
 @both
 @pytest.mark.parametrize("how", ["says goodbye", "is cut off"])
 @pytest.mark.parametrize("back", ["while it prints", "when it is over"])

@@ -164,7 +164,7 @@ def usable(channels: Channels) -> bool:
 # --- the kernel lives on --------------------------------------------------------------------
 
 
-@pytest.mark.guarantee
+@pytest.mark.guarantee(v1=True)
 @both
 def test_a_cell_goes_on_when_its_holder_is_killed(own: RunningRelay, v1: bool) -> None:
     kernel = own.start_kernel("alpha")

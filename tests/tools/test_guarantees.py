@@ -8,6 +8,7 @@ from tests.tools.planting import keys, plant
 from tools import guarantees
 
 MARKED = "import pytest\n@pytest.mark.guarantee\nasync def test_it() -> None: ...\n"
+NARROWED = "import pytest\n@pytest.mark.guarantee(v1=True)\ndef test_it(v1) -> None: ...\n"
 PLAIN = "import pytest\n@pytest.mark.slow\ndef test_it() -> None: ...\n"
 
 
@@ -17,6 +18,7 @@ PLAIN = "import pytest\n@pytest.mark.slow\ndef test_it() -> None: ...\n"
         ("| no line is lost | `system/test_marked.py` |", []),
         ("| no line is lost | `system/test_plain.py`, `system/test_marked.py` |", []),
         ("| no line is lost | `system/test_plain.py`; `bridge/test_x.py` |", ["no line is lost"]),
+        ("| no line is lost | `system/test_narrowed.py` |", []),
         ("| no line is lost | `system/test_none.py` |", ["no line is lost"]),
         ("| no line is lost | `bridge/test_x.py` |", []),
         ("| no line is lost | |", []),
@@ -26,6 +28,7 @@ PLAIN = "import pytest\n@pytest.mark.slow\ndef test_it() -> None: ...\n"
 def test_a_row_that_make_test_does_not_show_is_noticed(
     tmp_path: Path, row: str, found: list[str]
 ) -> None:
-    files = {"tests/system/test_marked.py": MARKED, "tests/system/test_plain.py": PLAIN}
+    tests = {"marked": MARKED, "narrowed": NARROWED, "plain": PLAIN}
+    files = {f"tests/system/test_{name}.py": text for name, text in tests.items()}
     plant(tmp_path, {**files, "docs/guarantees.md": f"# Guarantees\n\n{row}\n"})
     assert keys(guarantees.check, tmp_path) == found
