@@ -32,7 +32,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 log = structlog.get_logger(__name__)
 
 SERVER_NAME = "relay"
-"""Sent as ``Server`` instead of the names and versions of our libraries."""
+"""Sent as ``HttpServer`` instead of the names and versions of our libraries."""
 
 
 class _Request(web.BaseRequest):
@@ -54,7 +54,7 @@ class HeadLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Of all together, the request line too."""
 
 
-class Patience(msgspec.Struct, frozen=True, kw_only=True):
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """How long a client may take, in seconds; ``None``: as long as it likes."""
 
     head: float | None = None
@@ -67,7 +67,7 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """To send the rest of a body that nobody wants, before the connection ends."""
 
 
-class Visitor(Protocol):
+class ConnectionWatch(Protocol):
     """Somebody who wants to know when a connection begins and ends."""
 
     def begin(self, transport: asyncio.BaseTransport, /) -> None:
@@ -77,7 +77,7 @@ class Visitor(Protocol):
         """It is gone."""
 
 
-class Connection(RequestHandler):
+class HttpConnection(RequestHandler):
     """A connection that takes no longer than it may, and whose own error pages quote nothing."""
 
     __slots__ = (
@@ -94,11 +94,11 @@ class Connection(RequestHandler):
 
     def __init__(
         self,
-        manager: Server,
+        manager: HttpServer,
         *,
         head_limits: HeadLimits,
-        patience: Patience,
-        visitor: Visitor | None,
+        patience: Timeouts,
+        visitor: ConnectionWatch | None,
         **options: Any,  # noqa: ANN401 - aiohttp's
     ) -> None:
         super().__init__(manager, **options)
@@ -171,7 +171,7 @@ class Connection(RequestHandler):
             # It is this side that does not read.
             self._head_timer = self._after(self._patience.head, self._on_slow_head)
             return
-        limits.hit("connections.head_timeout")
+        limits.record("connections.head_timeout")
         log.info("head_too_slow", setting="connections.head_timeout", size=self._head_bytes)
         if self._head_bytes:
             self._refuse(_slow("connections.head_timeout", self._patience.head, "head"))
@@ -180,7 +180,7 @@ class Connection(RequestHandler):
             self.force_close()
 
     def _on_slow_body(self) -> None:
-        limits.hit("connections.body_timeout")
+        limits.record("connections.body_timeout")
         log.info("body_too_slow", setting="connections.body_timeout")
         # Whoever reads it says so to the client.
         self._body.set_exception(_slow("connections.body_timeout", self._patience.body, "body"))
@@ -216,7 +216,7 @@ class Connection(RequestHandler):
         super().resume_writing()
 
     def _on_slow_reader(self) -> None:
-        limits.hit("connections.write_timeout")
+        limits.record("connections.write_timeout")
         log.info("reader_too_slow", setting="connections.write_timeout")
         if self.transport is not None:
             connection = self.transport.get_extra_info("socket")
@@ -277,7 +277,7 @@ def _slow(setting: str, seconds: float | None, part: str) -> TooSlow:
 
 
 def _over(setting: str, limit: int, part: str, unit: str = "bytes") -> BadRequest:
-    limits.hit(setting)
+    limits.record(setting)
     log.info("head_too_large", setting=setting)
     return BadRequest(f"The request's {part} is over {limit} {unit} ({setting}).")
 
@@ -308,16 +308,16 @@ def _within(bounds: HeadLimits, handler: Handler) -> Handler:
     return bounded
 
 
-class Server(web.Server):
+class HttpServer(web.Server):
     """aiohttp's low-level server, with our connections."""
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> HttpConnection:
         """One connection."""
         return self.connection(None)
 
-    def connection(self, visitor: Visitor | None) -> Connection:
+    def connection(self, visitor: ConnectionWatch | None) -> HttpConnection:
         """One connection, of which ``visitor`` hears."""
-        return Connection(self, loop=self._loop, visitor=visitor, **self._kwargs)
+        return HttpConnection(self, loop=self._loop, visitor=visitor, **self._kwargs)
 
     def _make_request(
         self,
@@ -331,13 +331,15 @@ class Server(web.Server):
 
 
 _HEAD: Final = HeadLimits()
-_PATIENCE: Final = Patience()
+_PATIENCE: Final = Timeouts()
 
 
-def server(handler: Handler, head: HeadLimits = _HEAD, patience: Patience = _PATIENCE) -> Server:
+def server(
+    handler: Handler, head: HeadLimits = _HEAD, patience: Timeouts = _PATIENCE
+) -> HttpServer:
     """A server for ``handler``, with limits on what comes before a body, and on time."""
     field_bytes = head.header_bytes + _NAME_BYTES
-    return Server(
+    return HttpServer(
         _within(head, handler),
         access_log=None,
         max_line_size=head.request_line_bytes,
@@ -357,7 +359,7 @@ _NAME_BYTES: Final = 256
 """Bytes of a header's name that nobody is refused for, as long as its value is short enough."""
 
 
-def page_server(path: str, page: Callable[[str], tuple[bytes, str]]) -> Server:
+def page_server(path: str, page: Callable[[str], tuple[bytes, str]]) -> HttpServer:
     """A server for one page, to whoever asks: ``page`` takes what the request accepts.
 
     It returns the body and its content type.

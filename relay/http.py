@@ -44,13 +44,13 @@ async def read_body(request: web.BaseRequest, limit: int, setting: str) -> bytes
         text = "Compressed request bodies are not accepted."
         raise UnsupportedMedia(text)
     if (request.content_length or 0) > limit:
-        limits.hit(setting)
+        limits.record(setting)
         raise TooLarge(msg)
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > limit:
-            limits.hit(setting)
+            limits.record(setting)
             raise TooLarge(msg)
     return bytes(body)
 

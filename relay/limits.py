@@ -15,13 +15,13 @@ counts: Final[Counter[str]] = Counter()
 _listeners: Final[list[Callable[[str], None]]] = []
 
 
-def hit(setting: str) -> None:
+def record(setting: str) -> None:
     """A limit was hit: something was refused, cut, dropped or ended because of ``setting``."""
     counts[setting] += 1
     for listener in _listeners:
         listener(setting)
 
 
-def tell(listener: Callable[[str], None]) -> None:
+def subscribe(listener: Callable[[str], None]) -> None:
     """Have ``listener`` called with the setting at each hit from now on."""
     _listeners.append(listener)

@@ -6,16 +6,16 @@ import asyncio
 import socket
 import struct
 
-from relay.bridge.records import HEADER, Kind, check_header
+from relay.bridge.records import HEADER, RecordKind, check_header
 
 
-async def read_record(reader: asyncio.StreamReader, max_payload: int) -> tuple[Kind, bytes]:
+async def read_record(reader: asyncio.StreamReader, max_payload: int) -> tuple[RecordKind, bytes]:
     """The next record. Raises ``EOFError`` at the end and `RecordError` for what is none."""
     length, kind = await read_head(reader, max_payload)
     return kind, await reader.readexactly(length)
 
 
-async def read_head(reader: asyncio.StreamReader, max_payload: int) -> tuple[int, Kind]:
+async def read_head(reader: asyncio.StreamReader, max_payload: int) -> tuple[int, RecordKind]:
     """The next record's length and kind; its payload is still to be read. Raises as `read_record`.
 
     Who stops waiting for it loses nothing.

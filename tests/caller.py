@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from relay.connections import HeadLimits, Patience, server
+from relay.connections import HeadLimits, Timeouts, server
 from tests.fakes import FakeTransport
 from tests.virtualtime import settle
 
@@ -32,11 +32,11 @@ class Caller:
     def __init__(
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        patience: Patience | None = None,
+        patience: Timeouts | None = None,
         visitor: Any = None,
         **limits: int,
     ) -> None:
-        http = server(handler, HeadLimits(**limits), patience or Patience())
+        http = server(handler, HeadLimits(**limits), patience or Timeouts())
         self.transport = FakeTransport(http.connection(visitor))
         self.transport.protocol.connection_made(self.transport)
 

@@ -13,12 +13,12 @@ from websockets.protocol import OPEN, Protocol, Side
 
 from relay.bridge.records import (
     Attached,
-    Kind,
     Position,
+    RecordKind,
     RecordReader,
     struct_record,
 )
-from relay.edge.link import Link
+from relay.edge.upstream.link import Link
 
 
 class FakeTransport(asyncio.Transport):
@@ -122,14 +122,16 @@ class Agent:
         """A link that has been attached already."""
         agent = cls()
         agent.send(
-            struct_record(Kind.ATTACHED, Attached(position=position, acknowledged=acknowledged))
+            struct_record(
+                RecordKind.ATTACHED, Attached(position=position, acknowledged=acknowledged)
+            )
         )
         return agent
 
     def send(self, *records: bytes) -> None:
         self.link.data_received(b"".join(records))
 
-    def received(self) -> list[tuple[Kind, bytes]]:
+    def received(self) -> list[tuple[RecordKind, bytes]]:
         """The records that came since the last time."""
         return self._reader.feed(self.transport.take())
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from relay import limits
-from relay.connections import SERVER_NAME, Patience, page_server
+from relay.connections import SERVER_NAME, Timeouts, page_server
 from relay.errors import NotFound, RelayError
 from relay.http import ANSWER_HEADERS, error_response, read_body
 from tests.caller import Answer, Caller, chunked, get, post
@@ -188,7 +188,7 @@ async def test_a_head_without_end_is_not_collected() -> None:
 
 # How long it may take
 
-SLOW = Patience(head=10.0, body=30.0, write=30.0, idle=75.0, linger=0.0)
+SLOW = Timeouts(head=10.0, body=30.0, write=30.0, idle=75.0, linger=0.0)
 
 
 async def trickle(caller: Caller, data: bytes, pause: float) -> float:
@@ -293,7 +293,7 @@ async def test_who_does_not_read_is_cut_off() -> None:
 
 @virtual
 async def test_without_patience_there_is_no_end() -> None:
-    caller = Caller(hello, Patience(idle=3600.0))
+    caller = Caller(hello, Timeouts(idle=3600.0))
     await trickle(caller, get(), 30.0)
     assert Answer(caller.transport.take()).status == 200
     caller.leave()

@@ -20,10 +20,10 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hits_are_counted_and_told() -> None:
     told: list[str] = []
-    limits.hit("a.b")
-    limits.tell(told.append)
-    limits.hit("a.b")
-    limits.hit("c")
+    limits.record("a.b")
+    limits.subscribe(told.append)
+    limits.record("a.b")
+    limits.record("c")
     assert limits.counts == {"a.b": 2, "c": 1}
     assert told == ["a.b", "c"]
 
@@ -35,7 +35,7 @@ def uncounted(source: str) -> Iterator[int]:
             continue
         calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
         names = {ast.unparse(call.func).rpartition(".")[2] for call in calls}
-        if not names & {"hit", "note_gap"}:
+        if not names & {"record", "note_gap"}:
             for call in calls:
                 logs = ast.unparse(call.func).startswith("log.")
                 if logs and any(keyword.arg == "setting" for keyword in call.keywords):
@@ -54,4 +54,4 @@ def test_whatever_logs_a_setting_counts_it() -> None:
 def test_a_setting_that_is_logged_and_not_counted_is_noticed() -> None:
     source = 'def f():\n    log.warning("x", setting="a.b")\n'
     assert list(uncounted(source)) == [2]
-    assert list(uncounted(source + '    limits.hit("a.b")\n')) == []
+    assert list(uncounted(source + '    limits.record("a.b")\n')) == []

@@ -5,12 +5,12 @@ import socket
 
 import pytest
 
-from relay.bridge.records import HEADER, Kind, RecordError, RecordTooLarge, record
+from relay.bridge.records import HEADER, RecordError, RecordKind, RecordTooLarge, record
 from relay.streams import adopt, read_record
 from tests.fakes import FakeTransport
 from tests.virtualtime import settle, virtual
 
-STREAM = [(Kind.PING, b""), (Kind.FRAMES, b"x" * 300), (Kind.ACK, b"y" * 8)]
+STREAM = [(RecordKind.PING, b""), (RecordKind.FRAMES, b"x" * 300), (RecordKind.ACK, b"y" * 8)]
 BYTES = b"".join(record(kind, payload) for kind, payload in STREAM)
 
 
@@ -28,8 +28,8 @@ async def test_records_are_read_one_by_one() -> None:
 
 @virtual
 async def test_a_record_may_be_larger_than_what_is_read_ahead() -> None:
-    assert await read_record(stream(record(Kind.FRAMES, bytes(5000)), 16), 5000) == (
-        Kind.FRAMES,
+    assert await read_record(stream(record(RecordKind.FRAMES, bytes(5000)), 16), 5000) == (
+        RecordKind.FRAMES,
         bytes(5000),
     )
 
@@ -54,7 +54,7 @@ async def test_the_end_is_an_end_wherever_it_comes(cut: int) -> None:
 @virtual
 async def test_what_is_over_the_limit_is_refused_by_its_header() -> None:
     with pytest.raises(RecordTooLarge):
-        await read_record(stream(HEADER.pack(301, Kind.FRAMES)), 300)
+        await read_record(stream(HEADER.pack(301, RecordKind.FRAMES)), 300)
 
 
 @virtual

@@ -17,21 +17,21 @@ import uvloop
 
 from relay import limits, processes
 from relay import log as logging
-from relay.agent.app import App
-from relay.agent.holders import Holders
-from relay.agent.kernels import Kernels
-from relay.agent.kernelspecs import KernelSpecs
-from relay.agent.launched import OtherUsers
-from relay.agent.orders import CHANNEL
-from relay.agent.past import Past
-from relay.agent.rest import Rest
-from relay.agent.sessions import Sessions
-from relay.agent.spawn import SameUser, Starter
-from relay.agent.starts import Starts
-from relay.agent.users import OsUsers
+from relay.agent.api.access import KernelAccess
+from relay.agent.api.app import App
+from relay.agent.api.kernelspecs import KernelSpecs
+from relay.agent.api.messages import JournalMessages
+from relay.agent.api.rest import Rest
+from relay.agent.api.sessions import JupyterSessions
+from relay.agent.api.start_request import KernelStarts
+from relay.agent.holders.registry import HolderRegistry
+from relay.agent.launchers.local import Launcher, LocalLauncher
+from relay.agent.launchers.other_user import OtherUserLauncher
+from relay.agent.privsep.os_users import OsUsers
+from relay.agent.privsep.protocol import CHANNEL
 from relay.auth.tickets import TicketVerifier
 from relay.config import AgentConfig, AgentTls
-from relay.connections import Server, page_server, server
+from relay.connections import HttpServer, page_server, server
 from relay.files import FolderError
 from relay.metrics import AgentMetrics, agent_registry, page
 
@@ -52,8 +52,8 @@ def run(config: AgentConfig) -> None:
         keys = [Path(path).read_bytes() for path in config.ticket_keys]
         verifier = TicketVerifier(keys, config.cluster)
         context = _tls(config.tls)
-        starter = _starter(config)
-        starter.open_folders()
+        launcher = _launcher(config)
+        launcher.open_folders()
     except (OSError, ValueError, FolderError) as error:  # ssl's errors are among them
         raise processes.StartError(str(error)) from error
     with contextlib.ExitStack() as opened:
@@ -61,20 +61,20 @@ def run(config: AgentConfig) -> None:
         if config.metrics.port is not None:
             listener = processes.listen_patiently(config.metrics.host, config.metrics.port)
             scraped = opened.enter_context(listener)
-        uvloop.run(_run(config, starter, verifier, context, scraped))
+        uvloop.run(_run(config, launcher, verifier, context, scraped))
 
 
-def _starter(config: AgentConfig) -> Starter:
+def _launcher(config: AgentConfig) -> Launcher:
     """Who starts holders. Raises `StartError`, `FolderError` and ``OSError``."""
     if config.launch_as is None or config.user is None:
-        return SameUser(Path(config.state_dir), config.cluster, config.runtime_dir)
+        return LocalLauncher(Path(config.state_dir), config.cluster, config.runtime_dir)
     users = OsUsers.of_config(config.launch_as, config.user)
-    return OtherUsers(config, users, processes.inherited_channel(CHANNEL))
+    return OtherUserLauncher(config, users, processes.inherited_channel(CHANNEL))
 
 
 async def _run(
     config: AgentConfig,
-    starter: Starter,
+    launcher: Launcher,
     verifier: TicketVerifier,
     context: ssl.SSLContext | None,
     scraped: socket.socket | None,
@@ -87,12 +87,16 @@ async def _run(
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
     max_record = config.kernels.message_bytes + _RECORD_MARGIN
     async with asyncio.TaskGroup() as tasks:
-        holders = Holders(config, starter, max_record, tasks)
-        kernels = Kernels(holders)
+        holders = HolderRegistry(config, launcher, max_record, tasks)
+        kernels = KernelAccess(holders)
         kernelspecs = KernelSpecs(f"/{config.cluster}")
-        starts = Starts(config, holders, kernelspecs)
-        sessions = Sessions(Path(config.state_dir) / config.cluster / "sessions", kernels, starts)
-        past = Past(config.past, message_bytes=config.kernels.message_bytes, max_record=max_record)
+        starts = KernelStarts(config, holders, kernelspecs)
+        sessions = JupyterSessions(
+            Path(config.state_dir) / config.cluster / "sessions", kernels, starts
+        )
+        past = JournalMessages(
+            config.past, message_bytes=config.kernels.message_bytes, max_record=max_record
+        )
         rest = Rest(
             config,
             kernels=kernels,
@@ -126,12 +130,12 @@ async def _run(
         holders.close()
 
 
-def _metrics_server(holders: Holders) -> Server:
+def _metrics_server(holders: HolderRegistry) -> HttpServer:
     metrics = AgentMetrics(lambda: holders.tally.figures(holders.ready, limits.counts))
     return page_server("/metrics", partial(page, agent_registry(metrics)))
 
 
-async def _drain(app: App, http: Server, seconds: float) -> None:
+async def _drain(app: App, http: HttpServer, seconds: float) -> None:
     """End links at once, edges attach again elsewhere or later; let requests finish."""
     app.end_links()
     http.pre_shutdown()

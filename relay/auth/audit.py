@@ -23,7 +23,7 @@ LINE_BYTES: Final = 64 * 1024
 """Bytes of one line at the most."""
 
 
-class Event(enum.StrEnum):
+class AuditEvent(enum.StrEnum):
     """What a line is about."""
 
     CHAIN_BEGUN = "chain-begun"
@@ -55,20 +55,20 @@ class Event(enum.StrEnum):
 
 
 _ACTS: Final = {
-    "start": Event.KERNEL_STARTED,
-    "stop": Event.KERNEL_STOPPED,
-    "interrupt": Event.KERNEL_INTERRUPTED,
-    "restart": Event.KERNEL_RESTARTED,
-    "channels": Event.CHANNELS_OPENED,
-    "grant": Event.GRANTED,
-    "revoke": Event.GRANT_TAKEN,
-    "new-session": Event.SESSION_STARTED,
-    "change-session": Event.SESSION_CHANGED,
-    "end-session": Event.SESSION_ENDED,
+    "start": AuditEvent.KERNEL_STARTED,
+    "stop": AuditEvent.KERNEL_STOPPED,
+    "interrupt": AuditEvent.KERNEL_INTERRUPTED,
+    "restart": AuditEvent.KERNEL_RESTARTED,
+    "channels": AuditEvent.CHANNELS_OPENED,
+    "grant": AuditEvent.GRANTED,
+    "revoke": AuditEvent.GRANT_TAKEN,
+    "new-session": AuditEvent.SESSION_STARTED,
+    "change-session": AuditEvent.SESSION_CHANGED,
+    "end-session": AuditEvent.SESSION_ENDED,
 }
 """By the values of ``routing.routes.Kind``. Who only reads changes nothing, and leaves no line."""
 
-_FIRST: Final = frozenset({Event.CHAIN_BEGUN, Event.CHAIN_CONTINUED})
+_FIRST: Final = frozenset({AuditEvent.CHAIN_BEGUN, AuditEvent.CHAIN_CONTINUED})
 
 _BEGINNING: Final = b'{"seq":0,"prev":"'
 """What every chain begins with, be it torn as early as its first line."""
@@ -77,12 +77,12 @@ UNAUTHORIZED: Final = 401
 _DENIED: Final = frozenset({UNAUTHORIZED, 403, 429})
 
 
-class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AuditNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What happened: a line before it has its place. A text is empty where there is none."""
 
     time: float
     """Unix time in seconds."""
-    event: Event
+    event: AuditEvent
     principal: str = ""
     via: str = ""
     """The authenticator that vouched for the principal."""
@@ -105,29 +105,29 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
 
 
-def act(kind: str) -> Event | None:
+def act(kind: str) -> AuditEvent | None:
     """What a request of this kind does, where that leaves a line."""
     return _ACTS.get(kind)
 
 
-def judge(kind: str, status: int, *, outside: bool = False) -> Event | None:
+def judge(kind: str, status: int, *, outside: bool = False) -> AuditEvent | None:
     """What the answer to a request of this kind says, where that leaves a line.
 
     ``kind`` is empty for a request that did not come so far. ``outside`` is one whose sender is
     known, on a cluster that is not for them: they read 404, as if there were none.
     """
     if status == UNAUTHORIZED:
-        return Event.LOGIN_REFUSED
+        return AuditEvent.LOGIN_REFUSED
     if status in _DENIED or (outside and status == 404):  # noqa: PLR2004
-        return Event.REFUSED
+        return AuditEvent.REFUSED
     event = act(kind)
     if event is None or status < 400:  # noqa: PLR2004
         return event
-    return Event.REFUSED if status < 500 else Event.FAILED  # noqa: PLR2004
+    return AuditEvent.REFUSED if status < 500 else AuditEvent.FAILED  # noqa: PLR2004
 
 
 def who(identity: Identity | None) -> dict[str, str]:
-    """The fields of a `Note` that say who it was."""
+    """The fields of a `AuditNote` that say who it was."""
     if identity is None:
         return {}
     return {
@@ -166,7 +166,7 @@ class _Hash:
         return self._digest.hexdigest()
 
 
-class Chain:
+class HashChain:
     """Where the next line goes: after whatever stands in the file."""
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class Chain:
         """What the next line will name, as 64 hex digits."""
         return str(self._hash)
 
-    def seal(self, note: Note, clean: Callable[[str], str]) -> bytes:
+    def seal(self, note: AuditNote, clean: Callable[[str], str]) -> bytes:
         """The line for ``note``, line feed and all.
 
         ``clean`` bounds and escapes each text. The chain stays where it is until `take`.
@@ -225,7 +225,7 @@ class Chain:
         self._hash.tear(remains)
 
 
-class Broken(NamedTuple):
+class ChainBroken(NamedTuple):
     """Where a chain is not as it was written."""
 
     line: int
@@ -233,7 +233,7 @@ class Broken(NamedTuple):
     reason: str
 
 
-class Verifier:
+class ChainVerifier:
     """Reads a chain file by file, the oldest first."""
 
     def __init__(self, noted: str = "") -> None:
@@ -259,7 +259,7 @@ class Verifier:
         """What the next line would name, as 64 hex digits: to be noted elsewhere."""
         return str(self._hash)
 
-    def read(self, lines: Iterable[bytes]) -> Broken | None:
+    def read(self, lines: Iterable[bytes]) -> ChainBroken | None:
         """Go through a file's lines; returns the first that is wrong."""
         number = remains = 0
         for number, written in enumerate(lines, 1):
@@ -275,26 +275,30 @@ class Verifier:
             self._go_on(found, line, remains)
             remains = 0
         if remains:
-            return Broken(number - remains + 1, "this is no line of an audit log, or half of one")
+            return ChainBroken(
+                number - remains + 1, "this is no line of an audit log, or half of one"
+            )
         return None
 
-    def _judge(self, found: _Line, number: int, remains: int) -> Broken | None:
-        if remains and found.event != Event.LINE_TORN:
-            return Broken(number - remains, "this is no line of an audit log")
+    def _judge(self, found: _Line, number: int, remains: int) -> ChainBroken | None:
+        if remains and found.event != AuditEvent.LINE_TORN:
+            return ChainBroken(number - remains, "this is no line of an audit log")
         if self.first < 0 and not remains and found.event not in _FIRST:
-            return Broken(number, "the lines before this one are missing")
+            return ChainBroken(number, "the lines before this one are missing")
         if self.first < 0 and found.seq > 0:
             # It goes on after a file that is not here to compare with.
             return None
         if found.seq != self._last + 1:
             where = f"this is line {found.seq} of its chain, and {self._last + 1} should be here"
-            return Broken(number, f"{where}: lines were taken out, put in or moved")
+            return ChainBroken(number, f"{where}: lines were taken out, put in or moved")
         if found.prev == self.hash:
             return None
         before = number - remains - 1
         if before < 1:
-            return Broken(number, "this is not what followed the end of the file before it")
-        return Broken(before, "this line was changed, or the hash of it that the next one names")
+            return ChainBroken(number, "this is not what followed the end of the file before it")
+        return ChainBroken(
+            before, "this line was changed, or the hash of it that the next one names"
+        )
 
     def _go_on(self, found: _Line, line: bytes, remains: int) -> None:
         if self.first < 0:

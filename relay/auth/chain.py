@@ -40,7 +40,7 @@ class Authenticator(Protocol):
         ...
 
 
-class Chain:
+class AuthenticatorChain:
     """Authenticators in their configured order; the first that knows a credential decides."""
 
     def __init__(

@@ -24,7 +24,7 @@ TOKEN_PROTOCOL = "v1.token.websocket.jupyter.org"  # noqa: S105 - a name
 where a client offers nothing else: browsers want one of their subprotocols to be chosen."""
 
 
-class Shown(NamedTuple):
+class PresentedCredentials(NamedTuple):
     """All that a request shows of who it is."""
 
     credential: str | None

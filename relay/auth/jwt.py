@@ -68,7 +68,7 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"leeway is at most {MAX_LEEWAY:g} seconds")
 
 
-class Token(NamedTuple):
+class VerifiedJwt(NamedTuple):
     """A token in the one form that is accepted. Nobody has looked at its signature yet."""
 
     text: str
@@ -77,13 +77,13 @@ class Token(NamedTuple):
     claims: dict[str, Any]
 
 
-class Verifier:
+class JwtVerifier:
     """Believes the tokens of one issuer."""
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
 
-    def read(self, text: str) -> Token | None:
+    def read(self, text: str) -> VerifiedJwt | None:
         """Return the token in ``text``, or ``None`` for what does not claim to be this issuer's.
 
         Raises ``Unauthorized`` for what does and cannot be accepted, whatever is wrong with it.
@@ -97,9 +97,9 @@ class Verifier:
             header, claims = read_object(decode(found[1])), read_object(decode(found[2]))
         except ValueError:
             raise _refused("its header or its claims are malformed") from None
-        return Token(text, self._kid(header), self._algorithm(header), claims)
+        return VerifiedJwt(text, self._kid(header), self._algorithm(header), claims)
 
-    def verify(self, token: Token, key: Key | None, now: float) -> Identity:
+    def verify(self, token: VerifiedJwt, key: Key | None, now: float) -> Identity:
         """Return who shows ``token``, signed with ``key``, at ``now`` (Unix seconds).
 
         Raises ``Unauthorized`` where anything is wrong. The identity ends when the token does, the
@@ -232,7 +232,7 @@ def _names(value: object, what: str) -> frozenset[str]:
     return frozenset(values)
 
 
-def _name(token: Token) -> str:
+def _name(token: VerifiedJwt) -> str:
     """Names it in logs: its own id where that can be shown, else a hash.
 
     Of what was signed, not of the signature, which some algorithms let anybody rewrite.

@@ -18,7 +18,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NO_ORIGIN: Final = "expected an origin as browsers write it, https://host or https://host:port"
 
 
-class Page(enum.Enum):
+class OriginMatch(enum.Enum):
     """Who made a request, by its ``Origin``."""
 
     NONE = "none"
@@ -38,19 +38,19 @@ class Origins:
         for each in self.listed:
             check_origin(each)
 
-    def judge(self, origins: Sequence[str], host: str) -> Page:
+    def judge(self, origins: Sequence[str], host: str) -> OriginMatch:
         """Tell who made a request with these ``Origin`` headers and this ``Host``, checked."""
         if not origins:
-            return Page.NONE
+            return OriginMatch.NONE
         if len(origins) > 1:
-            return Page.FOREIGN
+            return OriginMatch.FOREIGN
         (origin,) = origins
         if origin in self.listed:
-            return Page.LISTED
+            return OriginMatch.LISTED
         # Only TLS is spoken here. websocket-client, which is no browser, says this of itself.
         if host and origin == f"https://{host.lower().removesuffix(':443')}":
-            return Page.OWN
-        return Page.FOREIGN
+            return OriginMatch.OWN
+        return OriginMatch.FOREIGN
 
 
 def check_origin(text: str) -> None:

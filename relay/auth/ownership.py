@@ -40,7 +40,7 @@ _GRANTED: Final = {
 _NOTHING: Final = frozenset[Action]()
 
 
-class Possession(msgspec.Struct, frozen=True, kw_only=True):
+class KernelOwnership(msgspec.Struct, frozen=True, kw_only=True):
     """What matters of a kernel when somebody wants something of it."""
 
     owner: str
@@ -91,7 +91,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
             raise Forbidden("Only a kernel's owner says who else may use or view it.")
 
 
-def access(principal: Principal, rights: Rights, kernel: Possession) -> Access:
+def access(principal: Principal, rights: Rights, kernel: KernelOwnership) -> Access:
     """What ``principal``, who has ``rights`` on its cluster, may do with ``kernel``."""
     covered = frozenset(
         action

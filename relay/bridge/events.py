@@ -1,6 +1,7 @@
 """What happens to a kernel's sessions, and what is to be done about it.
 
-The words between `bridge.session`, which decides, and the holder, which performs.
+The words between `bridge.session`, which decides, and the holder, which performs. Tags are part of
+the format of a holder's files: they stay when a class gets another name.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from __future__ import annotations
 import msgspec
 
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Departure, Position
+from relay.bridge.records import Attach, Disconnect, Position
 
 # Events: what happened.
 
 
-class Attached(msgspec.Struct, frozen=True, tag=True):
+class ClientAttached(msgspec.Struct, frozen=True, tag="Attached"):
     """A connection (the holder's own number for it) asks for a session."""
 
     connection: int
     attach: Attach
 
 
-class Detached(msgspec.Struct, frozen=True, tag=True):
+class ClientDetached(msgspec.Struct, frozen=True, tag="Detached"):
     """A connection ended.
 
     ``departure`` is how the client left, as far as its edge could tell; ``None`` where the edge,
@@ -29,12 +30,12 @@ class Detached(msgspec.Struct, frozen=True, tag=True):
     """
 
     connection: int
-    departure: Departure | None = None
+    departure: Disconnect | None = None
     sent: int = 0
     begun: bool = False
 
 
-class Submitted(msgspec.Struct, frozen=True, tag=True):
+class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted"):
     """A client's message ``number``, with the ids from its header.
 
     ``answered`` says that the holder answers it itself: no reply of the kernel's will.
@@ -50,7 +51,7 @@ class Submitted(msgspec.Struct, frozen=True, tag=True):
     answered: bool = False
 
 
-class Published(msgspec.Struct, frozen=True, tag=True):
+class MessagePublished(msgspec.Struct, frozen=True, tag="Published"):
     """A kernel's message, with the ids from its parent header.
 
     ``connection`` is the only one that shall hear it, where there is such a one. ``farewell`` says
@@ -65,7 +66,7 @@ class Published(msgspec.Struct, frozen=True, tag=True):
     farewell: bool = False
 
 
-class Proved(msgspec.Struct, frozen=True, tag=True):
+class DeliveryProved(msgspec.Struct, frozen=True, tag="Proved"):
     """The client of this connection has received everything up to ``seq``."""
 
     connection: int
@@ -80,13 +81,21 @@ class HolderLost(msgspec.Struct, frozen=True, tag=True):
     """The process that held the connections is gone, and they with it."""
 
 
-Event = Attached | Detached | Submitted | Published | Proved | KernelLost | HolderLost
+Event = (
+    ClientAttached
+    | ClientDetached
+    | MessageSubmitted
+    | MessagePublished
+    | DeliveryProved
+    | KernelLost
+    | HolderLost
+)
 
 
 # Actions: what to do about it.
 
 
-class Start(msgspec.Struct, frozen=True):
+class StartReading(msgspec.Struct, frozen=True):
     """Let the connection read from ``position`` on what is addressed to ``audiences``.
 
     Its client's messages up to number ``acknowledged`` are known. The first message is left out
@@ -100,7 +109,7 @@ class Start(msgspec.Struct, frozen=True):
     poison: bool = False
 
 
-class End(msgspec.Struct, frozen=True):
+class CloseConnection(msgspec.Struct, frozen=True):
     """Close the connection with a code and a reason."""
 
     connection: int
@@ -130,10 +139,10 @@ class Discard(msgspec.Struct, frozen=True):
     """The published message answers nobody that is known here."""
 
 
-class Forgot(msgspec.Struct, frozen=True):
+class Evicted(msgspec.Struct, frozen=True):
     """To make room, the oldest was forgotten: ``setting`` says of what there is too much."""
 
     setting: str
 
 
-Action = Start | End | Forward | Acknowledge | Append | Discard | Forgot
+Action = StartReading | CloseConnection | Forward | Acknowledge | Append | Discard | Evicted

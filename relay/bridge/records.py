@@ -35,7 +35,7 @@ _JSON_PARTS: Final = 4
 """Parts that every message has: header, parent_header, metadata, content."""
 
 
-class Kind(enum.IntEnum):
+class RecordKind(enum.IntEnum):
     """What a record is; the comment names sender and payload."""
 
     ATTACH = 1  # edge → agent → holder: Attach
@@ -120,7 +120,7 @@ class Close(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Departure(enum.StrEnum):
+class Disconnect(enum.StrEnum):
     """How a client left."""
 
     GOODBYE = "goodbye"
@@ -135,12 +135,12 @@ class Detach(msgspec.Struct, frozen=True, kw_only=True):
     It had been sent everything up to ``seq``, and ``fragment`` frames of the message after.
     """
 
-    departure: Departure | None = None
+    departure: Disconnect | None = None
     seq: int = 0
     fragment: int = 0
 
 
-class Granting(msgspec.Struct, frozen=True, kw_only=True):
+class GrantChange(msgspec.Struct, frozen=True, kw_only=True):
     """What the kernel's owner lets another principal do: ``use``, ``view``, nothing any more."""
 
     principal: str
@@ -152,7 +152,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     op: str
-    grant: Granting | None = None
+    grant: GrantChange | None = None
     request_id: str = ""
 
 
@@ -180,7 +180,7 @@ class Phase(enum.StrEnum):
     GONE = "gone"
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class HolderFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What a holder counts, since its start, and measures; for the agent's metrics."""
 
     journal_bytes: int = 0
@@ -211,7 +211,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_activity: float
     connections: int
     failure: Failure | None = None
-    figures: Figures | None = None
+    figures: HolderFigures | None = None
     """None of a holder that an older version started."""
     knows_viewers: bool = False
     """False of a holder that an older version started: whoever is let in is listened to."""
@@ -279,12 +279,12 @@ class Entry(NamedTuple):
 Payload = TypeVar("Payload", bound=msgspec.Struct)
 
 
-def record(kind: Kind, payload: Buffer = b"") -> bytes:
+def record(kind: RecordKind, payload: Buffer = b"") -> bytes:
     """One record in one piece."""
     return HEADER.pack(len(payload), kind) + payload
 
 
-def struct_record(kind: Kind, payload: msgspec.Struct) -> bytes:
+def struct_record(kind: RecordKind, payload: msgspec.Struct) -> bytes:
     """One record whose payload is a struct, as JSON."""
     return record(kind, msgspec.json.encode(payload))
 
@@ -298,7 +298,7 @@ def read_struct(payload: Buffer, struct_type: type[Payload]) -> Payload:
         raise RecordError(msg) from error
 
 
-def number_record(kind: Kind, number: int) -> bytes:
+def number_record(kind: RecordKind, number: int) -> bytes:
     """An ACK or PROVED record."""
     return HEADER.pack(_NUMBER.size, kind) + _NUMBER.pack(number)
 
@@ -316,7 +316,11 @@ def frames_record(seq: int, fragment: int, frames: Iterable[Buffer]) -> bytes:
     """A FRAMES record: after these frames the client stands at (``seq``, ``fragment``)."""
     body = b"".join(frames)
     return b"".join(
-        (HEADER.pack(_FRAMES.size + len(body), Kind.FRAMES), _FRAMES.pack(seq, fragment), body)
+        (
+            HEADER.pack(_FRAMES.size + len(body), RecordKind.FRAMES),
+            _FRAMES.pack(seq, fragment),
+            body,
+        )
     )
 
 
@@ -331,7 +335,7 @@ def read_frames(payload: Buffer) -> tuple[int, int, memoryview]:
 
 def message_record(number: int, *, text: bool, payload: Buffer) -> bytes:
     """A MESSAGE record: the client's message ``number`` on this link."""
-    head = HEADER.pack(_CLIENT.size + len(payload), Kind.MESSAGE)
+    head = HEADER.pack(_CLIENT.size + len(payload), RecordKind.MESSAGE)
     return b"".join((head, _CLIENT.pack(number, text), payload))
 
 
@@ -348,7 +352,7 @@ def submit_record(number: int, message: Message) -> bytes:
     """A SUBMIT record: the client's message ``number``, taken apart."""
     parts = message.header, message.parent_header, message.metadata, message.content
     body = _pack_parts((*parts, *message.buffers))
-    head = HEADER.pack(_CLIENT.size + sum(map(len, body)), Kind.SUBMIT)
+    head = HEADER.pack(_CLIENT.size + sum(map(len, body)), RecordKind.SUBMIT)
     return b"".join((head, _CLIENT.pack(number, message.channel), *body))
 
 
@@ -373,7 +377,7 @@ def entries_record(entries: Iterable[Entry]) -> bytes:
         parts = _pack_parts(entry.parts)
         body.append(_ENTRY.pack(entry.seq, entry.channel, sum(map(len, parts))))
         body += parts
-    return b"".join((HEADER.pack(sum(map(len, body)), Kind.ENTRIES), *body))
+    return b"".join((HEADER.pack(sum(map(len, body)), RecordKind.ENTRIES), *body))
 
 
 def read_entries(payload: Buffer) -> Iterator[Entry]:
@@ -428,10 +432,10 @@ class RecordReader:
         self._max_payload = max_payload
         self._buffer = bytearray()
 
-    def feed(self, data: Buffer) -> list[tuple[Kind, bytes]]:
+    def feed(self, data: Buffer) -> list[tuple[RecordKind, bytes]]:
         """The records that are complete with ``data``. Raises `RecordError`."""
         self._buffer += data
-        found: list[tuple[Kind, bytes]] = []
+        found: list[tuple[RecordKind, bytes]] = []
         offset = 0
         while (header := self._header(offset)) is not None:
             length, kind = header
@@ -444,17 +448,17 @@ class RecordReader:
             del self._buffer[:offset]
         return found
 
-    def _header(self, offset: int) -> tuple[int, Kind] | None:
+    def _header(self, offset: int) -> tuple[int, RecordKind] | None:
         if len(self._buffer) - offset < HEADER.size:
             return None
         length, kind = HEADER.unpack_from(self._buffer, offset)
         return check_header(length, kind, self._max_payload)
 
 
-def check_header(length: int, kind: int, max_payload: int) -> tuple[int, Kind]:
+def check_header(length: int, kind: int, max_payload: int) -> tuple[int, RecordKind]:
     """A record header that is allowed to be. Raises `RecordError`."""
     try:
-        known = Kind(kind)
+        known = RecordKind(kind)
     except ValueError as error:
         msg = f"no record is of kind {kind}"
         raise RecordError(msg) from error

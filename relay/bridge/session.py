@@ -1,9 +1,9 @@
 """Sessions: who hears what of a kernel, from where, and whose request a reply answers.
 
-Sans I/O: `Sessions.handle` takes one event and the time, and returns the actions to perform, in
-order. The holder performs them (``holder/hub.py``); nothing here knows of sockets, files or clocks.
-The same events always make the same table, so that whoever keeps them (``holder/memory.py``) can
-make it again.
+Sans I/O: `ClientSessions.handle` takes one event and the time, and returns the actions to perform,
+in order. The holder performs them (``holder/broker/broker.py``); nothing here knows of sockets,
+files or clocks. The same events always make the same table, so that the store of these events
+(``holder/sessions/store.py``) can make it again.
 
 Every kernel→client message gets one ``seq``, in one order over all channels. A reply belongs to
 the session that sent the request it answers; iopub belongs to everybody.
@@ -24,24 +24,24 @@ from relay.bridge.events import (
     Acknowledge,
     Action,
     Append,
-    Attached,
-    Detached,
+    ClientAttached,
+    ClientDetached,
+    CloseConnection,
+    DeliveryProved,
     Discard,
-    End,
     Event,
-    Forgot,
+    Evicted,
     Forward,
     HolderLost,
     KernelLost,
-    Proved,
-    Published,
-    Start,
-    Submitted,
+    MessagePublished,
+    MessageSubmitted,
+    StartReading,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Departure, Position
+from relay.bridge.records import Attach, Disconnect, Position
 
-EVERYBODY: Final = b""
+BROADCAST: Final = b""
 _KEY_BYTES: Final = 8
 _UNANSWERED: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
 """Message types that no kernel replies to, and of which widgets send very many."""
@@ -104,8 +104,8 @@ class _Waiting(msgspec.Struct, frozen=True):
     keys: list[bytes]
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """All that `Sessions` knows, to be written down."""
+class SessionsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `ClientSessions` knows, to be written down."""
 
     epoch: str
     seq: int
@@ -114,7 +114,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     farewells: list[int]
 
 
-class Sessions:
+class ClientSessions:
     """The sessions of one kernel."""
 
     def __init__(self, epoch: str, limits: SessionLimits, seq: int = 0) -> None:
@@ -130,7 +130,7 @@ class Sessions:
         self._farewells: deque[int] = deque(maxlen=_FAREWELLS)
 
     @classmethod
-    def restore(cls, table: Table, limits: SessionLimits) -> Sessions:
+    def restore(cls, table: SessionsSnapshot, limits: SessionLimits) -> ClientSessions:
         """The sessions that `dump` wrote down."""
         made = cls(table.epoch, limits, table.seq)
         made._farewells.extend(table.farewells)
@@ -143,9 +143,9 @@ class Sessions:
             made._unanswered += len(waiting.keys)
         return made
 
-    def dump(self) -> Table:
+    def dump(self) -> SessionsSnapshot:
         """Everything, as it is now; it changes with the next event."""
-        return Table(
+        return SessionsSnapshot(
             epoch=self.epoch,
             seq=self.seq,
             sessions=list(self._sessions.values()),
@@ -166,42 +166,42 @@ class Sessions:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event, ``now`` in seconds; perform what it returns, in order."""
         match event:
-            case Published():
+            case MessagePublished():
                 return [self._published(event)]
-            case Submitted():
+            case MessageSubmitted():
                 return self._submitted(event)
-            case Attached():
+            case ClientAttached():
                 return self._attached(event, now)
-            case Detached():
+            case ClientDetached():
                 self._detached(event, now)
-            case Proved():
+            case DeliveryProved():
                 self._proved(event)
             case KernelLost():
                 self._requests.clear()
                 self._unanswered = 0
             case HolderLost():
                 for connection in list(self._connections):
-                    self._detached(Detached(connection), now)
+                    self._detached(ClientDetached(connection), now)
         return []
 
     # Connections.
 
-    def _attached(self, event: Attached, now: float) -> list[Action]:
+    def _attached(self, event: ClientAttached, now: float) -> list[Action]:
         attach = event.attach
         self._forget_expired(now)
         session = self._session(attach)
         actions: list[Action] = []
         if len(self._sessions) > self._limits.sessions and self._forget_oldest_detached():
-            actions.append(Forgot("sessions.sessions"))
+            actions.append(Evicted("sessions.sessions"))
         session.asks = session.asks or attach.asks
         position = self._start(session, attach)
         if attach.link in session.replaced:
             # While nobody reads it, a WebSocket cannot be told that it was replaced. Once it
             # asks again, for a link that it lost, it must not take the session back.
-            start = Start(event.connection, session.audiences, position, 0)
-            return [*actions, start, End(event.connection, *REPLACED)]
+            start = StartReading(event.connection, session.audiences, position, 0)
+            return [*actions, start, CloseConnection(event.connection, *REPLACED)]
         if session.connection is not None:
-            actions.append(End(session.connection, *REPLACED))
+            actions.append(CloseConnection(session.connection, *REPLACED))
             self._connections.pop(session.connection, None)
         if session.link != attach.link:
             if session.link:
@@ -217,7 +217,7 @@ class Sessions:
             and position == Position(self.epoch, session.cursor)
         )
         actions.append(
-            Start(event.connection, session.audiences, position, session.received, poison)
+            StartReading(event.connection, session.audiences, position, session.received, poison)
         )
         return actions
 
@@ -282,7 +282,7 @@ class Sessions:
             principal=attach.principal,
             anonymous=not attach.session_id,
             cursor=self.seq,
-            audiences=frozenset((EVERYBODY, key)),
+            audiences=frozenset((BROADCAST, key)),
         )
 
     def _forget_oldest_detached(self) -> bool:
@@ -310,7 +310,7 @@ class Sessions:
             if session.connection is None and now - session.left > lifetime:
                 del self._sessions[key]
 
-    def _detached(self, event: Detached, now: float) -> None:
+    def _detached(self, event: ClientDetached, now: float) -> None:
         session = self._connections.pop(event.connection, None)
         if session is None:
             # Replaced by a newer one.
@@ -319,26 +319,26 @@ class Sessions:
         session.left = now
         # Leaving is the last use: who left first is forgotten first.
         del self._sessions[session.key]
-        if session.anonymous and event.departure is Departure.GOODBYE:
+        if session.anonymous and event.departure is Disconnect.GOODBYE:
             # Nobody can mean it any more; the others can be named again.
             return
         self._sessions[session.key] = session
         if session.anonymous:
             self._forget_oldest_nameless(session.principal)
-        if event.departure is Departure.GOODBYE:
+        if event.departure is Disconnect.GOODBYE:
             # What a client had not read when it decided to leave, it has not had. But on what
             # made it leave it must not meet again, or it would leave and come back for ever.
             self._move(session, max((f for f in self._farewells if f <= event.sent), default=0))
-        elif event.departure is Departure.BROKEN:
+        elif event.departure is Disconnect.BROKEN:
             self._strike(session, event)
 
-    def _strike(self, session: _Session, event: Detached) -> None:
+    def _strike(self, session: _Session, event: ClientDetached) -> None:
         """Count the connections that end before anything more was proved."""
         if event.sent > session.cursor or event.begun:
             session.strikes = session.strikes + 1 if session.struck == session.cursor else 1
             session.struck = session.cursor
 
-    def _proved(self, event: Proved) -> None:
+    def _proved(self, event: DeliveryProved) -> None:
         session = self._connections.get(event.connection)
         if session is not None:
             self._move(session, event.seq)
@@ -350,7 +350,7 @@ class Sessions:
 
     # Messages.
 
-    def _submitted(self, event: Submitted) -> list[Action]:
+    def _submitted(self, event: MessageSubmitted) -> list[Action]:
         session = self._connections.get(event.connection)
         if session is None:
             return []
@@ -365,10 +365,10 @@ class Sessions:
         if event.answered or not is_answered(event.channel, event.msg_type):
             return actions
         if self._remember(event, session):
-            actions.append(Forgot("sessions.requests"))
+            actions.append(Evicted("sessions.requests"))
         return actions
 
-    def _is_known(self, event: Submitted, session: _Session) -> bool:
+    def _is_known(self, event: MessageSubmitted, session: _Session) -> bool:
         name = f"{event.channel:d} {len(event.msg_id)} {event.msg_id} {event.session}"
         known = session.known.pop(name, None) is not None
         session.known[name] = _request(event)
@@ -380,7 +380,7 @@ class Sessions:
             del session.known[next(answered, next(iter(session.known)))]
         return known
 
-    def _remember(self, event: Submitted, session: _Session) -> bool:
+    def _remember(self, event: MessageSubmitted, session: _Session) -> bool:
         """Note who asked; whether another request had to be forgotten for it."""
         self._requests.setdefault(_request(event), deque()).append(session.key)
         self._unanswered += 1
@@ -390,7 +390,7 @@ class Sessions:
         self._unanswered -= len(self._requests.pop(oldest))
         return True
 
-    def _published(self, event: Published) -> Action:
+    def _published(self, event: MessagePublished) -> Action:
         audience = self._audience(event)
         if audience is None:
             return Discard()
@@ -399,13 +399,13 @@ class Sessions:
             self._farewells.append(self.seq)
         return Append(self.seq, audience)
 
-    def _audience(self, event: Published) -> bytes | None:
+    def _audience(self, event: MessagePublished) -> bytes | None:
         if event.connection is not None:
             session = self._connections.get(event.connection)
             return session.key if session else None
-        return EVERYBODY if event.channel is Channel.IOPUB else self._asker(event)
+        return BROADCAST if event.channel is Channel.IOPUB else self._asker(event)
 
-    def _asker(self, event: Published) -> bytes | None:
+    def _asker(self, event: MessagePublished) -> bytes | None:
         if event.channel is Channel.STDIN:
             # input_request: the request it belongs to is still unanswered.
             waiting = self._waiting(Channel.SHELL, event) or self._waiting(Channel.CONTROL, event)
@@ -421,15 +421,15 @@ class Sessions:
             del self._requests[_answered_by(event.channel, event)]
         return asker
 
-    def _waiting(self, channel: Channel, event: Published) -> deque[bytes] | None:
+    def _waiting(self, channel: Channel, event: MessagePublished) -> deque[bytes] | None:
         return self._requests.get(_answered_by(channel, event))
 
 
-def _request(event: Submitted) -> _Request:
+def _request(event: MessageSubmitted) -> _Request:
     return event.channel, event.subshell, event.msg_id, event.session
 
 
-def _answered_by(channel: Channel, event: Published) -> _Request:
+def _answered_by(channel: Channel, event: MessagePublished) -> _Request:
     return channel, event.subshell, event.parent_msg_id, event.parent_session
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.refusals import refusals, require_strict_parser
+from relay.cli.exit_on_error import refusals, require_strict_parser
 
 
 def agent(
@@ -32,9 +32,9 @@ def agent(
         settings = load(AgentConfig, config, os.environ)
         log.configure(settings.log.level, settings.log.format, component="agent")
         if settings.launch_as is not None and become is None:
-            from relay.agent import launcher
+            from relay.agent.privsep import helper
 
-            raise typer.Exit(launcher.run(settings, config, os.environ))
+            raise typer.Exit(helper.run(settings, config, os.environ))
         require_strict_parser(os.environ)
         from relay.agent.main import run
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from relay.auth.audit import Verifier
+    from relay.auth.audit import ChainVerifier
 
 app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
 
@@ -42,9 +42,9 @@ def verify(
 
     Exit code 0: it is. 1: it is not; the first line that is wrong is shown. 2: no audit log.
     """
-    from relay.auth.audit import Verifier
+    from relay.auth.audit import ChainVerifier
 
-    verifier = Verifier((noted or "").lower())
+    verifier = ChainVerifier((noted or "").lower())
     try:
         ordered = sorted(files, key=_first_number)
         for path in ordered:
@@ -63,7 +63,7 @@ def verify(
         typer.echo(line)
 
 
-def _summary(verifier: Verifier) -> Iterator[str]:
+def _summary(verifier: ChainVerifier) -> Iterator[str]:
     first, last = verifier.first, verifier.first + verifier.lines - 1
     yield f"All {verifier.lines} lines, {first} to {last} of their chain, are as they were written."
     if first > 0:

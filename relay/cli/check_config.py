@@ -20,7 +20,7 @@ _ERRORS: Final = 2
 _WARNINGS: Final = 1
 
 
-class Line(NamedTuple):
+class ReportLine(NamedTuple):
     """One finding and where it is."""
 
     severity: Severity
@@ -55,8 +55,8 @@ def check_config(
     raise typer.Exit(_ERRORS if errors else _WARNINGS if warnings and strict else 0)
 
 
-def _check(given: list[tuple[Path, str | None]]) -> Iterator[Line]:
-    from relay.cli.checks import findings_of, together
+def _check(given: list[tuple[Path, str | None]]) -> Iterator[ReportLine]:
+    from relay.cli.checks import across_files, findings_of
     from relay.config import AgentConfig, EdgeConfig
 
     all_loaded: list[Loaded[Any]] = []
@@ -68,11 +68,11 @@ def _check(given: list[tuple[Path, str | None]]) -> Iterator[Line]:
     for one in all_loaded:
         for other in all_loaded:
             if isinstance(one.settings, EdgeConfig) and isinstance(other.settings, AgentConfig):
-                found = together.findings_between(one.settings, other.settings)
+                found = across_files.findings_between(one.settings, other.settings)
                 yield from _located(found, other)
 
 
-def _load(path: Path, kind: str | None) -> Generator[Line, None, Loaded[Any] | None]:
+def _load(path: Path, kind: str | None) -> Generator[ReportLine, None, Loaded[Any] | None]:
     from relay.config import ConfigError, load_located
 
     kinds = _kinds()
@@ -82,7 +82,7 @@ def _load(path: Path, kind: str | None) -> Generator[Line, None, Loaded[Any] | N
     except ConfigError as error:
         for problem in error.problems:
             subject = f"{problem.path}: {problem.text}" if problem.path else problem.text
-            yield Line("error", f"{problem.where or path}: {subject}")
+            yield ReportLine("error", f"{problem.where or path}: {subject}")
     return None
 
 
@@ -114,15 +114,15 @@ def _guess(path: Path, kinds: list[type[Any]]) -> type[Any]:
     return kinds[fitting.index(best)]
 
 
-def _located(findings: list[Finding], loaded: Loaded[Any]) -> Iterator[Line]:
+def _located(findings: list[Finding], loaded: Loaded[Any]) -> Iterator[ReportLine]:
     for each in findings:
         where = loaded.where(each.path)
         subject = f"{each.path}: {each.text}" if each.path else each.text
-        yield Line(each.severity, f"{where}: {subject}" if where else subject)
+        yield ReportLine(each.severity, f"{where}: {subject}" if where else subject)
 
 
 def _summary(errors: int, warnings: int) -> str:
-    from relay.cli.words import count
+    from relay.cli.output import count
 
     if not errors and not warnings:
         return "No mistake was found, and nothing dangerous."

@@ -30,21 +30,21 @@ def down(
 ) -> None:
     """Stop a running `relay up`. Kernels live on, unless --kernels is given."""
     from relay import supervisor
-    from relay.cli import words
+    from relay.cli import output
 
     path = (state_dir or supervisor.default_state_dir(os.environ)).expanduser().absolute()
     typer.echo(_stop(supervisor.StateFolder(path)))
     if kernels:
-        from relay.agent.ending import end_kernels
+        from relay.agent.holders.stop_all import end_kernels
 
         ended = asyncio.run(end_kernels(path, KERNELS_TIMEOUT)) if path.is_dir() else 0
-        typer.echo(f"Ended {words.count(ended, 'kernel')}.")
+        typer.echo(f"Ended {output.count(ended, 'kernel')}.")
         if left := _remaining(path):
-            typer.echo(f"relay: {words.count(left, 'kernel')} did not end", err=True)
+            typer.echo(f"relay: {output.count(left, 'kernel')} did not end", err=True)
             raise typer.Exit(1)
     else:
-        option = words.state_option(path, os.environ)
-        words.show(words.left_behind(supervisor.living_kernels(path), option))
+        option = output.state_option(path, os.environ)
+        output.show(output.left_behind(supervisor.living_kernels(path), option))
 
 
 def _stop(folder: StateFolder) -> str:

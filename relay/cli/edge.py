@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.refusals import refusals, require_strict_parser
+from relay.cli.exit_on_error import refusals, require_strict_parser
 
 
 def edge(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from relay.cli.refusals import refusals
+from relay.cli.exit_on_error import refusals
 
 if TYPE_CHECKING:
     from relay.auth.tokens import TokenRecord, TokenStore
@@ -37,7 +37,7 @@ _TIME: Final = "%Y-%m-%d %H:%M:%SZ"
 _HEADINGS: Final = ("ID", "USER", "GROUPS", "CLUSTERS", "SCOPES", "CREATED", "EXPIRES", "NOTE")
 
 
-class Place(NamedTuple):
+class TokenFileLocation(NamedTuple):
     """Where the tokens are, and what is known of who reads them."""
 
     path: Path
@@ -115,12 +115,12 @@ def list_(*, state_dir: StateDir = None, file: File = None, config: Config = Non
     """List all tokens, those that have expired too."""
     with refusals(), _refusing():
         from relay.auth.tokens import TokenStore
-        from relay.cli import words
+        from relay.cli import output
 
         store = _read(_place(state_dir, file, config).path, missing=TokenStore())
         if store.records:
             rows = [_HEADINGS, *(_row(record, time.time()) for record in store.records)]
-            words.show(words.Line(line) for line in _table(rows))
+            output.show(output.OutputLine(line) for line in _table(rows))
         else:
             typer.echo("There are no tokens.", err=True)
 
@@ -165,7 +165,7 @@ def _refusing() -> Iterator[None]:
         raise StartError(str(error)) from error
 
 
-def _place(state_dir: Path | None, file: Path | None, config: Path | None) -> Place:
+def _place(state_dir: Path | None, file: Path | None, config: Path | None) -> TokenFileLocation:
     """Raises `StartError` and `ConfigError`."""
     from relay import supervisor
     from relay.config import EdgeConfig, load
@@ -174,17 +174,17 @@ def _place(state_dir: Path | None, file: Path | None, config: Path | None) -> Pl
     if sum(each is not None for each in (state_dir, file, config)) > 1:
         raise StartError("--state-dir, --file and --config say the same: give one of them")
     if file is not None:
-        return Place(file.expanduser().absolute())
+        return TokenFileLocation(file.expanduser().absolute())
     if config is not None:
         found = load(EdgeConfig, config, os.environ).authentication
         if found.tokens is None:
             raise StartError(f"{config}: authentication.tokens is not set")
-        return Place(Path(found.tokens.file), found)
+        return TokenFileLocation(Path(found.tokens.file), found)
     chosen = state_dir or supervisor.default_state_dir(os.environ)
     folder = supervisor.StateFolder(chosen.expanduser().absolute())
     written = folder.configurations / "edge.yaml"
     known = load(EdgeConfig, written, {}).authentication if written.exists() else None
-    return Place(folder.tokens, known, folder)
+    return TokenFileLocation(folder.tokens, known, folder)
 
 
 def _read(path: Path, missing: TokenStore | None = None) -> TokenStore:

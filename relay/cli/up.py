@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.cli.refusals import refusals, require_strict_parser
+from relay.cli.exit_on_error import refusals, require_strict_parser
 
 if TYPE_CHECKING:
     from relay.config import UpConfig
@@ -94,24 +94,24 @@ def _settings(
 
 def _run(settings: UpConfig, state_dir: Path | None) -> None:
     from relay import log, supervisor
-    from relay.cli import words
+    from relay.cli import output
 
     log.configure(settings.log.level, settings.log.format, component="supervisor")
     path = (state_dir or supervisor.default_state_dir(os.environ)).expanduser().absolute()
     folder = supervisor.StateFolder(path)
-    failure: supervisor.Failed | None = None
+    failure: supervisor.ProgramFailed | None = None
     try:
         supervisor.run(
             settings,
             folder,
             os.environ,
-            lambda ready: words.show(
-                words.ready(ready, path, os.getuid(), shared=settings.shared_uid)
+            lambda ready: output.show(
+                output.ready(ready, path, os.getuid(), shared=settings.shared_uid)
             ),
         )
-    except supervisor.Failed as error:
+    except supervisor.ProgramFailed as error:
         failure = error
         typer.echo(f"relay: {error}", err=True)
-    option = words.state_option(path, os.environ)
-    words.show(words.left_behind(supervisor.living_kernels(path), option))
+    option = output.state_option(path, os.environ)
+    output.show(output.left_behind(supervisor.living_kernels(path), option))
     raise typer.Exit(1 if failure else 0)

@@ -14,6 +14,7 @@ from relay.client.client import RelayClient
 from relay.client.errors import GaveUp, KernelGone, KernelRestarted, Replaced
 from relay.client.executions import Execution, Messages, OnInput
 from relay.client.kernel import Kernel
+from relay.client.kernel_message import KernelMessage
 from relay.client.outputs import (
     ClearOutput,
     DisplayData,
@@ -27,7 +28,6 @@ from relay.client.outputs import (
     UpdateDisplayData,
 )
 from relay.client.settings import Settings
-from relay.client.wire import KernelMessage
 
 __all__ = [
     "ClearOutput",

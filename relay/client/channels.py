@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from relay.client.backoff import Backoff
-from relay.client.conversation import Conversation
 from relay.client.errors import ConnectionLost, when_connected
+from relay.client.kernel_session import KernelSession
 from relay.client.settings import Settings
 from relay.client.sockets import Socket
 from relay.errors import AgentError, RelayError
@@ -28,7 +28,7 @@ class Channels:
 
     def __init__(
         self,
-        conversation: Conversation,
+        conversation: KernelSession,
         dial: Dial,
         settings: Settings,
         dice: Callable[[], float],

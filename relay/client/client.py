@@ -19,9 +19,9 @@ import msgspec
 from relay.bridge.records import Position
 from relay.client import sockets
 from relay.client.channels import Channels
-from relay.client.conversation import Conversation
+from relay.client.delivery_tracker import parse_position
 from relay.client.kernel import Kernel
-from relay.client.ledger import parse_position
+from relay.client.kernel_session import KernelSession
 from relay.client.rest import Rest
 from relay.client.settings import Settings
 from relay.client.sockets import Socket
@@ -153,7 +153,7 @@ class RelayClient:
         return dict(found)
 
     def _kernel(self, kernel_id: str, session_id: str, start: Position | None) -> Kernel:
-        conversation = Conversation(session_id, start, _now, self._settings.requests_in_flight)
+        conversation = KernelSession(session_id, start, _now, self._settings.requests_in_flight)
         url = f"{self._ws_url}/api/kernels/{kernel_id}/channels"
 
         async def dial(last_seq: str) -> Socket:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeAlias
 
 from relay.bridge.messages import Channel
-from relay.client.conversation import Conversation
 from relay.client.inbox import Inbox
+from relay.client.kernel_message import KernelMessage, convert
+from relay.client.kernel_session import KernelSession
 from relay.client.outputs import InputRequest, Output, Result, read_output
-from relay.client.wire import KernelMessage, convert
 
 OnInput: TypeAlias = Callable[[InputRequest], Awaitable[str]]
 """Answers a cell that asks for a line of text."""
@@ -26,7 +26,7 @@ class Execution:
     """
 
     def __init__(
-        self, msg_id: str, inbox: Inbox, conversation: Conversation, on_input: OnInput | None
+        self, msg_id: str, inbox: Inbox, conversation: KernelSession, on_input: OnInput | None
     ) -> None:
         self.msg_id = msg_id
         """Names the request, for another process too."""

@@ -6,15 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from relay.client.ledger import Ledger
-from relay.client.wire import KernelMessage
+from relay.client.delivery_tracker import DeliveryTracker
+from relay.client.kernel_message import KernelMessage
 from relay.errors import RelayError
 
 
 class Inbox:
     """A queue of messages for one reader. ``on_room`` is called when some left it."""
 
-    def __init__(self, ledger: Ledger, on_room: Callable[[], None]) -> None:
+    def __init__(self, ledger: DeliveryTracker, on_room: Callable[[], None]) -> None:
         self._ledger = ledger
         self._on_room = on_room
         self._messages: deque[KernelMessage] = deque()

@@ -10,9 +10,9 @@ import msgspec
 
 from relay.bridge.messages import Channel
 from relay.client.channels import Channels
-from relay.client.conversation import Conversation
+from relay.client.delivery_tracker import parse_position
 from relay.client.executions import Execution, Messages, OnInput
-from relay.client.ledger import parse_position
+from relay.client.kernel_session import KernelSession
 from relay.client.outputs import Result
 from relay.client.rest import Rest
 from relay.errors import ClientError, NotFound
@@ -38,7 +38,7 @@ class Kernel:
     """
 
     def __init__(
-        self, kernel_id: str, rest: Rest, conversation: Conversation, channels: Channels
+        self, kernel_id: str, rest: Rest, conversation: KernelSession, channels: Channels
     ) -> None:
         self.id = kernel_id
         self._path = f"/api/kernels/{kernel_id}"

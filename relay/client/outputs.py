@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from relay.bridge.messages import Buffer
-from relay.client.wire import KernelMessage, convert
+from relay.client.kernel_message import KernelMessage, convert
 
 
 class Stream(msgspec.Struct, frozen=True):

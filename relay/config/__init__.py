@@ -6,6 +6,7 @@ The structs are in ``edge``, ``door``, ``authentication``, ``jupyterhub``, ``pol
 
 from __future__ import annotations
 
+from relay.config.admission import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.agent import (
     AgentConfig,
     AgentTls,
@@ -27,7 +28,6 @@ from relay.config.authentication import (
     PemSettings,
     TokenSettings,
 )
-from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.edge import (
     AuditSettings,
     BaseEdgeConfig,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from relay.config.admission import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.authentication import AuthenticationSettings
-from relay.config.door import ConnectionSettings, LoginSettings, ProxySettings, QuotaSettings
 from relay.config.jupyterhub import BaseUrl
 from relay.config.policy import PolicySettings
 from relay.config.values import (

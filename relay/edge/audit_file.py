@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from relay import limits
-from relay.auth.audit import Chain, Event, Note
+from relay.auth.audit import AuditEvent, AuditNote, HashChain
 from relay.log import clean, get_logger
 from relay.metrics import AuditFigures
 
@@ -42,10 +42,10 @@ class AuditFile:
         self._clock = clock
         self._descriptor: int | None = None
         self._size = 0
-        self._chain: Chain | None = None
+        self._chain: HashChain | None = None
         self._unended = False
         """Whether the file's last line has no line feed."""
-        self._waiting: deque[Note] = deque()
+        self._waiting: deque[AuditNote] = deque()
         self._lost = 0
         self._written = 0
         self._all_lost = 0
@@ -57,14 +57,14 @@ class AuditFile:
         """Counts since the start, and how many lines wait now."""
         return AuditFigures(self._written, len(self._waiting), self._all_lost)
 
-    def keep(self, note: Note) -> None:
+    def keep(self, note: AuditNote) -> None:
         """Write a line for ``note`` now, or as soon as that can be done."""
         if len(self._waiting) >= self._room:
             self.write()
         if len(self._waiting) < self._room:
             self._waiting.append(note)
         else:
-            limits.hit("audit.waiting")
+            limits.record("audit.waiting")
             self._lost += 1
             self._all_lost += 1
         self.write()
@@ -103,16 +103,18 @@ class AuditFile:
         if self._unended:
             self._append(b"\n")
         if chain.torn:
-            self._add(chain, Note(time=self._clock(), event=Event.LINE_TORN))
+            self._add(chain, AuditNote(time=self._clock(), event=AuditEvent.LINE_TORN))
         while self._waiting:
             self._add(chain, self._waiting[0])
             self._waiting.popleft()
         if self._lost:
             reason = f"{self._lost} lines"
-            self._add(chain, Note(time=self._clock(), event=Event.LINES_LOST, reason=reason))
+            self._add(
+                chain, AuditNote(time=self._clock(), event=AuditEvent.LINES_LOST, reason=reason)
+            )
             self._lost = 0
 
-    def _open(self) -> Chain:
+    def _open(self) -> HashChain:
         """Have the file of this name open, which may be another than last time."""
         if self._chain is not None and self._is_ours():
             return self._chain
@@ -140,7 +142,7 @@ class AuditFile:
             return False
         return os.path.samestat(named, os.fstat(self._descriptor)) and named.st_size == self._size
 
-    def _begin(self, descriptor: int) -> Chain:
+    def _begin(self, descriptor: int) -> HashChain:
         """The chain that goes on in this file; raises ``OSError`` where it is no audit log."""
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -148,21 +150,21 @@ class AuditFile:
         tail = os.pread(descriptor, _TAIL, max(0, found.st_size - _TAIL))
         self._size, self._unended = found.st_size, bool(tail) and not tail.endswith(b"\n")
         if self._chain is None:
-            chain = Chain.after(tail)
+            chain = HashChain.after(tail)
             if chain is None:
                 raise OSError(errno.EINVAL, "holds something else than an audit log")
-            event = None if tail else Event.CHAIN_BEGUN
+            event = None if tail else AuditEvent.CHAIN_BEGUN
         else:
             chain = self._chain
-            event = None if tail else Event.CHAIN_CONTINUED
+            event = None if tail else AuditEvent.CHAIN_CONTINUED
             if tail:
                 # The chain will show where.
                 log.error("audit_changed_by_others", file=str(self._path))
         if event is not None:
-            self._waiting.appendleft(Note(time=self._clock(), event=event))
+            self._waiting.appendleft(AuditNote(time=self._clock(), event=event))
         return chain
 
-    def _add(self, chain: Chain, note: Note) -> None:
+    def _add(self, chain: HashChain, note: AuditNote) -> None:
         line = chain.seal(note, clean)
         try:
             self._append(line)

@@ -20,15 +20,15 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from relay.auth.audit import Event, Note
+from relay.auth.audit import AuditEvent, AuditNote
 from relay.config import EdgeConfig
 from relay.connections import page_server
-from relay.edge.audit import TOPIC
 from relay.edge.audit_file import AuditFile
 from relay.edge.council import Chair, council_path
-from relay.edge.folder import private_folder
+from relay.edge.http.audit import TOPIC
 from relay.edge.quotas import Quotas, Refusal
-from relay.edge.settings import Settings
+from relay.edge.reload import SharedConfig
+from relay.edge.shared_dir import private_folder
 from relay.log import get_logger
 from relay.metrics import (
     AuditFigures,
@@ -40,7 +40,7 @@ from relay.metrics import (
 )
 from relay.processes import (
     Command,
-    Keeper,
+    ProcessManager,
     StartError,
     claim_notify_socket,
     inherited_listeners,
@@ -75,7 +75,7 @@ def run(config: EdgeConfig, path: Path) -> int:
             opened.enter_context(metrics)
         try:
             folder = opened.enter_context(private_folder())
-            settings = Settings(config, path, folder)
+            settings = SharedConfig(config, path, folder)
             scraped = None if metrics is None else Scraped(SharedFolder(folder), metrics)
         except OSError as error:
             raise StartError(f"no folder to share with the workers: {error}") from error
@@ -139,7 +139,7 @@ class Parent:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SharedConfig,
         command: Command,
         listeners: Mapping[str, socket.socket],
         folder: Path,
@@ -150,7 +150,7 @@ class Parent:
         self._settings = settings
         self._grace = config.drain + _MARGIN
         self._listeners = listeners
-        self._keepers = tuple(Keeper(command, self._changed) for _ in range(config.workers))
+        self._keepers = tuple(ProcessManager(command, self._changed) for _ in range(config.workers))
         self._stop = asyncio.Event()
         self._change = asyncio.Event()
         self._reported: tuple[int, ...] = ()
@@ -171,14 +171,14 @@ class Parent:
     async def run(self) -> int:
         """Keep the workers until a signal; the exit code."""
         self._handle_signals()
-        culprit: Keeper | None = None
+        culprit: ProcessManager | None = None
         if self._scraped is not None:
             await self._serve_metrics(self._scraped)
         await self._chair.listen()
         async with asyncio.TaskGroup() as group:
             trying = None
             if self._audit is not None:
-                self._audit.keep(Note(time=time.time(), event=Event.EDGE_STARTED))
+                self._audit.keep(AuditNote(time=time.time(), event=AuditEvent.EDGE_STARTED))
                 trying = group.create_task(self._audit.keep_trying(), name="keep the audit log")
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
@@ -280,5 +280,5 @@ def _keep(audit: AuditFile, note: bytes) -> Refusal | None:
     Raises ``ValueError`` for what is no note.
     """
     if note:
-        audit.keep(msgspec.msgpack.decode(note, type=Note))
+        audit.keep(msgspec.msgpack.decode(note, type=AuditNote))
     return Refusal("audit.file") if audit.problem else None

@@ -24,10 +24,10 @@ from relay.bridge.messages import Buffer
 from relay.bridge.records import (
     BUSY,
     Close,
-    Departure,
     Detach,
-    Kind,
+    Disconnect,
     Position,
+    RecordKind,
     message_record,
     number_record,
     read_frames,
@@ -36,8 +36,8 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.config import EdgeLimits, WebSocketSettings
-from relay.edge.link import Link
-from relay.limits import hit
+from relay.edge.upstream.link import Link
+from relay.limits import record
 from relay.metrics import Traffic
 
 log = structlog.get_logger(__name__)
@@ -151,11 +151,11 @@ class Pipe(asyncio.Protocol):
             self._proved, self._ping = attached.position.seq, None
         else:
             # The lost link may have taken the last proof along.
-            link.write(number_record(Kind.PROVED, self._proved))
+            link.write(number_record(RecordKind.PROVED, self._proved))
         self._forget_kept(attached.acknowledged)
         self._link_full = False
-        for _, record in self._kept:
-            link.write(record)
+        for _, kept in self._kept:
+            link.write(kept)
         link.bind(self._on_record, self._on_link_lost, self._on_link_writable)
         if self._client_full:
             link.pause()
@@ -176,25 +176,25 @@ class Pipe(asyncio.Protocol):
         self._link_full = not writable
         self._balance()
 
-    def _on_record(self, kind: Kind, payload: bytes) -> None:
+    def _on_record(self, kind: RecordKind, payload: bytes) -> None:
         if self._said_goodbye:
             # The client listens no more.
             return
-        if kind is Kind.FRAMES:
+        if kind is RecordKind.FRAMES:
             seq, fragment, frames = read_frames(payload)
             self._client.write(frames)
             self._traffic.sent(len(frames))
             self.last_activity = self._loop.time()
             self.position = Position(self._epoch, seq, fragment)
             self._want_proof()
-        elif kind is Kind.ACK:
+        elif kind is RecordKind.ACK:
             self._forget_kept(read_number(payload))
             self._balance()
-        elif kind is Kind.CLOSE:
+        elif kind is RecordKind.CLOSE:
             close = read_struct(payload, Close)
             log.info("closing", code=close.code, reason=close.reason)
             self.close(close.code, close.reason)
-        elif kind is Kind.PONG:
+        elif kind is RecordKind.PONG:
             if payload == BUSY:
                 self.last_activity = self._loop.time()
         else:
@@ -212,7 +212,7 @@ class Pipe(asyncio.Protocol):
         self._client_paused = pause
         if pause:
             if not self._link_full:
-                hit("limits.unacknowledged_bytes")
+                record("limits.unacknowledged_bytes")
             self._client.pause_reading()
         else:
             # It could not be heard until now.
@@ -269,19 +269,19 @@ class Pipe(asyncio.Protocol):
         return self._frames.close_rcvd is not None and self._frames.parser_exc is None
 
     @property
-    def _departure(self) -> Departure | None:
+    def _departure(self) -> Disconnect | None:
         """How the client leaves; None where it is sent away."""
         close = self._frames.close_rcvd
         if self._frames.close_sent is not None and not self._frames.close_rcvd_then_sent:
             return None
         if close is None:
-            return None if self._ended_here else Departure.BROKEN
-        return Departure.BROKEN if close.code in _COMPLAINTS else Departure.GOODBYE
+            return None if self._ended_here else Disconnect.BROKEN
+        return Disconnect.BROKEN if close.code in _COMPLAINTS else Disconnect.GOODBYE
 
     def _log_bad_frame(self, problem: Exception) -> None:
         if isinstance(problem, PayloadTooBig):
             log.info("message_too_large", setting="limits.message_bytes", problem=str(problem))
-            hit("limits.message_bytes")
+            record("limits.message_bytes")
         else:
             log.info("bad_frame", problem=str(problem))
 
@@ -351,7 +351,7 @@ class Pipe(asyncio.Protocol):
     def _refuse(self, code: int, reason: str, setting: str) -> None:
         """Send the client away for a limit that it hit."""
         log.info("too_much", setting=setting, problem=reason)
-        hit(setting)
+        record(setting)
         self._fail(code, f"{reason} ({setting})")
 
     def _fail(self, code: int, reason: str) -> None:
@@ -384,13 +384,13 @@ class Pipe(asyncio.Protocol):
         self.finished.set()
         self.unlinked.set()
 
-    def _drop_link(self, departure: Departure | None) -> None:
+    def _drop_link(self, departure: Disconnect | None) -> None:
         link, self._link = self._link, None
         if link is not None:
             fragment = self.position.fragment if self.position else 0
             detach = Detach(departure=departure, seq=self._seq, fragment=fragment)
             with contextlib.suppress(OSError):
-                link.write(struct_record(Kind.DETACH, detach))
+                link.write(struct_record(RecordKind.DETACH, detach))
             link.close()
 
     def pause_writing(self) -> None:
@@ -434,7 +434,7 @@ class Pipe(asyncio.Protocol):
                 self._send_ping(now)
         elif not self._client_paused and self._silent_for(now) > self._settings.pong_timeout:
             log.info("client_silent", setting="websocket.pong_timeout")
-            hit("websocket.pong_timeout")
+            record("websocket.pong_timeout")
             self.abort()
             return
         interval = self._settings.proof_interval if behind else self._settings.ping_interval
@@ -465,5 +465,5 @@ class Pipe(asyncio.Protocol):
             self._proved = seq
             self._traffic.proved()
             if self._link is not None:
-                self._link.write(number_record(Kind.PROVED, seq))
+                self._link.write(number_record(RecordKind.PROVED, seq))
         self._want_proof()

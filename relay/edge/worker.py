@@ -26,20 +26,21 @@ from relay import log as logging
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig
 from relay.config.jupyterhub import base_url
-from relay.connections import HeadLimits, Patience, server
-from relay.edge import authentication, settings
-from relay.edge.acceptor import Acceptor
-from relay.edge.app import App, Parts
-from relay.edge.audit import TOPIC, Audit
-from relay.edge.authentication import Authentication
-from relay.edge.certificates import Certificates, server_context
-from relay.edge.channels import Channels
+from relay.connections import HeadLimits, Timeouts, server
+from relay.edge import reload
+from relay.edge.authn import authenticators
+from relay.edge.authn.authenticators import Authenticators
+from relay.edge.authn.revalidation import Reauthorizer
 from relay.edge.council import Council, Refused
-from relay.edge.door import Door
-from relay.edge.proxies import Networks
-from relay.edge.rest import Rest
-from relay.edge.standing import Standing
-from relay.edge.upstream import Upstream
+from relay.edge.http.audit import TOPIC, AuditTrail
+from relay.edge.http.channels import ChannelsHandler
+from relay.edge.http.forward import Forwarder
+from relay.edge.http.pipeline import Dependencies, Pipeline
+from relay.edge.http.rate_limits import AdmissionControl
+from relay.edge.listener.acceptor import Acceptor
+from relay.edge.listener.client_certs import ClientCertificates, server_context
+from relay.edge.listener.proxy_headers import Networks
+from relay.edge.upstream.client import Upstream
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
@@ -56,7 +57,7 @@ def main() -> None:
     if arguments.die_with_parent is not None:
         processes.die_with_parent(arguments.die_with_parent)
     path: Path = arguments.settings
-    config = settings.read(path)
+    config = reload.read(path)
     logging.configure(config.log.level, config.log.format, component="edge")
     # One line of its own for every connection that ends.
     stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
@@ -85,7 +86,7 @@ def _metrics(folder: Path | None) -> EdgeMetrics:
             metrics = EdgeMetrics.shared(folder)
         except OSError as error:
             log.error("metrics_not_shared", problem=str(error))  # noqa: TRY400 - says it all
-    limits.tell(metrics.limit_hit)
+    limits.subscribe(metrics.limit_hit)
     return metrics
 
 
@@ -93,9 +94,9 @@ class Secrets(NamedTuple):
     """What a worker reads when it starts."""
 
     tls: ssl.SSLContext
-    certificates: Certificates
+    certificates: ClientCertificates
     signer: TicketSigner
-    authentication: Authentication
+    authentication: Authenticators
     base_url: str
 
     @classmethod
@@ -104,11 +105,11 @@ class Secrets(NamedTuple):
         with _naming("tls"):
             context = server_context(config.tls)
         with _naming("authentication.mtls"):
-            certificates = Certificates(config.tls, config.authentication.mtls)
+            certificates = ClientCertificates(config.tls, config.authentication.mtls)
         with _naming("ticket_key"):
             signer = TicketSigner(Path(config.ticket_key).read_bytes())
         prefix = base_url(config.base_url, config.authentication.jupyterhub, os.environ)
-        who = authentication.build(config.authentication, metrics)
+        who = authenticators.build(config.authentication, metrics)
         return cls(context, certificates, signer, who, prefix)
 
 
@@ -128,7 +129,7 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     sockets = processes.inherited_listeners()
-    standing = Standing(secrets.authentication.identify, metrics)
+    standing = Reauthorizer(secrets.authentication.identify, metrics)
     council = await Council.join(council_path, os.getppid(), stopped.set)
     async with (
         secrets.authentication,
@@ -137,19 +138,19 @@ async def _run(
             standing=standing.run(), watching=secrets.authentication.watch(standing.judge_all)
         ),
     ):
-        channels = Channels(config, upstream, metrics, secrets.authentication.follow)
-        rest = Rest(config, upstream, metrics)
-        parts = Parts(
-            door=Door(council, config.proxies),
+        channels = ChannelsHandler(config, upstream, metrics, secrets.authentication.follow)
+        rest = Forwarder(config, upstream, metrics)
+        parts = Dependencies(
+            door=AdmissionControl(council, config.proxies),
             authentication=secrets.authentication,
             standing=standing,
-            audit=Audit(config.audit, partial(_tell, council)),
+            audit=AuditTrail(config.audit, partial(_tell, council)),
             upstream=upstream,
             rest=rest,
             channels=channels,
             metrics=metrics,
         )
-        app = App(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
+        app = Pipeline(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
         loop.add_signal_handler(signal.SIGHUP, _change_policy, app, path)
         head, patience = _bounds(config)
         servers = [
@@ -196,14 +197,14 @@ async def _run(
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
 
 
-def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Patience]:
+def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Timeouts]:
     head = HeadLimits(
         request_line_bytes=config.limits.request_line_bytes,
         header_bytes=config.limits.header_bytes,
         headers=config.limits.headers,
         head_bytes=config.limits.head_bytes,
     )
-    patience = Patience(
+    patience = Timeouts(
         head=config.connections.head_timeout,
         body=config.connections.body_timeout,
         write=config.connections.write_timeout,
@@ -214,9 +215,9 @@ def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Patience]:
     return head, patience
 
 
-def _change_policy(app: App, path: Path) -> None:
+def _change_policy(app: Pipeline, path: Path) -> None:
     """Judge by what the parent has accepted meanwhile."""
-    policy = settings.read(path).policy
+    policy = reload.read(path).policy
     app.change_policy(policy.policy())
     log.info("policy_taken", rules=len(policy.rules))
 

@@ -27,20 +27,20 @@ from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError
 from relay.files import write_atomic
-from relay.holder.adoption import NOTICE, make_up
-from relay.holder.answers import SHARE, Answers
-from relay.holder.channels import ChannelLimits
+from relay.holder.backends.kernel_process import KernelProcess, LaunchPlan
+from relay.holder.broker.broker import Broker
+from relay.holder.broker.recovery import NOTICE, make_up
 from relay.holder.culling import Usage, is_idle
-from relay.holder.guests import Guests
-from relay.holder.hub import Hub
-from relay.holder.kernel import KernelProcess, LaunchPlan
-from relay.holder.life import Life
-from relay.holder.memory import Memory
-from relay.holder.requests import Requests
-from relay.holder.serve import Server
-from relay.holder.store import Journal
+from relay.holder.journal.replies import SHARE, ReplyJournal
+from relay.holder.journal.store import Journal
+from relay.holder.lifecycle import Lifecycle
+from relay.holder.serve.client import ChannelLimits
+from relay.holder.serve.server import HolderServer
+from relay.holder.sessions.grants import GrantStore
+from relay.holder.sessions.requests import RequestStore
+from relay.holder.sessions.store import SessionStore
+from relay.kernel_folders import KernelFolder, KernelRecord, process_started, remove
 from relay.processes import hide_from_user, refuse_new_privileges
-from relay.registry import KernelRecord, Place, process_started, remove
 
 log = structlog.get_logger(__name__)
 
@@ -66,17 +66,19 @@ def main() -> None:
         hide_from_user()
     if arguments.no_new_privileges:
         refuse_new_privileges()
-    place = Place(arguments.folder)
+    kernel_folder = KernelFolder(arguments.folder)
     # The lock is held by this process alone, for as long as it lives: no child inherits it.
     os.set_inheritable(arguments.lock, False)
-    config = msgspec.json.decode(place.request.read_bytes(), type=HolderConfig)
+    config = msgspec.json.decode(kernel_folder.request.read_bytes(), type=HolderConfig)
     logging.configure(config.log.level, config.log.format, component="holder")
-    structlog.contextvars.bind_contextvars(kernel_id=place.kernel_id, request_id=config.request_id)
-    uvloop.run(_run(place, config, frozenset(agents)))
+    structlog.contextvars.bind_contextvars(
+        kernel_id=kernel_folder.kernel_id, request_id=config.request_id
+    )
+    uvloop.run(_run(kernel_folder, config, frozenset(agents)))
 
 
-async def _run(place: Place, config: HolderConfig, agents: frozenset[int]) -> None:
-    holder = Holder(place, config, agents, place.read_record())
+async def _run(kernel_folder: KernelFolder, config: HolderConfig, agents: frozenset[int]) -> None:
+    holder = Holder(kernel_folder, config, agents, kernel_folder.read_record())
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 
@@ -88,7 +90,7 @@ async def _run(place: Place, config: HolderConfig, agents: frozenset[int]) -> No
             loop.add_signal_handler(ignored, lambda: None)
         await holder.run()
         loop.remove_signal_handler(signal.SIGTERM)
-    remove(place)
+    remove(kernel_folder)
 
 
 class Holder:
@@ -100,44 +102,44 @@ class Holder:
 
     def __init__(
         self,
-        place: Place,
+        kernel_folder: KernelFolder,
         config: HolderConfig,
         agents: frozenset[int],
         left: KernelRecord | None = None,
     ) -> None:
-        self._place = place
+        self._kernel_folder = kernel_folder
         self._config = config
         self._left = left
         self._noted = True
         """Whether what there is to note for others has been."""
         for_answers = config.journal.bytes // SHARE
         journal = Journal.open(
-            place.journal,
+            kernel_folder.journal,
             max_bytes=config.journal.bytes - for_answers,
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
-        answers = Answers(place.journal / "answers", for_answers)
+        answers = ReplyJournal(kernel_folder.journal / "answers", for_answers)
         remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
         # On a full disk there may have been room for an answer only.
         last = max(journal.last_seq, answers.last_seq)
-        self._memory = Memory.open(place.sessions, remembered, last, time.time())
-        self._requests = Requests(place.requests, remembered.requests)
-        guests = Guests(place, config.kernels.max_grants)
-        self._hub = Hub(self._memory, journal, answers, self._requests, guests, self._changed)
+        self._memory = SessionStore.open(kernel_folder.sessions, remembered, last, time.time())
+        self._requests = RequestStore(kernel_folder.requests, remembered.requests)
+        guests = GrantStore(kernel_folder, config.kernels.max_grants)
+        self._broker = Broker(self._memory, journal, answers, self._requests, guests, self._changed)
         if left is not None:
-            self._hub.voice.kernel_session = left.kernel_session
-        self._process = KernelProcess(_plan(place, config))
-        self._life = Life(
+            self._broker.synthetic.kernel_session = left.kernel_session
+        self._process = KernelProcess(_plan(kernel_folder, config))
+        self._lifecycle = Lifecycle(
             self._process,
-            self._hub,
+            self._broker,
             config.kernels,
             identity=secrets.token_hex(8),
             on_change=self._changed,
             on_note=self._note,
         )
-        self._server = Server(
-            self._hub,
+        self._server = HolderServer(
+            self._broker,
             status=self._status,
             operate=self.operate,
             agents=agents,
@@ -155,7 +157,7 @@ class Holder:
         if self._left is None:
             self._note()
         else:
-            await self._life.adopt(self._left, NOTICE)
+            await self._lifecycle.adopt(self._left, NOTICE)
         await self._server.listen(Path(self._config.socket))
         async with asyncio.TaskGroup() as tasks:
             watchers = [
@@ -164,32 +166,32 @@ class Holder:
             ]
             if self._left is not None:
                 watchers.append(tasks.create_task(self._make_up(), name="make up"))
-            await self._life.run()
+            await self._lifecycle.run()
             for watcher in watchers:
                 watcher.cancel()
-        self._hub.end_all(1000, "the kernel was shut down")
+        self._broker.end_all(1000, "the kernel was shut down")
         await self._server.deserted(_FAREWELL)
         self._server.close()
-        self._hub.journal.close()
-        self._hub.answers.close()
+        self._broker.journal.close()
+        self._broker.answers.close()
         self._memory.close()
         self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)
-        log.info("ended", phase=self._life.phase)
+        log.info("ended", phase=self._lifecycle.phase)
 
     async def _make_up(self) -> None:
-        await make_up(self._hub, self._requests)
-        self._life.made_up()
+        await make_up(self._broker, self._requests)
+        self._lifecycle.made_up()
 
     async def operate(self, operation: str) -> None:
         """Do what an agent asks. Raises `KernelError`."""
         match operation:
             case "interrupt":
-                await self._life.interrupt()
+                await self._lifecycle.interrupt()
             case "restart":
-                await self._life.restart()
+                await self._lifecycle.restart()
             case "shutdown":
-                await self._life.stop()
+                await self._lifecycle.stop()
             case "status":
                 # Asked only to be told the status from now on.
                 pass
@@ -202,14 +204,14 @@ class Holder:
 
     def _status(self) -> Status:
         return Status(
-            phase=self._life.phase,
+            phase=self._lifecycle.phase,
             name=self._config.name,
             owner=self._config.owner,
-            execution_state=self._hub.activity.state,
-            last_activity=self._hub.activity.last,
-            connections=self._hub.connections,
-            failure=self._life.failure,
-            figures=self._hub.figures,
+            execution_state=self._broker.activity.state,
+            last_activity=self._broker.activity.last,
+            connections=self._broker.connections,
+            failure=self._lifecycle.failure,
+            figures=self._broker.figures,
             knows_viewers=True,
         )
 
@@ -219,16 +221,16 @@ class Holder:
         record = KernelRecord(
             holder_pid=os.getpid(),
             holder_started=process_started(os.getpid()) or 0,
-            epoch=self._hub.epoch,
-            state=self._life.state,
-            identities=self._life.identities,
+            epoch=self._broker.epoch,
+            state=self._lifecycle.state,
+            identities=self._lifecycle.identities,
             kernel_pid=pid,
             kernel_started=process_started(pid) if pid else None,
-            kernel_session=self._hub.voice.kernel_session,
+            kernel_session=self._broker.synthetic.kernel_session,
             **self._process.noted,
         )
         try:
-            write_atomic(self._place.record, msgspec.json.encode(record))
+            write_atomic(self._kernel_folder.record, msgspec.json.encode(record))
         except OSError as error:
             # A holder is no worse without it, unless it dies: until there is room again.
             if self._noted:
@@ -239,10 +241,10 @@ class Holder:
 
     async def _watch(self) -> None:
         """Tell agents of activity, and keep the kernel's own output from filling the disk."""
-        told = self._hub.activity.last, self._hub.figures
+        told = self._broker.activity.last, self._broker.figures
         while True:
             await asyncio.sleep(_TICK)
-            found = self._hub.activity.last, self._hub.figures
+            found = self._broker.activity.last, self._broker.figures
             if found != told:
                 told = found
                 self._changed()
@@ -255,37 +257,39 @@ class Holder:
         settings = self._config.culling
         while settings.cull_idle_timeout > 0:
             await asyncio.sleep(settings.cull_interval)
-            usage = Usage(self._hub.activity.last, self._hub.activity.state, self._hub.connections)
-            if self._life.phase is Phase.READY and is_idle(usage, settings, time.time()):
+            usage = Usage(
+                self._broker.activity.last, self._broker.activity.state, self._broker.connections
+            )
+            if self._lifecycle.phase is Phase.READY and is_idle(usage, settings, time.time()):
                 log.warning("culled", setting="culling.cull_idle_timeout")
-                limits.hit("culling.cull_idle_timeout")
-                self._hub.say(
+                limits.record("culling.cull_idle_timeout")
+                self._broker.say(
                     "[relay] This kernel is shut down: nobody has used it for "
                     f"{settings.cull_idle_timeout:g} s (culling.cull_idle_timeout).\n"
                 )
-                await self._life.stop()
+                await self._lifecycle.stop()
 
     def _cut_log(self, limit: int) -> None:
-        path = self._place.kernel_log
+        path = self._kernel_folder.kernel_log
         with contextlib.suppress(OSError):
             if path.stat().st_size > limit:
                 # The kernel appends: it goes on at the new end.
                 os.truncate(path, 0)
                 log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
-                limits.hit("kernels.log_bytes")
+                limits.record("kernels.log_bytes")
 
 
-def _plan(place: Place, config: HolderConfig) -> LaunchPlan:
+def _plan(kernel_folder: KernelFolder, config: HolderConfig) -> LaunchPlan:
     return LaunchPlan(
-        kernel_id=place.kernel_id,
+        kernel_id=kernel_folder.kernel_id,
         name=config.name,
         environment=config.environment,
         parameters=config.parameters,
         working_folder=config.working_folder,
         transport=config.kernels.transport,
         port_range=config.kernels.port_range,
-        connection_file=place.connection_file,
-        log_file=place.kernel_log,
+        connection_file=kernel_folder.connection_file,
+        log_file=kernel_folder.kernel_log,
         ipc_prefix=Path(config.socket).with_suffix(""),
         shutdown_timeout=config.kernels.shutdown_timeout,
     )

@@ -14,16 +14,16 @@ from relay.processes.inherited import (
     inherited_listeners,
     notify,
 )
-from relay.processes.keeper import Backoff, Keeper, stop_all, until_ready
 from relay.processes.ports import PortInUse, listen, listen_patiently, reserve
 from relay.processes.privileges import become, hide_from_user, refuse_new_privileges
+from relay.processes.process_manager import Backoff, ProcessManager, stop_all, until_ready
 
 __all__ = [
     "Backoff",
     "Child",
     "Command",
-    "Keeper",
     "PortInUse",
+    "ProcessManager",
     "StartError",
     "become",
     "claim_notify_socket",

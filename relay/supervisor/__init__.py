@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from relay.supervisor.run import Failed, run
+from relay.supervisor.run import ProgramFailed, run
 from relay.supervisor.state import (
     Lock,
     MetricsUrls,
@@ -17,9 +17,9 @@ from relay.supervisor.state import (
 )
 
 __all__ = [
-    "Failed",
     "Lock",
     "MetricsUrls",
+    "ProgramFailed",
     "Ready",
     "StateFolder",
     "default_state_dir",

@@ -16,7 +16,7 @@ import msgspec
 from relay.config import AgentConfig, EdgeConfig, UpConfig
 from relay.log import get_logger
 from relay.processes import (
-    Keeper,
+    ProcessManager,
     StartError,
     claim_notify_socket,
     listen_patiently,
@@ -40,7 +40,7 @@ _EDGE: Final = ""
 log = get_logger()
 
 
-class Failed(Exception):
+class ProgramFailed(Exception):
     """The relay did not come up; why is in the log. Exit code 1."""
 
 
@@ -53,7 +53,7 @@ def run(
     """Run the relay until SIGTERM, SIGINT or SIGHUP; a second signal ends it at once.
 
     ``announce`` is called once, when everything is ready. Kernels are left as they are. Raises
-    `StartError` where something is in the way, `Failed` where a process does not come up.
+    `StartError` where something is in the way, `ProgramFailed` where a process does not come up.
     """
     claim_notify_socket()
     folder.create()
@@ -136,7 +136,7 @@ class _Supervisor:
         )
         self._edge_grace = settings.drain + _MARGIN
         self._edge = self._keeper("edge", settings, environ, listeners)
-        self._agents: dict[str, Keeper] = {}
+        self._agents: dict[str, ProcessManager] = {}
         self._agent_grace = 0.0
         for name, port in ports.items():
             agent = plan.agent_config(folder, config, name, port=port, metrics=metrics[name])
@@ -158,10 +158,10 @@ class _Supervisor:
             finally:
                 await self._end()
         if failure is not None:
-            raise Failed(failure)
+            raise ProgramFailed(failure)
 
     @property
-    def _all(self) -> tuple[Keeper, ...]:
+    def _all(self) -> tuple[ProcessManager, ...]:
         return (*self._agents.values(), self._edge)
 
     def _keeper(
@@ -170,7 +170,7 @@ class _Supervisor:
         settings: EdgeConfig | AgentConfig,
         environ: Mapping[str, str],
         listeners: Mapping[str, socket.socket],
-    ) -> Keeper:
+    ) -> ProcessManager:
         command = plan.command(
             name.partition("-")[0],
             name,
@@ -179,7 +179,7 @@ class _Supervisor:
             environ,
             {key: listener.fileno() for key, listener in listeners.items()},
         )
-        return Keeper(command, self._changed)
+        return ProcessManager(command, self._changed)
 
     async def _come_up(self) -> str | None:
         """Wait until all are ready, or told to stop: None. Else what did not come up, and how."""

@@ -11,7 +11,7 @@ from typing import Self
 
 import msgspec
 
-from relay import files, registry
+from relay import files, kernel_folders
 from relay.processes import StartError
 
 
@@ -175,13 +175,13 @@ def lock_owner(folder: StateFolder) -> int | None:
     return None
 
 
-def _lives(record: registry.KernelRecord) -> bool:
-    return registry.process_started(record.holder_pid) == record.holder_started
+def _lives(record: kernel_folders.KernelRecord) -> bool:
+    return kernel_folders.process_started(record.holder_pid) == record.holder_started
 
 
-def _is_adoptable(record: registry.KernelRecord) -> bool:
+def _is_adoptable(record: kernel_folders.KernelRecord) -> bool:
     pid = record.kernel_pid
-    alive = pid is not None and registry.process_started(pid) == record.kernel_started
+    alive = pid is not None and kernel_folders.process_started(pid) == record.kernel_started
     return alive and record.adoptable
 
 
@@ -193,10 +193,12 @@ def living_kernels(path: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     with contextlib.suppress(OSError), os.scandir(path) as clusters:
         for cluster in clusters:
-            for place in registry.places(path, cluster.name) if cluster.is_dir() else ():
+            for kernel_folder in (
+                kernel_folders.find_folders(path, cluster.name) if cluster.is_dir() else ()
+            ):
                 record = None
                 with contextlib.suppress(OSError):
-                    record = place.read_record()
+                    record = kernel_folder.read_record()
                 if record and (_lives(record) or _is_adoptable(record)):
                     found[cluster.name] += 1
     return found

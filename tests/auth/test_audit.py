@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.auth import audit
-from relay.auth.audit import Broken, Chain, Event, Note, Verifier, act, judge
+from relay.auth.audit import (
+    AuditEvent,
+    AuditNote,
+    ChainBroken,
+    ChainVerifier,
+    HashChain,
+    act,
+    judge,
+)
 from relay.log import clean
 from relay.model import Identity, Principal
 from relay.routing.routes import Kind
@@ -21,12 +29,12 @@ NOW = 1_800_000_000.25
 NOTHING = hashlib.sha256().hexdigest()
 
 
-def note(event: Event = Event.KERNEL_STARTED, **fields: Any) -> Note:
-    return Note(time=NOW, event=event, **fields)
+def note(event: AuditEvent = AuditEvent.KERNEL_STARTED, **fields: Any) -> AuditNote:
+    return AuditNote(time=NOW, event=event, **fields)
 
 
-def chained(notes: Iterable[Note], chain: Chain | None = None) -> list[bytes]:
-    chain = Chain() if chain is None else chain
+def chained(notes: Iterable[AuditNote], chain: HashChain | None = None) -> list[bytes]:
+    chain = HashChain() if chain is None else chain
     lines = []
     for each in notes:
         line = chain.seal(each, clean)
@@ -36,12 +44,12 @@ def chained(notes: Iterable[Note], chain: Chain | None = None) -> list[bytes]:
 
 
 def chain_of(length: int) -> list[bytes]:
-    begun = note(Event.CHAIN_BEGUN)
+    begun = note(AuditEvent.CHAIN_BEGUN)
     return chained([begun, *(note(request_id=str(number)) for number in range(1, length))])
 
 
-def verify(*files: list[bytes], noted: str = "") -> tuple[Verifier, Broken | None]:
-    verifier = Verifier(noted)
+def verify(*files: list[bytes], noted: str = "") -> tuple[ChainVerifier, ChainBroken | None]:
+    verifier = ChainVerifier(noted)
     for lines in files:
         broken = verifier.read(lines)
         if broken is not None:
@@ -61,39 +69,39 @@ def first_wrong(*files: list[bytes]) -> int:
 @pytest.mark.parametrize(
     ("kind", "status", "event"),
     [
-        ("", 401, Event.LOGIN_REFUSED),
-        ("kernels", 401, Event.LOGIN_REFUSED),
+        ("", 401, AuditEvent.LOGIN_REFUSED),
+        ("kernels", 401, AuditEvent.LOGIN_REFUSED),
         ("kernels", 200, None),
-        ("kernels", 403, Event.REFUSED),
-        ("kernels", 429, Event.REFUSED),
-        ("", 429, Event.REFUSED),
+        ("kernels", 403, AuditEvent.REFUSED),
+        ("kernels", 429, AuditEvent.REFUSED),
+        ("", 429, AuditEvent.REFUSED),
         ("kernel", 404, None),
         ("kernels", 503, None),
         ("", 404, None),
         ("", 400, None),
         ("", 500, None),
-        ("start", 201, Event.KERNEL_STARTED),
-        ("start", 400, Event.REFUSED),
-        ("start", 403, Event.REFUSED),
-        ("start", 500, Event.FAILED),
-        ("start", 503, Event.FAILED),
-        ("stop", 204, Event.KERNEL_STOPPED),
-        ("stop", 404, Event.REFUSED),
-        ("channels", 101, Event.CHANNELS_OPENED),
-        ("channels", 404, Event.REFUSED),
-        ("interrupt", 204, Event.KERNEL_INTERRUPTED),
-        ("restart", 200, Event.KERNEL_RESTARTED),
-        ("grant", 204, Event.GRANTED),
-        ("revoke", 204, Event.GRANT_TAKEN),
+        ("start", 201, AuditEvent.KERNEL_STARTED),
+        ("start", 400, AuditEvent.REFUSED),
+        ("start", 403, AuditEvent.REFUSED),
+        ("start", 500, AuditEvent.FAILED),
+        ("start", 503, AuditEvent.FAILED),
+        ("stop", 204, AuditEvent.KERNEL_STOPPED),
+        ("stop", 404, AuditEvent.REFUSED),
+        ("channels", 101, AuditEvent.CHANNELS_OPENED),
+        ("channels", 404, AuditEvent.REFUSED),
+        ("interrupt", 204, AuditEvent.KERNEL_INTERRUPTED),
+        ("restart", 200, AuditEvent.KERNEL_RESTARTED),
+        ("grant", 204, AuditEvent.GRANTED),
+        ("revoke", 204, AuditEvent.GRANT_TAKEN),
         ("no-such-kind", 200, None),
     ],
 )
-def test_which_answers_leave_a_line(kind: str, status: int, event: Event | None) -> None:
+def test_which_answers_leave_a_line(kind: str, status: int, event: AuditEvent | None) -> None:
     assert judge(kind, status) is event
 
 
 def test_somebody_known_on_a_cluster_that_is_not_theirs_leaves_a_line() -> None:
-    assert judge("", 404, outside=True) is Event.REFUSED
+    assert judge("", 404, outside=True) is AuditEvent.REFUSED
     assert judge("", 400, outside=True) is None
     assert judge("", 200, outside=True) is None
 
@@ -120,8 +128,8 @@ def test_every_kind_that_changes_something_leaves_a_line() -> None:
 
 
 def test_a_line_has_its_place_its_time_and_what_is_not_empty() -> None:
-    chain = Chain()
-    line = chain.seal(note(Event.CHAIN_BEGUN, status=0, reason=""), clean)
+    chain = HashChain()
+    line = chain.seal(note(AuditEvent.CHAIN_BEGUN, status=0, reason=""), clean)
     assert json.loads(line) == {
         "seq": 0,
         "prev": NOTHING,
@@ -144,7 +152,7 @@ def test_who_it_was() -> None:
     assert audit.who(None) == {}
 
 
-TEXTS = [field.name for field in msgspec.structs.fields(Note) if field.type is str]
+TEXTS = [field.name for field in msgspec.structs.fields(AuditNote) if field.type is str]
 NASTY = st.text(st.characters(exclude_categories=[])) | st.sampled_from(
     [
         "\n",
@@ -161,7 +169,7 @@ NASTY = st.text(st.characters(exclude_categories=[])) | st.sampled_from(
 
 @given(st.dictionaries(st.sampled_from(TEXTS), NASTY))
 def test_whatever_is_in_the_fields_a_line_is_one_line_and_bounded(fields: dict[str, Any]) -> None:
-    lines = chained([note(Event.CHAIN_BEGUN), note(**fields), note()])
+    lines = chained([note(AuditEvent.CHAIN_BEGUN), note(**fields), note()])
     for line in lines:
         assert line.count(b"\n") == 1
         assert len(line) < audit.LINE_BYTES
@@ -184,7 +192,7 @@ def test_no_field_shows_a_token(field: str) -> None:
 
 def test_a_chain_goes_on_after_the_last_line_of_a_file() -> None:
     lines = chain_of(3)
-    chain = Chain.after(b"".join(lines))
+    chain = HashChain.after(b"".join(lines))
     assert chain is not None
     assert not chain.torn
     assert verify([*lines, *chained([note()], chain)])[1] is None
@@ -192,7 +200,7 @@ def test_a_chain_goes_on_after_the_last_line_of_a_file() -> None:
 
 def test_a_chain_goes_on_after_a_tail_that_begins_within_a_line() -> None:
     lines = chain_of(3)
-    chain = Chain.after(b"".join(lines)[20:])
+    chain = HashChain.after(b"".join(lines)[20:])
     assert chain is not None
     assert (chain.seq, chain.torn) == (2, False)
     assert verify([*lines, *chained([note()], chain)])[1] is None
@@ -200,7 +208,7 @@ def test_a_chain_goes_on_after_a_tail_that_begins_within_a_line() -> None:
 
 def test_a_last_line_without_its_line_feed_is_whole() -> None:
     lines = chain_of(3)
-    chain = Chain.after(b"".join(lines)[:-1])
+    chain = HashChain.after(b"".join(lines)[:-1])
     assert chain is not None
     assert not chain.torn
     assert verify([*lines, *chained([note()], chain)])[1] is None
@@ -211,10 +219,10 @@ def test_a_last_line_without_its_line_feed_is_whole() -> None:
 def test_a_torn_line_is_noted_and_stays_part_of_the_chain(length: int, cut: int) -> None:
     lines = chain_of(length)
     whole, remains = lines[:-1], lines[-1][:cut]
-    chain = Chain.after(b"".join(whole) + remains)
+    chain = HashChain.after(b"".join(whole) + remains)
     assert chain is not None
     assert chain.torn
-    file = [*whole, remains + b"\n", *chained([note(Event.LINE_TORN), note()], chain)]
+    file = [*whole, remains + b"\n", *chained([note(AuditEvent.LINE_TORN), note()], chain)]
     verifier, broken = verify(file)
     assert (broken, verifier.torn, verifier.lines) == (None, 1, length + 1)
     file[length - 1] = remains[:-1] + b"!\n"
@@ -224,22 +232,24 @@ def test_a_torn_line_is_noted_and_stays_part_of_the_chain(length: int, cut: int)
 def test_even_the_note_of_a_torn_line_may_be_torn() -> None:
     lines = chain_of(3)
     remains = [b'{"seq\n', b'{"seq":3,"prev":"ab\n']
-    after = chained([note(Event.LINE_TORN), note()], Chain.after(b"".join([*lines, *remains])))
+    after = chained(
+        [note(AuditEvent.LINE_TORN), note()], HashChain.after(b"".join([*lines, *remains]))
+    )
     verifier, broken = verify([*lines, *remains, *after])
     assert (broken, verifier.torn) == (None, 2)
     assert first_wrong([*lines, remains[1], *after]) == 3
     # The same in one life of the writer.
-    chain = Chain()
+    chain = HashChain()
     for line in lines:
         chain.take(line)
     for each in remains:
         chain.tear(each[:-1])
-    assert chained([note(Event.LINE_TORN), note()], chain) == after
+    assert chained([note(AuditEvent.LINE_TORN), note()], chain) == after
 
 
 @pytest.mark.parametrize("text", [b"hello\n", b'{"a":1}\n', b"\x00" * 100, b"\n", b'{"seq":1,"pr'])
 def test_a_file_of_something_else_is_not_gone_on_with(text: bytes) -> None:
-    assert Chain.after(text) is None
+    assert HashChain.after(text) is None
 
 
 # --- what verifying finds ---
@@ -284,7 +294,7 @@ def test_two_lines_that_changed_places_are_named(line: int) -> None:
 
 def test_a_line_that_was_put_in_shows_at_the_next() -> None:
     lines = chain_of(5)
-    chain = Chain.after(b"".join(lines[:2]))
+    chain = HashChain.after(b"".join(lines[:2]))
     lines[2:2] = chained([note(principal="token:mallory")], chain)
     assert first_wrong(lines) == 4
 
@@ -297,7 +307,7 @@ def test_a_repeated_line_is_named() -> None:
 
 def test_a_missing_beginning_is_named() -> None:
     _, broken = verify(chain_of(5)[2:])
-    assert broken == Broken(1, "the lines before this one are missing")
+    assert broken == ChainBroken(1, "the lines before this one are missing")
 
 
 def test_a_forged_line_with_the_number_of_the_next_but_another_hash_is_found() -> None:
@@ -316,7 +326,7 @@ def test_a_chain_that_was_cut_at_its_end_lacks_the_noted_line() -> None:
     lines = chain_of(5)
     noted = verify(lines)[0].hash
     assert verify(lines, noted=noted)[0].noted
-    more = chained([note()], Chain.after(b"".join(lines)))
+    more = chained([note()], HashChain.after(b"".join(lines)))
     assert verify([*lines, *more], noted=noted)[0].noted
     verifier, broken = verify(lines[:4], noted=noted)
     assert (broken, verifier.noted) == (None, False)
@@ -324,9 +334,9 @@ def test_a_chain_that_was_cut_at_its_end_lacks_the_noted_line() -> None:
 
 
 def rotated() -> tuple[list[bytes], list[bytes]]:
-    chain = Chain()
-    old = chained([note(Event.CHAIN_BEGUN), note(), note()], chain)
-    return old, chained([note(Event.CHAIN_CONTINUED), note()], chain)
+    chain = HashChain()
+    old = chained([note(AuditEvent.CHAIN_BEGUN), note(), note()], chain)
+    return old, chained([note(AuditEvent.CHAIN_CONTINUED), note()], chain)
 
 
 def test_files_of_one_chain_are_in_order() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.auth.chain import Chain
+from relay.auth.chain import AuthenticatorChain
 from relay.errors import Unauthorized
 from relay.model import Identity, Principal
 
@@ -48,25 +48,25 @@ class Raises:
 
 async def test_the_first_that_knows_decides() -> None:
     second = Knows("T", somebody("second", "mallory"))
-    assert await Chain([Knows("T", ALICE), second]).authenticate("T", NOW) == ALICE
+    assert await AuthenticatorChain([Knows("T", ALICE), second]).authenticate("T", NOW) == ALICE
     assert second.asked == []
 
 
 async def test_the_next_is_asked_when_one_does_not_know() -> None:
     first = Knows("U", somebody("second", "bob"))
-    assert await Chain([first, Knows("T", ALICE)]).authenticate("T", NOW) == ALICE
+    assert await AuthenticatorChain([first, Knows("T", ALICE)]).authenticate("T", NOW) == ALICE
     assert first.asked == [("T", NOW)]
 
 
 @pytest.mark.parametrize("credential", [None, "", "U", "t", "T "])
 async def test_nobody_knows_it(credential: str | None) -> None:
     with pytest.raises(Unauthorized):
-        await Chain([Knows("T", ALICE)]).authenticate(credential, NOW)
+        await AuthenticatorChain([Knows("T", ALICE)]).authenticate(credential, NOW)
 
 
 @pytest.mark.parametrize("credential", [None, "", "T"])
 async def test_an_empty_chain_refuses_everybody(credential: str | None) -> None:
-    for chain in (Chain([]), Chain([], {ALICE.principal: IN_TRUTH})):
+    for chain in (AuthenticatorChain([]), AuthenticatorChain([], {ALICE.principal: IN_TRUTH})):
         with pytest.raises(Unauthorized):
             await chain.authenticate(credential, NOW)
 
@@ -75,7 +75,7 @@ async def test_an_empty_chain_refuses_everybody(credential: str | None) -> None:
 async def test_no_authenticator_is_asked_about_nothing(credential: str | None) -> None:
     careless = Knows("", ALICE)
     with pytest.raises(Unauthorized):
-        await Chain([careless]).authenticate(credential, NOW)
+        await AuthenticatorChain([careless]).authenticate(credential, NOW)
     assert careless.asked == []
 
 
@@ -83,7 +83,7 @@ async def test_no_credential_and_a_wrong_one_are_refused_alike() -> None:
     messages = set()
     for credential in (None, "", "wrong"):
         with pytest.raises(Unauthorized) as caught:
-            await Chain([Knows("T", ALICE)]).authenticate(credential, NOW)
+            await AuthenticatorChain([Knows("T", ALICE)]).authenticate(credential, NOW)
         messages.add(caught.value.message)
     assert len(messages) == 1
 
@@ -92,7 +92,7 @@ async def test_no_credential_and_a_wrong_one_are_refused_alike() -> None:
 async def test_an_error_is_not_passed_over(error: Exception) -> None:
     laxer = Knows("T", ALICE)
     with pytest.raises(type(error)):
-        await Chain([Raises(error), laxer]).authenticate("T", NOW)
+        await AuthenticatorChain([Raises(error), laxer]).authenticate("T", NOW)
     assert laxer.asked == []
 
 
@@ -100,7 +100,7 @@ async def test_an_error_is_not_passed_over(error: Exception) -> None:
 
 
 async def test_an_alias_changes_who_it_is_and_nothing_else() -> None:
-    chain = Chain([Knows("T", ALICE)], {ALICE.principal: IN_TRUTH})
+    chain = AuthenticatorChain([Knows("T", ALICE)], {ALICE.principal: IN_TRUTH})
     found = await chain.authenticate("T", NOW)
     assert found.principal == IN_TRUTH
     # Groups and scopes stay names of the one that vouches for them.
@@ -124,26 +124,28 @@ async def test_an_alias_changes_who_it_is_and_nothing_else() -> None:
     ],
 )
 async def test_an_alias_is_of_one_principal_exactly(other: Principal) -> None:
-    chain = Chain([Knows("T", ALICE)], {other: IN_TRUTH})
+    chain = AuthenticatorChain([Knows("T", ALICE)], {other: IN_TRUTH})
     assert await chain.authenticate("T", NOW) == ALICE
 
 
 async def test_an_alias_does_not_work_backwards() -> None:
-    chain = Chain([Knows("T", ALICE)], {IN_TRUTH: ALICE.principal})
+    chain = AuthenticatorChain([Knows("T", ALICE)], {IN_TRUTH: ALICE.principal})
     assert await chain.authenticate("T", NOW) == ALICE
 
 
 async def test_an_alias_leads_to_no_further_one() -> None:
     further = {ALICE.principal: IN_TRUTH, IN_TRUTH: Principal("third", "root")}
-    assert (await Chain([Knows("T", ALICE)], further).authenticate("T", NOW)).principal == IN_TRUTH
+    assert (
+        await AuthenticatorChain([Knows("T", ALICE)], further).authenticate("T", NOW)
+    ).principal == IN_TRUTH
     round_about = {ALICE.principal: IN_TRUTH, IN_TRUTH: ALICE.principal}
-    found = await Chain([Knows("T", ALICE)], round_about).authenticate("T", NOW)
+    found = await AuthenticatorChain([Knows("T", ALICE)], round_about).authenticate("T", NOW)
     assert found.principal == IN_TRUTH
 
 
 async def test_aliases_are_read_once() -> None:
     aliases = {Principal("first", "bob"): IN_TRUTH}
-    chain = Chain([Knows("T", ALICE)], aliases)
+    chain = AuthenticatorChain([Knows("T", ALICE)], aliases)
     aliases[ALICE.principal] = IN_TRUTH
     assert await chain.authenticate("T", NOW) == ALICE
 
@@ -152,4 +154,4 @@ async def test_aliases_are_read_once() -> None:
 async def test_an_alias_lets_nobody_in(credential: str | None) -> None:
     aliases: dict[Any, Any] = {ALICE.principal: IN_TRUTH, None: IN_TRUTH}
     with pytest.raises(Unauthorized):
-        await Chain([Knows("T", ALICE)], aliases).authenticate(credential, NOW)
+        await AuthenticatorChain([Knows("T", ALICE)], aliases).authenticate(credential, NOW)

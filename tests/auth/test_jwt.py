@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.auth.jwks import ASYMMETRIC, SYMMETRIC, KeySet, from_pem, from_secret
-from relay.auth.jwt import MAX_TOKEN, Issuer, Verifier
+from relay.auth.jwt import MAX_TOKEN, Issuer, JwtVerifier
 from relay.errors import Unauthorized
 from relay.model import Identity, Principal
 from tests.jwts import (
@@ -32,7 +32,7 @@ from tests.jwts import (
 LEEWAY = 30.0
 
 
-def verifier(**changes: Any) -> Verifier:
+def verifier(**changes: Any) -> JwtVerifier:
     settings: dict[str, Any] = {
         "name": "corp",
         "issuer": ISSUER,
@@ -45,7 +45,7 @@ def verifier(**changes: Any) -> Verifier:
         "groups": None,
         "scopes": None,
     }
-    return Verifier(Issuer(**{**settings, **changes}))
+    return JwtVerifier(Issuer(**{**settings, **changes}))
 
 
 VERIFIER = verifier()
@@ -53,7 +53,7 @@ KEYS = KeySet([from_pem(public_pem(private_key("RS256")), ["RS256"], "one")])
 
 
 def identity(
-    text: str, now: float = NOW, verifier: Verifier = VERIFIER, keys: KeySet = KEYS
+    text: str, now: float = NOW, verifier: JwtVerifier = VERIFIER, keys: KeySet = KEYS
 ) -> Identity | None:
     found = verifier.read(text)
     if found is None:

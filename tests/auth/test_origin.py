@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.origin import Origins, Page, check_origin
+from relay.auth.origin import OriginMatch, Origins, check_origin
 
 HOST = "relay.example:8443"
 OWN = f"https://{HOST}"
@@ -13,7 +13,7 @@ ORIGINS = Origins(LISTED)
 
 
 def test_who_says_nothing_of_a_page_is_none() -> None:
-    assert ORIGINS.judge([], HOST) is Page.NONE
+    assert ORIGINS.judge([], HOST) is OriginMatch.NONE
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_who_says_nothing_of_a_page_is_none() -> None:
     ],
 )
 def test_its_own_pages(origin: str, host: str) -> None:
-    assert ORIGINS.judge([origin], host) is Page.OWN
+    assert ORIGINS.judge([origin], host) is OriginMatch.OWN
 
 
 @pytest.mark.parametrize("origin", LISTED)
 def test_the_pages_of_the_list(origin: str) -> None:
-    assert ORIGINS.judge([origin], HOST) is Page.LISTED
+    assert ORIGINS.judge([origin], HOST) is OriginMatch.LISTED
 
 
 OTHERS = (
@@ -89,25 +89,25 @@ ODD = (
 
 @pytest.mark.parametrize("origin", [*OTHERS, *ODD])
 def test_everything_else_is_foreign(origin: str) -> None:
-    assert ORIGINS.judge([origin], HOST) is Page.FOREIGN
+    assert ORIGINS.judge([origin], HOST) is OriginMatch.FOREIGN
 
 
 @pytest.mark.parametrize(
     "origins", [[OWN, OWN], [*LISTED], [OWN, "https://elsewhere.example"], ["null", LISTED[0]]]
 )
 def test_who_says_it_twice_is_foreign(origins: list[str]) -> None:
-    assert ORIGINS.judge(origins, HOST) is Page.FOREIGN
+    assert ORIGINS.judge(origins, HOST) is OriginMatch.FOREIGN
 
 
 @pytest.mark.parametrize("origin", ["https://", "https:///", "", "null"])
 def test_without_a_host_there_is_no_own(origin: str) -> None:
-    assert Origins().judge([origin], "") is Page.FOREIGN
+    assert Origins().judge([origin], "") is OriginMatch.FOREIGN
 
 
 @given(st.text())
 def test_no_text_is_of_a_list_that_does_not_have_it(origin: str) -> None:
     judged = ORIGINS.judge([origin], HOST)
-    assert judged is (Page.LISTED if origin in LISTED else Page.FOREIGN)
+    assert judged is (OriginMatch.LISTED if origin in LISTED else OriginMatch.FOREIGN)
 
 
 @given(st.text(alphabet="https:/lab.exmp[]10@?#*", max_size=30))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.ownership import Access, Grant, Possession, access, grantee, no_such_kernel
+from relay.auth.ownership import Access, Grant, KernelOwnership, access, grantee, no_such_kernel
 from relay.auth.policy import Action, Rights
 from relay.errors import Forbidden, NotFound
 from relay.model import Principal
@@ -32,8 +32,8 @@ WHO: Final[dict[str, tuple[Principal, Rights, dict[str, Grant], set[str]]]] = {
 }
 
 
-def kernel(grants: dict[str, Grant] | None = None) -> Possession:
-    return Possession(owner="token:ada", kernelspec="python3", grants=grants or {})
+def kernel(grants: dict[str, Grant] | None = None) -> KernelOwnership:
+    return KernelOwnership(owner="token:ada", kernelspec="python3", grants=grants or {})
 
 
 def allows(found: Access, actions: Collection[Action]) -> int:
@@ -137,7 +137,7 @@ def test_without_rights_nobody_may_anything(
 ) -> None:
     someone = Principal("token", name)
     for each in (owner, str(someone)):
-        possession = Possession(
+        possession = KernelOwnership(
             owner=each, kernelspec="python3", grants=grants | {str(someone): Grant.USE}
         )
         assert access(someone, Rights(), possession).actions == frozenset()
@@ -149,7 +149,7 @@ def test_without_a_grant_others_may_nothing(
 ) -> None:
     someone = Principal("token", name)
     grants.pop(str(someone), None)
-    possession = Possession(owner=f"hub:{owner}", kernelspec="python3", grants=grants)
+    possession = KernelOwnership(owner=f"hub:{owner}", kernelspec="python3", grants=grants)
     assert access(someone, rights, possession) == Access()
 
 

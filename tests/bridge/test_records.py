@@ -18,18 +18,18 @@ from relay.bridge.records import (
     Attached,
     Call,
     Close,
-    Departure,
     Detach,
+    Disconnect,
     Entry,
     Failure,
-    Figures,
     Gap,
-    Kind,
+    HolderFigures,
     Phase,
     Position,
     Read,
     Reading,
     RecordError,
+    RecordKind,
     RecordReader,
     RecordTooLarge,
     Result,
@@ -55,10 +55,10 @@ HUGE = [2**31, 2**32 - 1]
 HUGE_64 = [*HUGE, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 
 POSITION = Position("0f" * 16, 2**53, 3)
-STRUCTS: list[tuple[Kind, msgspec.Struct]] = [
-    (Kind.ATTACH, Attach(link="ab" * 16, principal="token:ada")),
+STRUCTS: list[tuple[RecordKind, msgspec.Struct]] = [
+    (RecordKind.ATTACH, Attach(link="ab" * 16, principal="token:ada")),
     (
-        Kind.ATTACH,
+        RecordKind.ATTACH,
         Attach(
             link="ab" * 16,
             principal="token:ada",
@@ -68,14 +68,14 @@ STRUCTS: list[tuple[Kind, msgspec.Struct]] = [
             request_id="r",
         ),
     ),
-    (Kind.ATTACHED, Attached(position=POSITION, acknowledged=2**63)),
-    (Kind.CLOSE, Close(1011, 'why "so"')),
-    (Kind.DETACH, Detach(departure=Departure.GOODBYE, seq=4, fragment=1)),
-    (Kind.CALL, Call(id=7, op="interrupt", request_id="r")),
-    (Kind.RESULT, Result(id=7)),
-    (Kind.RESULT, Result(id=7, failure=Failure("no", "Kernel error", 504))),
+    (RecordKind.ATTACHED, Attached(position=POSITION, acknowledged=2**63)),
+    (RecordKind.CLOSE, Close(1011, 'why "so"')),
+    (RecordKind.DETACH, Detach(departure=Disconnect.GOODBYE, seq=4, fragment=1)),
+    (RecordKind.CALL, Call(id=7, op="interrupt", request_id="r")),
+    (RecordKind.RESULT, Result(id=7)),
+    (RecordKind.RESULT, Result(id=7, failure=Failure("no", "Kernel error", 504))),
     (
-        Kind.STATUS,
+        RecordKind.STATUS,
         Status(
             phase=Phase.FAILED,
             name="python3",
@@ -87,7 +87,7 @@ STRUCTS: list[tuple[Kind, msgspec.Struct]] = [
         ),
     ),
     (
-        Kind.STATUS,
+        RecordKind.STATUS,
         Status(
             phase=Phase.READY,
             name="python3",
@@ -95,15 +95,17 @@ STRUCTS: list[tuple[Kind, msgspec.Struct]] = [
             execution_state="idle",
             last_activity=1.5,
             connections=0,
-            figures=Figures(journal_bytes=2**40, journal_problem="full", limit_hits={"a.b": 3}),
+            figures=HolderFigures(
+                journal_bytes=2**40, journal_problem="full", limit_hits={"a.b": 3}
+            ),
         ),
     ),
     (
-        Kind.READ,
+        RecordKind.READ,
         Read(after=2**60, limit=None, follow=True, message_bytes=2**30, request_id="r"),
     ),
-    (Kind.READING, Reading(epoch="a1b2c3d4e5f6", last_seq=7)),
-    (Kind.GAP, Gap(messages=3, seq=9, setting=None)),
+    (RecordKind.READING, Reading(epoch="a1b2c3d4e5f6", last_seq=7)),
+    (RecordKind.GAP, Gap(messages=3, seq=9, setting=None)),
 ]
 
 numbers = st.integers(0, 2**64 - 1)
@@ -118,13 +120,13 @@ messages = st.builds(
 entries = st.lists(st.builds(Entry, numbers, channels, parts), max_size=6)
 
 
-def only(data: bytes) -> tuple[Kind, bytes]:
+def only(data: bytes) -> tuple[RecordKind, bytes]:
     """The one record in ``data``."""
     (found,) = RecordReader(LIMIT).feed(data)
     return found
 
 
-def payload_of(data: bytes, kind: Kind) -> bytes:
+def payload_of(data: bytes, kind: RecordKind) -> bytes:
     found, payload = only(data)
     assert found is kind
     return payload
@@ -134,31 +136,31 @@ def payload_of(data: bytes, kind: Kind) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "struct_"), STRUCTS)
-def test_a_struct_comes_back(kind: Kind, struct_: msgspec.Struct) -> None:
+def test_a_struct_comes_back(kind: RecordKind, struct_: msgspec.Struct) -> None:
     payload = payload_of(struct_record(kind, struct_), kind)
     assert read_struct(payload, type(struct_)) == struct_
 
 
-@given(numbers, st.sampled_from([Kind.ACK, Kind.PROVED]))
-def test_a_number_comes_back(number: int, kind: Kind) -> None:
+@given(numbers, st.sampled_from([RecordKind.ACK, RecordKind.PROVED]))
+def test_a_number_comes_back(number: int, kind: RecordKind) -> None:
     assert read_number(payload_of(number_record(kind, number), kind)) == number
 
 
 @given(numbers, st.integers(0, 2**32 - 1), st.lists(st.binary(max_size=40), max_size=4))
 def test_frames_come_back(seq: int, fragment: int, frames: list[bytes]) -> None:
-    payload = payload_of(frames_record(seq, fragment, frames), Kind.FRAMES)
+    payload = payload_of(frames_record(seq, fragment, frames), RecordKind.FRAMES)
     assert read_frames(payload) == (seq, fragment, memoryview(b"".join(frames)))
 
 
 @given(numbers, st.booleans(), st.binary(max_size=100))
 def test_a_clients_message_comes_back(number: int, text: bool, message: bytes) -> None:
-    payload = payload_of(message_record(number, text=text, payload=message), Kind.MESSAGE)
+    payload = payload_of(message_record(number, text=text, payload=message), RecordKind.MESSAGE)
     assert read_message(payload) == (number, text, memoryview(message))
 
 
 @given(numbers, messages)
 def test_a_submission_comes_back(number: int, message: Message) -> None:
-    payload = payload_of(submit_record(number, message), Kind.SUBMIT)
+    payload = payload_of(submit_record(number, message), RecordKind.SUBMIT)
     found, channel, cut = read_submit(payload)
     assert (found, channel) == (number, message.channel)
     header, parent, metadata, content, *buffers = cut
@@ -167,12 +169,12 @@ def test_a_submission_comes_back(number: int, message: Message) -> None:
 
 @given(entries)
 def test_entries_come_back(several: list[Entry]) -> None:
-    payload = payload_of(entries_record(several), Kind.ENTRIES)
+    payload = payload_of(entries_record(several), RecordKind.ENTRIES)
     assert list(read_entries(payload)) == several
 
 
-@pytest.mark.parametrize("kind", [Kind.PING, Kind.PONG])
-def test_an_empty_record_comes_back(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [RecordKind.PING, RecordKind.PONG])
+def test_an_empty_record_comes_back(kind: RecordKind) -> None:
     assert only(record(kind)) == (kind, b"")
 
 
@@ -182,8 +184,8 @@ def test_the_layout_is_what_the_docstrings_say() -> None:
     lengths = struct.pack("<I5Q", 5, 1, 2, 0, 1, 2)
     body = lengths + b"hppcbb"
     expected = {
-        record(Kind.PONG): "00000000 0f",
-        number_record(Kind.ACK, 258): "08000000 05 0201000000000000",
+        record(RecordKind.PONG): "00000000 0f",
+        number_record(RecordKind.ACK, 258): "08000000 05 0201000000000000",
         frames_record(1, 2, [b"\x81\x00"]): "0e000000 03 0100000000000000 02000000 8100",
         message_record(3, text=True, payload=b"{}"): "0b000000 04 0300000000000000 01 7b7d",
         submit_record(4, message): f"3b000000 0a 0400000000000000 02 {body.hex()}",
@@ -194,7 +196,7 @@ def test_the_layout_is_what_the_docstrings_say() -> None:
     assert {data: bytes.fromhex(layout) for data, layout in expected.items()} == {
         data: data for data in expected
     }
-    assert [(kind.name, kind.value) for kind in Kind] == [
+    assert [(kind.name, kind.value) for kind in RecordKind] == [
         *(("ATTACH", 1), ("ATTACHED", 2), ("FRAMES", 3), ("MESSAGE", 4), ("ACK", 5)),
         *(("PROVED", 6), ("CLOSE", 7), ("DETACH", 8), ("ENTRIES", 9), ("SUBMIT", 10)),
         *(("CALL", 11), ("RESULT", 12), ("STATUS", 13), ("PING", 14), ("PONG", 15)),
@@ -203,9 +205,9 @@ def test_the_layout_is_what_the_docstrings_say() -> None:
 
 
 def test_what_is_cut_out_of_a_record_is_not_copied() -> None:
-    payload = payload_of(frames_record(1, 0, [b"x" * 10]), Kind.FRAMES)
+    payload = payload_of(frames_record(1, 0, [b"x" * 10]), RecordKind.FRAMES)
     assert read_frames(payload)[2].obj is payload
-    payload = payload_of(entries_record([Entry(1, Channel.SHELL, (b"x",) * 4)]), Kind.ENTRIES)
+    payload = payload_of(entries_record([Entry(1, Channel.SHELL, (b"x",) * 4)]), RecordKind.ENTRIES)
     (entry,) = read_entries(payload)
     assert all(isinstance(part, memoryview) and part.obj is payload for part in entry.parts)
 
@@ -356,11 +358,11 @@ def test_entries_with_a_changed_byte_are_read_or_refused(
 # The reader
 
 STREAM = [
-    (Kind.ATTACH, msgspec.json.encode(Attach(link="ab", principal="token:ada"))),
-    (Kind.PING, b""),
-    (Kind.ACK, struct.pack("<Q", 3)),
-    (Kind.FRAMES, bytes(300)),
-    (Kind.PONG, b""),
+    (RecordKind.ATTACH, msgspec.json.encode(Attach(link="ab", principal="token:ada"))),
+    (RecordKind.PING, b""),
+    (RecordKind.ACK, struct.pack("<Q", 3)),
+    (RecordKind.FRAMES, bytes(300)),
+    (RecordKind.PONG, b""),
 ]
 BYTES = b"".join(record(kind, payload) for kind, payload in STREAM)
 
@@ -384,11 +386,11 @@ def test_a_stream_byte_by_byte_gives_each_record_with_its_last_byte() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=50)), max_size=10),
+    st.lists(st.tuples(st.sampled_from(RecordKind), st.binary(max_size=50)), max_size=10),
     st.lists(st.integers(1, 60)),
 )
 def test_a_stream_in_any_pieces_gives_the_same_records(
-    stream: list[tuple[Kind, bytes]], sizes: list[int]
+    stream: list[tuple[RecordKind, bytes]], sizes: list[int]
 ) -> None:
     data = b"".join(record(kind, payload) for kind, payload in stream)
     reader, found, rest = RecordReader(LIMIT), [], data
@@ -399,22 +401,24 @@ def test_a_stream_in_any_pieces_gives_the_same_records(
 
 
 def test_records_are_the_readers_own_copy() -> None:
-    data = bytearray(record(Kind.FRAMES, b"abc"))
+    data = bytearray(record(RecordKind.FRAMES, b"abc"))
     ((_, payload),) = RecordReader(LIMIT).feed(memoryview(data))
     data[-1] = 0
     assert payload == b"abc"
 
 
 def test_the_limit_is_the_payloads() -> None:
-    assert RecordReader(10).feed(record(Kind.FRAMES, bytes(10))) == [(Kind.FRAMES, bytes(10))]
+    assert RecordReader(10).feed(record(RecordKind.FRAMES, bytes(10))) == [
+        (RecordKind.FRAMES, bytes(10))
+    ]
     with pytest.raises(RecordTooLarge) as caught:
-        RecordReader(10).feed(record(Kind.FRAMES, bytes(11)))
+        RecordReader(10).feed(record(RecordKind.FRAMES, bytes(11)))
     assert (caught.value.size, caught.value.limit) == (11, 10)
 
 
 @pytest.mark.parametrize("length", [LIMIT + 1, *HUGE])
 def test_a_hostile_length_is_refused_before_its_payload_comes(length: int) -> None:
-    header = HEADER.pack(length, Kind.FRAMES)
+    header = HEADER.pack(length, RecordKind.FRAMES)
     reader = RecordReader(LIMIT)
     tracemalloc.start()
     try:

@@ -12,28 +12,28 @@ from relay.bridge.events import (
     Acknowledge,
     Action,
     Append,
-    Attached,
-    Detached,
+    ClientAttached,
+    ClientDetached,
+    CloseConnection,
+    DeliveryProved,
     Discard,
-    End,
     Event,
-    Forgot,
+    Evicted,
     Forward,
     HolderLost,
     KernelLost,
-    Proved,
-    Published,
-    Start,
-    Submitted,
+    MessagePublished,
+    MessageSubmitted,
+    StartReading,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Departure, Position
+from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.session import (
-    EVERYBODY,
+    BROADCAST,
     REPLACED,
+    ClientSessions,
     SessionLimits,
-    Sessions,
-    Table,
+    SessionsSnapshot,
     session_key,
 )
 from tests.playbook import Playbook
@@ -71,9 +71,9 @@ def start(
     acknowledged: int,
     *others: bytes,
     poison: bool = False,
-) -> Start:
-    audiences = frozenset((EVERYBODY, own, *others))
-    return Start(connection, audiences, position, acknowledged, poison)
+) -> StartReading:
+    audiences = frozenset((BROADCAST, own, *others))
+    return StartReading(connection, audiences, position, acknowledged, poison)
 
 
 def limits(sessions: int = 10, requests: int = 10, repeats: int = 10) -> SessionLimits:
@@ -87,49 +87,49 @@ def limits(sessions: int = 10, requests: int = 10, repeats: int = 10) -> Session
 
 
 def play(seq: int = 0, limit: int = 10, request_limit: int = 10) -> Playbook[Event, Action]:
-    return played(Sessions(EPOCH, limits(limit, request_limit), seq))
+    return played(ClientSessions(EPOCH, limits(limit, request_limit), seq))
 
 
-def played(sessions: Sessions, now: float = 0.0) -> Playbook[Event, Action]:
+def played(sessions: ClientSessions, now: float = 0.0) -> Playbook[Event, Action]:
     return Playbook(lambda event: sessions.handle(event, now))
 
 
-def ask(connection: int, number: int, msg_id: str = "m", session: str = "k") -> Submitted:
-    return Submitted(connection, number, SHELL, msg_id, session, "execute_request")
+def ask(connection: int, number: int, msg_id: str = "m", session: str = "k") -> MessageSubmitted:
+    return MessageSubmitted(connection, number, SHELL, msg_id, session, "execute_request")
 
 
-def reply(msg_id: str = "m", session: str = "k") -> Published:
-    return Published(SHELL, msg_id, session)
+def reply(msg_id: str = "m", session: str = "k") -> MessagePublished:
+    return MessagePublished(SHELL, msg_id, session)
 
 
-PRINT = Published(IOPUB, "m", "k")
+PRINT = MessagePublished(IOPUB, "m", "k")
 
 
 def test_iopub_goes_to_everybody_and_a_reply_to_who_asked() -> None:
     (
         play()
-        >> Attached(1, attach("a"))
+        >> ClientAttached(1, attach("a"))
         << [start(1, key("a"), at(0), 0)]
-        >> Attached(2, attach("b", link="l2"))
+        >> ClientAttached(2, attach("b", link="l2"))
         << [start(2, key("b"), at(0), 0)]
         >> ask(2, 1)
         << [Forward(), Acknowledge(2, 1)]
         >> PRINT
-        << [Append(1, EVERYBODY)]
+        << [Append(1, BROADCAST)]
         >> reply()
         << [Append(2, key("b"))]
         >> PRINT
-        << [Append(3, EVERYBODY)]
+        << [Append(3, BROADCAST)]
     )
 
 
 def test_a_reply_on_control_goes_to_who_asked() -> None:
     (
         play()
-        >> Attached(1, attach())
-        >> Submitted(1, 1, CONTROL, "i", "k", "interrupt_request")
+        >> ClientAttached(1, attach())
+        >> MessageSubmitted(1, 1, CONTROL, "i", "k", "interrupt_request")
         << [Forward(), Acknowledge(1, 1)]
-        >> Published(CONTROL, "i", "k")
+        >> MessagePublished(CONTROL, "i", "k")
         << [Append(1, key())]
     )
 
@@ -137,7 +137,7 @@ def test_a_reply_on_control_goes_to_who_asked() -> None:
 def test_what_answers_nobody_is_discarded_and_takes_no_seq() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1, "m", "k")
         >> reply("other", "k")
         << [Discard()]
@@ -145,7 +145,7 @@ def test_what_answers_nobody_is_discarded_and_takes_no_seq() -> None:
         << [Discard()]
         >> reply("", "")
         << [Discard()]
-        >> Published(STDIN, "other", "k")
+        >> MessagePublished(STDIN, "other", "k")
         << [Discard()]
         >> reply("m", "k")
         << [Append(1, key())]
@@ -157,8 +157,8 @@ def test_what_answers_nobody_is_discarded_and_takes_no_seq() -> None:
 def test_two_clients_that_send_the_same_ids_are_answered_in_turn() -> None:
     (
         play()
-        >> Attached(1, attach("a"))
-        >> Attached(2, attach("b", link="l2"))
+        >> ClientAttached(1, attach("a"))
+        >> ClientAttached(2, attach("b", link="l2"))
         >> ask(1, 1)
         >> ask(2, 1)
         >> reply()
@@ -173,13 +173,13 @@ def test_two_clients_that_send_the_same_ids_are_answered_in_turn() -> None:
 def test_a_reply_finds_a_session_that_is_away() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1)
-        >> Detached(1)
+        >> ClientDetached(1)
         << []
         >> reply()
         << [Append(1, key())]
-        >> Attached(2, attach(link="l2"))
+        >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(0), 0)]
     )
 
@@ -187,7 +187,7 @@ def test_a_reply_finds_a_session_that_is_away() -> None:
 def test_an_empty_session_in_the_header_is_a_session_like_others() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1, "m", "")
         << [Forward(), Acknowledge(1, 1)]
         >> reply("m", "")
@@ -198,20 +198,20 @@ def test_an_empty_session_in_the_header_is_a_session_like_others() -> None:
 def test_a_question_on_stdin_goes_to_who_runs_the_cell() -> None:
     (
         play()
-        >> Attached(1, attach("a"))
-        >> Attached(2, attach("b", link="l2"))
+        >> ClientAttached(1, attach("a"))
+        >> ClientAttached(2, attach("b", link="l2"))
         >> ask(1, 1)
         >> ask(2, 1)
-        >> Published(STDIN, "m", "k")
+        >> MessagePublished(STDIN, "m", "k")
         << [Append(1, key("a"))]
-        >> Published(STDIN, "m", "k")
+        >> MessagePublished(STDIN, "m", "k")
         << [Append(2, key("a"))]
         # The answer is no request: the execute_reply is still the first client's.
-        >> Submitted(1, 2, STDIN, "m", "k", "input_reply")
+        >> MessageSubmitted(1, 2, STDIN, "m", "k", "input_reply")
         << [Forward(), Acknowledge(1, 2)]
         >> reply()
         << [Append(3, key("a"))]
-        >> Published(STDIN, "m", "k")
+        >> MessagePublished(STDIN, "m", "k")
         << [Append(4, key("b"))]
         >> reply()
         << [Append(5, key("b"))]
@@ -223,8 +223,8 @@ def test_a_question_on_stdin_goes_to_who_runs_the_cell() -> None:
 def test_nothing_is_sent_to_a_kernels_iopub() -> None:
     (
         play()
-        >> Attached(1, attach())
-        >> Submitted(1, 1, IOPUB, "m", "k", "execute_request")
+        >> ClientAttached(1, attach())
+        >> MessageSubmitted(1, 1, IOPUB, "m", "k", "execute_request")
         << [Acknowledge(1, 1)]
         >> reply()
         << [Discard()]
@@ -233,9 +233,9 @@ def test_nothing_is_sent_to_a_kernels_iopub() -> None:
 
 @pytest.mark.parametrize("msg_type", ["comm_open", "comm_msg", "comm_close"])
 def test_what_no_kernel_replies_to_forgets_no_request(msg_type: str) -> None:
-    book = play(request_limit=2) >> Attached(1, attach()) >> ask(1, 1)
+    book = play(request_limit=2) >> ClientAttached(1, attach()) >> ask(1, 1)
     for number in range(2, 10):
-        event = Submitted(1, number, SHELL, f"c{number}", "k", msg_type)
+        event = MessageSubmitted(1, number, SHELL, f"c{number}", "k", msg_type)
         book >> event << [Forward(), Acknowledge(1, number)]
     book >> reply() << [Append(1, key())]
 
@@ -243,13 +243,13 @@ def test_what_no_kernel_replies_to_forgets_no_request(msg_type: str) -> None:
 def test_repeats_on_the_same_link_are_acknowledged_and_dropped() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1)
         >> ask(1, 2, "n")
         << [Forward(), Acknowledge(1, 2)]
-        >> Detached(1)
+        >> ClientDetached(1)
         # The same link through another agent, which repeats what was not acknowledged.
-        >> Attached(2, attach(position=at(0)))
+        >> ClientAttached(2, attach(position=at(0)))
         << [start(2, key(), at(0), 2)]
         >> ask(2, 1)
         << [Acknowledge(2, 1)]
@@ -267,10 +267,10 @@ def test_repeats_on_the_same_link_are_acknowledged_and_dropped() -> None:
 def test_a_new_link_of_the_same_session_counts_from_one() -> None:
     (
         play()
-        >> Attached(1, attach(link="l1"))
+        >> ClientAttached(1, attach(link="l1"))
         >> ask(1, 1)
-        >> Detached(1, Departure.GOODBYE)
-        >> Attached(2, attach(link="l2"))
+        >> ClientDetached(1, Disconnect.GOODBYE)
+        >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(0), 0)]
         >> ask(2, 1, "n")
         << [Forward(), Acknowledge(2, 1)]
@@ -280,56 +280,56 @@ def test_a_new_link_of_the_same_session_counts_from_one() -> None:
 def test_the_newest_connection_of_a_session_wins() -> None:
     (
         play()
-        >> Attached(1, attach(link="l1"))
+        >> ClientAttached(1, attach(link="l1"))
         >> ask(1, 1)
-        >> Attached(2, attach(link="l2"))
-        << [End(1, *REPLACED), start(2, key(), at(0), 0)]
+        >> ClientAttached(2, attach(link="l2"))
+        << [CloseConnection(1, *REPLACED), start(2, key(), at(0), 0)]
         # What the old one still sends is for nobody, and so is its proof.
         >> ask(1, 2, "n")
         << []
         >> PRINT
-        >> Proved(1, 1)
+        >> DeliveryProved(1, 1)
         << []
-        >> Detached(1, Departure.GOODBYE)
+        >> ClientDetached(1, Disconnect.GOODBYE)
         << []
         >> ask(2, 1, "o")
         << [Forward(), Acknowledge(2, 1)]
         # A reply to what the old one asked is the session's all the same.
         >> reply("m")
         << [Append(2, key())]
-        >> Attached(3, attach(link="l3"))
-        << [End(2, *REPLACED), start(3, key(), at(0), 0)]
+        >> ClientAttached(3, attach(link="l3"))
+        << [CloseConnection(2, *REPLACED), start(3, key(), at(0), 0)]
     )
 
 
 def test_a_replaced_link_that_comes_again_takes_nothing_back() -> None:
     (
         play()
-        >> Attached(1, attach(link="l1"))
+        >> ClientAttached(1, attach(link="l1"))
         >> ask(1, 1)
-        >> Attached(2, attach(link="l2"))
+        >> ClientAttached(2, attach(link="l2"))
         >> PRINT
-        >> Attached(3, attach(link="l1", position=at(1)))
-        << [start(3, key(), at(1), 0), End(3, *REPLACED)]
+        >> ClientAttached(3, attach(link="l1", position=at(1)))
+        << [start(3, key(), at(1), 0), CloseConnection(3, *REPLACED)]
         >> ask(3, 2, "n")
         << []
-        >> Detached(3)
+        >> ClientDetached(3)
         << []
         >> ask(2, 1, "n")
         << [Forward(), Acknowledge(2, 1)]
         # The newest may come again as often as it likes.
-        >> Attached(4, attach(link="l2", position=at(1)))
-        << [End(2, *REPLACED), start(4, key(), at(1), 1)]
+        >> ClientAttached(4, attach(link="l2", position=at(1)))
+        << [CloseConnection(2, *REPLACED), start(4, key(), at(1), 1)]
     )
 
 
 def test_the_old_connection_of_a_link_is_ended_when_it_comes_again() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1)
-        >> Attached(2, attach(position=at(0)))
-        << [End(1, *REPLACED), start(2, key(), at(0), 1)]
+        >> ClientAttached(2, attach(position=at(0)))
+        << [CloseConnection(1, *REPLACED), start(2, key(), at(0), 1)]
     )
 
 
@@ -337,8 +337,8 @@ def test_sessions_of_two_principals_are_two() -> None:
     assert key("s", ADA) != key("s", BOB)
     (
         play()
-        >> Attached(1, attach("s", principal=ADA))
-        >> Attached(2, attach("s", principal=BOB))
+        >> ClientAttached(1, attach("s", principal=ADA))
+        >> ClientAttached(2, attach("s", principal=BOB))
         << [start(2, key("s", BOB), at(0), 0)]
     )
 
@@ -362,9 +362,9 @@ def test_a_session_id_that_is_no_unicode_has_a_key() -> None:
 def test_without_a_session_id_each_link_is_a_session() -> None:
     (
         play()
-        >> Attached(1, attach("", "l1"))
+        >> ClientAttached(1, attach("", "l1"))
         << [start(1, key_of_link("l1"), at(0), 0)]
-        >> Attached(2, attach("", "l2"))
+        >> ClientAttached(2, attach("", "l2"))
         << [start(2, key_of_link("l2"), at(0), 0)]
         >> ask(2, 1)
         >> reply()
@@ -380,16 +380,16 @@ def test_a_session_id_cannot_name_somebodys_link() -> None:
 def test_a_link_without_session_id_lives_on_when_it_breaks_off() -> None:
     (
         play()
-        >> Attached(1, attach("", "l1"))
+        >> ClientAttached(1, attach("", "l1"))
         >> PRINT
-        >> Proved(1, 1)
+        >> DeliveryProved(1, 1)
         >> PRINT
-        >> Detached(1)
-        >> Attached(2, attach("", "l1"))
+        >> ClientDetached(1)
+        >> ClientAttached(2, attach("", "l1"))
         << [start(2, key_of_link("l1"), at(1), 0)]
-        >> Detached(2, Departure.GOODBYE)
+        >> ClientDetached(2, Disconnect.GOODBYE)
         # Nobody can mean it now: a new one begins at the head.
-        >> Attached(3, attach("", "l1"))
+        >> ClientAttached(3, attach("", "l1"))
         << [start(3, key_of_link("l1"), at(2), 0)]
     )
 
@@ -397,41 +397,41 @@ def test_a_link_without_session_id_lives_on_when_it_breaks_off() -> None:
 def test_a_named_session_outlives_a_goodbye() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> PRINT
-        >> Detached(1, Departure.GOODBYE)
-        >> Attached(2, attach(link="l2"))
+        >> ClientDetached(1, Disconnect.GOODBYE)
+        >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(0), 0)]
     )
 
 
 def test_a_new_session_begins_at_the_head() -> None:
-    play(seq=41) >> PRINT >> Attached(1, attach()) << [start(1, key(), at(42), 0)]
+    play(seq=41) >> PRINT >> ClientAttached(1, attach()) << [start(1, key(), at(42), 0)]
 
 
 def test_the_cursor_moves_only_on_proof_and_only_forwards() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> PRINT
         >> PRINT
         >> PRINT
-        >> Attached(2, attach(link="l2"))
-        << [End(1, *REPLACED), start(2, key(), at(0), 0)]
-        >> Proved(2, 2)
+        >> ClientAttached(2, attach(link="l2"))
+        << [CloseConnection(1, *REPLACED), start(2, key(), at(0), 0)]
+        >> DeliveryProved(2, 2)
         << []
-        >> Proved(2, 1)
+        >> DeliveryProved(2, 1)
         << []
-        >> Attached(3, attach(link="l3"))
-        << [End(2, *REPLACED), start(3, key(), at(2), 0)]
+        >> ClientAttached(3, attach(link="l3"))
+        << [CloseConnection(2, *REPLACED), start(3, key(), at(2), 0)]
         # Of what has not been printed yet there is no proof.
-        >> Proved(3, 4)
+        >> DeliveryProved(3, 4)
         << []
-        >> Attached(4, attach(link="l4"))
-        << [End(3, *REPLACED), start(4, key(), at(2), 0)]
-        >> Proved(4, 3)
-        >> Attached(5, attach(link="l5"))
-        << [End(4, *REPLACED), start(5, key(), at(3), 0)]
+        >> ClientAttached(4, attach(link="l4"))
+        << [CloseConnection(3, *REPLACED), start(4, key(), at(2), 0)]
+        >> DeliveryProved(4, 3)
+        >> ClientAttached(5, attach(link="l5"))
+        << [CloseConnection(4, *REPLACED), start(5, key(), at(3), 0)]
     )
 
 
@@ -439,12 +439,12 @@ def test_the_cursor_moves_only_on_proof_and_only_forwards() -> None:
 def test_no_proof_comes_from_a_connection_that_is_not_attached(connection: int) -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> PRINT
-        >> Detached(1)
-        >> Proved(connection, 1)
+        >> ClientDetached(1)
+        >> DeliveryProved(connection, 1)
         << []
-        >> Attached(2, attach(link="l2"))
+        >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(0), 0)]
     )
 
@@ -467,13 +467,13 @@ def test_no_proof_comes_from_a_connection_that_is_not_attached(connection: int) 
 def test_a_position_counts_within_its_epoch_only(asked: Position | None, given: Position) -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> PRINT
         >> PRINT
         >> PRINT
-        >> Proved(1, 1)
-        >> Detached(1)
-        >> Attached(2, attach(position=asked))
+        >> DeliveryProved(1, 1)
+        >> ClientDetached(1)
+        >> ClientAttached(2, attach(position=asked))
         << [start(2, key(), given, 0)]
     )
 
@@ -481,7 +481,7 @@ def test_a_position_counts_within_its_epoch_only(asked: Position | None, given: 
 def test_a_lost_kernel_takes_its_requests_along() -> None:
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1)
         >> KernelLost()
         << []
@@ -500,11 +500,11 @@ def test_a_lost_kernel_takes_its_requests_along() -> None:
 def test_past_the_limit_the_reply_to_the_oldest_request_finds_nobody() -> None:
     (
         play(request_limit=2)
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> ask(1, 1, "a")
         >> ask(1, 2, "b")
         >> ask(1, 3, "c")
-        << [Forward(), Acknowledge(1, 3), Forgot("sessions.requests")]
+        << [Forward(), Acknowledge(1, 3), Evicted("sessions.requests")]
         >> reply("a")
         << [Discard()]
         >> reply("b")
@@ -515,8 +515,8 @@ def test_past_the_limit_the_reply_to_the_oldest_request_finds_nobody() -> None:
 
 
 def test_requests_with_the_same_ids_count_each() -> None:
-    sessions = Sessions(EPOCH, limits(requests=3))
-    book = played(sessions) >> Attached(1, attach())
+    sessions = ClientSessions(EPOCH, limits(requests=3))
+    book = played(sessions) >> ClientAttached(1, attach())
     book >> ask(1, 1, "a")
     for number in range(2, 50):
         book >> ask(1, number, "same")
@@ -525,7 +525,7 @@ def test_requests_with_the_same_ids_count_each() -> None:
 
 
 def test_forgotten_requests_make_room_for_as_many() -> None:
-    book = play(request_limit=3) >> Attached(1, attach())
+    book = play(request_limit=3) >> ClientAttached(1, attach())
     for number, msg_id in enumerate(["same", "same", "same", "x", "y", "z"], 1):
         book >> ask(1, number, msg_id)
     book >> reply("same") << [Discard()]
@@ -534,13 +534,13 @@ def test_forgotten_requests_make_room_for_as_many() -> None:
 
 
 def test_a_lost_kernel_makes_room_for_requests() -> None:
-    book = play(request_limit=2) >> Attached(1, attach())
+    book = play(request_limit=2) >> ClientAttached(1, attach())
     book >> ask(1, 1, "a") >> ask(1, 2, "b") >> KernelLost() >> ask(1, 3, "c") >> ask(1, 4, "d")
     book >> reply("c") << [Append(1, key())] >> reply("d") << [Append(2, key())]
 
 
 def test_answered_requests_make_room() -> None:
-    book = play(request_limit=1) >> Attached(1, attach())
+    book = play(request_limit=1) >> ClientAttached(1, attach())
     for number in range(1, 5):
         book >> ask(1, number, str(number)) >> reply(str(number)) << [Append(number, key())]
 
@@ -548,18 +548,18 @@ def test_answered_requests_make_room() -> None:
 def test_past_the_limit_the_session_that_left_first_is_forgotten() -> None:
     (
         play(limit=3)
-        >> Attached(1, attach("a"))
-        >> Attached(2, attach("b"))
-        >> Attached(3, attach("c"))
+        >> ClientAttached(1, attach("a"))
+        >> ClientAttached(2, attach("b"))
+        >> ClientAttached(3, attach("c"))
         >> PRINT
-        >> Detached(2)
-        >> Detached(1)
-        >> Attached(4, attach("d"))
-        << [Forgot("sessions.sessions"), start(4, key("d"), at(1), 0)]
+        >> ClientDetached(2)
+        >> ClientDetached(1)
+        >> ClientAttached(4, attach("d"))
+        << [Evicted("sessions.sessions"), start(4, key("d"), at(1), 0)]
         # a came first but left last: it is still known.
-        >> Attached(5, attach("a"))
+        >> ClientAttached(5, attach("a"))
         << [start(5, key("a"), at(0), 0)]
-        >> Attached(6, attach("b"))
+        >> ClientAttached(6, attach("b"))
         << [start(6, key("b"), at(1), 0)]
     )
 
@@ -567,33 +567,33 @@ def test_past_the_limit_the_session_that_left_first_is_forgotten() -> None:
 def test_a_session_that_is_attached_is_never_forgotten() -> None:
     (
         play(limit=1)
-        >> Attached(1, attach("a"))
+        >> ClientAttached(1, attach("a"))
         >> PRINT
         # One too many, but whom to send away?
-        >> Attached(2, attach("", "l2"))
+        >> ClientAttached(2, attach("", "l2"))
         << [start(2, key_of_link("l2"), at(1), 0)]
         >> PRINT
-        >> Detached(2)
-        >> Attached(3, attach("", "l2"))
+        >> ClientDetached(2)
+        >> ClientAttached(3, attach("", "l2"))
         << [start(3, key_of_link("l2"), at(1), 0)]
-        >> Detached(3, Departure.GOODBYE)
+        >> ClientDetached(3, Disconnect.GOODBYE)
         << []
-        >> Attached(4, attach("a", "l4"))
-        << [End(1, *REPLACED), start(4, key("a"), at(0), 0)]
+        >> ClientAttached(4, attach("a", "l4"))
+        << [CloseConnection(1, *REPLACED), start(4, key("a"), at(0), 0)]
     )
 
 
 def test_connections_are_counted() -> None:
-    sessions = Sessions(EPOCH, limits())
+    sessions = ClientSessions(EPOCH, limits())
     counts = []
     for event in (
-        Attached(1, attach("a")),
-        Attached(2, attach("b")),
-        Attached(3, attach("a", "l2")),
-        Detached(1),
-        Detached(1),
-        Detached(3, Departure.GOODBYE),
-        Detached(2, Departure.GOODBYE),
+        ClientAttached(1, attach("a")),
+        ClientAttached(2, attach("b")),
+        ClientAttached(3, attach("a", "l2")),
+        ClientDetached(1),
+        ClientDetached(1),
+        ClientDetached(3, Disconnect.GOODBYE),
+        ClientDetached(2, Disconnect.GOODBYE),
     ):
         sessions.handle(event, 0.0)
         counts.append(sessions.connections)
@@ -612,7 +612,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions = Sessions(EPOCH, limits(1000, 1000))
+        self.sessions = ClientSessions(EPOCH, limits(1000, 1000))
         self.connections = 0
         self.seq = 0
         self.keys: dict[int, bytes] = {}
@@ -638,9 +638,9 @@ class Traffic(RuleBasedStateMachine):
         if self.newest[audience] == link:
             return self._attach(session, link, acknowledged=self.numbers[old])
         connection = self.connections
-        actions = self.sessions.handle(Attached(connection, attach(session, link)), 0.0)
+        actions = self.sessions.handle(ClientAttached(connection, attach(session, link)), 0.0)
         started = start(connection, audience, at(self.cursors[audience]), 0)
-        assert actions == [started, End(connection, *REPLACED)]
+        assert actions == [started, CloseConnection(connection, *REPLACED)]
         self.keys[connection], self.links[connection] = audience, link
         self.numbers[connection] = 0
         return connection
@@ -648,11 +648,11 @@ class Traffic(RuleBasedStateMachine):
     def _attach(self, session: str, link: str, acknowledged: int) -> int:
         connection = self.connections
         audience = key(session)
-        actions = self.sessions.handle(Attached(connection, attach(session, link)), 0.0)
+        actions = self.sessions.handle(ClientAttached(connection, attach(session, link)), 0.0)
         cursor = self.cursors.setdefault(audience, self.seq)
         started = start(connection, audience, at(cursor), acknowledged)
         replaced = self.attached.get(audience)
-        assert actions == ([End(replaced, *REPLACED)] if replaced else []) + [started]
+        assert actions == ([CloseConnection(replaced, *REPLACED)] if replaced else []) + [started]
         self.keys[connection], self.links[connection] = audience, link
         self.newest[audience] = link
         self.numbers[connection] = acknowledged
@@ -661,7 +661,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(connection=consumes(open_connections))
     def detach(self, connection: int) -> None:
-        assert self.sessions.handle(Detached(connection), 0.0) == []
+        assert self.sessions.handle(ClientDetached(connection), 0.0) == []
         if self._is_attached(connection):
             del self.attached[self.keys[connection]]
 
@@ -687,17 +687,17 @@ class Traffic(RuleBasedStateMachine):
     @rule(msg_id=ids, session=ids)
     def ask_for_input(self, msg_id: str, session: str) -> None:
         waiting = self.waiting[msg_id, session]
-        actions = self.sessions.handle(Published(STDIN, msg_id, session), 0.0)
+        actions = self.sessions.handle(MessagePublished(STDIN, msg_id, session), 0.0)
         assert actions == ([self._append(waiting[0])] if waiting else [Discard()])
 
     @rule()
     def print(self) -> None:
-        assert self.sessions.handle(PRINT, 0.0) == [self._append(EVERYBODY)]
+        assert self.sessions.handle(PRINT, 0.0) == [self._append(BROADCAST)]
 
     @rule(connection=open_connections, back=st.integers(-2, 5))
     def prove(self, connection: int, back: int) -> None:
         seq = max(0, self.seq - back)
-        assert self.sessions.handle(Proved(connection, seq), 0.0) == []
+        assert self.sessions.handle(DeliveryProved(connection, seq), 0.0) == []
         if self._is_attached(connection) and seq <= self.seq:
             audience = self.keys[connection]
             self.cursors[audience] = max(self.cursors[audience], seq)
@@ -729,18 +729,18 @@ TestTraffic = Traffic.TestCase
 def test_a_client_without_a_name_takes_the_place_of_one_that_broke_off() -> None:
     (
         play()
-        >> Attached(1, attach("", "l1"))
+        >> ClientAttached(1, attach("", "l1"))
         >> PRINT
-        >> Proved(1, 1)
+        >> DeliveryProved(1, 1)
         >> PRINT
         >> ask(1, 1)
-        >> Detached(1)
+        >> ClientDetached(1)
         >> reply()
         << [Append(3, key_of_link("l1"))]
-        >> Attached(2, attach("", "l2"))
+        >> ClientAttached(2, attach("", "l2"))
         << [start(2, key_of_link("l1"), at(1), 0)]
         # The place is taken: the next one is new.
-        >> Attached(3, attach("", "l3"))
+        >> ClientAttached(3, attach("", "l3"))
         << [start(3, key_of_link("l3"), at(3), 0)]
     )
 
@@ -748,10 +748,10 @@ def test_a_client_without_a_name_takes_the_place_of_one_that_broke_off() -> None
 def test_the_place_of_somebody_else_is_not_to_be_had() -> None:
     (
         play()
-        >> Attached(1, attach("", "l1", ADA))
+        >> ClientAttached(1, attach("", "l1", ADA))
         >> PRINT
-        >> Detached(1, Departure.BROKEN)
-        >> Attached(2, attach("", "l2", BOB))
+        >> ClientDetached(1, Disconnect.BROKEN)
+        >> ClientAttached(2, attach("", "l2", BOB))
         << [start(2, key_of_link("l2", BOB), at(1), 0)]
     )
 
@@ -760,17 +760,17 @@ def test_of_two_that_broke_off_neither_misses_what_it_has_not_had() -> None:
     both = key_of_link("l1"), key_of_link("l2")
     (
         play()
-        >> Attached(1, attach("", "l1"))
-        >> Attached(2, attach("", "l2"))
+        >> ClientAttached(1, attach("", "l1"))
+        >> ClientAttached(2, attach("", "l2"))
         >> PRINT
         >> PRINT
-        >> Proved(1, 2)
-        >> Proved(2, 1)
-        >> Detached(1)
-        >> Detached(2)
-        >> Attached(3, attach("", "l3"))
+        >> DeliveryProved(1, 2)
+        >> DeliveryProved(2, 1)
+        >> ClientDetached(1)
+        >> ClientDetached(2)
+        >> ClientAttached(3, attach("", "l3"))
         << [start(3, both[0], at(1), 0, both[1])]
-        >> Attached(4, attach("", "l4"))
+        >> ClientAttached(4, attach("", "l4"))
         << [start(4, both[1], at(1), 0, both[0])]
     )
 
@@ -779,12 +779,12 @@ def test_whose_place_was_taken_goes_on_where_it_was() -> None:
     # It lost its agent, not its edge, and comes again for the same WebSocket.
     (
         play()
-        >> Attached(1, attach("", "l1"))
+        >> ClientAttached(1, attach("", "l1"))
         >> PRINT
-        >> Detached(1)
-        >> Attached(2, attach("", "l2"))
+        >> ClientDetached(1)
+        >> ClientAttached(2, attach("", "l2"))
         << [start(2, key_of_link("l1"), at(0), 0)]
-        >> Attached(3, attach("", "l1", position=at(1, 4)))
+        >> ClientAttached(3, attach("", "l1", position=at(1, 4)))
         << [start(3, session_key(ADA, "r l1"), at(1, 4), 0, key_of_link("l1"))]
         # Neither replaced the other.
         >> ask(2, 1)
@@ -795,39 +795,43 @@ def test_whose_place_was_taken_goes_on_where_it_was() -> None:
 
 
 def test_however_often_it_breaks_off_it_costs_no_more() -> None:
-    sessions = Sessions(EPOCH, limits())
+    sessions = ClientSessions(EPOCH, limits())
     book = played(sessions)
     for number in range(1, 200):
-        book >> Attached(number, attach("", f"l{number}")) >> PRINT >> Detached(number)
+        book >> ClientAttached(number, attach("", f"l{number}")) >> PRINT >> ClientDetached(number)
     assert sessions.remembered == 1
     assert len(msgspec.json.encode(sessions.dump())) < 20_000
     for number in range(200, 400):
-        book >> Attached(number, attach("", f"l{number}"))
+        book >> ClientAttached(number, attach("", f"l{number}"))
     for number in range(200, 400):
-        book >> Detached(number)
+        book >> ClientDetached(number)
     assert sessions.remembered < 20
 
 
 def test_what_breaks_a_client_without_a_name_is_left_out_too() -> None:
-    book = play() >> Attached(9, attach("", "l9")) >> Detached(9) >> PRINT
+    book = play() >> ClientAttached(9, attach("", "l9")) >> ClientDetached(9) >> PRINT
     for connection in range(1, 4):
-        book >> Attached(connection, attach("", f"l{connection}"))
-        book >> Detached(connection, Departure.BROKEN, 1)
-    book >> Attached(4, attach("", "l4")) << [start(4, key_of_link("l9"), at(0), 0, poison=True)]
+        book >> ClientAttached(connection, attach("", f"l{connection}"))
+        book >> ClientDetached(connection, Disconnect.BROKEN, 1)
+    (
+        book
+        >> ClientAttached(4, attach("", "l4"))
+        << [start(4, key_of_link("l9"), at(0), 0, poison=True)]
+    )
 
 
 def test_a_reply_in_a_subshell_answers_nothing_in_the_main_shell() -> None:
     # They need not come in the order of the requests, and ids are no secret.
     (
         play()
-        >> Attached(1, attach("a"))
-        >> Attached(2, attach("b", "l2"))
+        >> ClientAttached(1, attach("a"))
+        >> ClientAttached(2, attach("b", "l2"))
         >> ask(1, 1)
-        >> Submitted(2, 1, SHELL, "m", "k", "kernel_info_request", "sub")
+        >> MessageSubmitted(2, 1, SHELL, "m", "k", "kernel_info_request", "sub")
         << [Forward(), Acknowledge(2, 1)]
-        >> Published(SHELL, "m", "k", "sub")
+        >> MessagePublished(SHELL, "m", "k", "sub")
         << [Append(1, key("b"))]
-        >> Published(STDIN, "m", "k")
+        >> MessagePublished(STDIN, "m", "k")
         << [Append(2, key("a"))]
         >> reply()
         << [Append(3, key("a"))]
@@ -837,14 +841,14 @@ def test_a_reply_in_a_subshell_answers_nothing_in_the_main_shell() -> None:
 def test_what_the_holder_answers_itself_takes_nobodys_reply() -> None:
     (
         play()
-        >> Attached(1, attach("a"))
-        >> Attached(2, attach("b", "l2"))
+        >> ClientAttached(1, attach("a"))
+        >> ClientAttached(2, attach("b", "l2"))
         >> ask(1, 1)
-        >> Submitted(2, 1, SHELL, "m", "k", "kernel_info_request", answered=True)
+        >> MessageSubmitted(2, 1, SHELL, "m", "k", "kernel_info_request", answered=True)
         << [Forward(), Acknowledge(2, 1)]
-        >> Published(SHELL, "m", "k", connection=2)
+        >> MessagePublished(SHELL, "m", "k", connection=2)
         << [Append(1, key("b"))]
-        >> Published(STDIN, "m", "k")
+        >> MessagePublished(STDIN, "m", "k")
         << [Append(2, key("a"))]
         >> reply()
         << [Append(3, key("a"))]
@@ -854,92 +858,104 @@ def test_what_the_holder_answers_itself_takes_nobodys_reply() -> None:
 @pytest.mark.parametrize(("session", "lifetime"), [("s", 1000.0), ("", 100.0)])
 def test_who_stays_away_for_too_long_is_forgotten(session: str, lifetime: float) -> None:
     for away, begins in ((lifetime, 0), (lifetime + 1, 1)):
-        sessions = Sessions(EPOCH, limits())
-        played(sessions) >> Attached(1, attach(session, "l1")) >> PRINT
+        sessions = ClientSessions(EPOCH, limits())
+        played(sessions) >> ClientAttached(1, attach(session, "l1")) >> PRINT
         # While it is there, it may take its time.
-        played(sessions, 5000.0) >> Attached(2, attach("other")) >> Detached(1)
-        ((*_, came),) = ([*sessions.handle(Attached(3, attach(session)), 5000.0 + away)],)
-        assert isinstance(came, Start)
+        played(sessions, 5000.0) >> ClientAttached(2, attach("other")) >> ClientDetached(1)
+        ((*_, came),) = ([*sessions.handle(ClientAttached(3, attach(session)), 5000.0 + away)],)
+        assert isinstance(came, StartReading)
         assert came.position == at(begins)
 
 
 # Goodbyes and messages that nobody can take.
 
-FAREWELL = Published(IOPUB, "", "", farewell=True)
+FAREWELL = MessagePublished(IOPUB, "", "", farewell=True)
 
 
 def test_a_goodbye_says_that_what_clients_leave_on_was_heard() -> None:
     # JupyterLab closes and comes back on a restarting status: told once more it would do so again.
     (
         play()
-        >> Attached(1, attach())
+        >> ClientAttached(1, attach())
         >> PRINT
         >> FAREWELL
         >> PRINT
-        >> Detached(1, Departure.GOODBYE, sent=3)
-        >> Attached(2, attach(link="l2"))
+        >> ClientDetached(1, Disconnect.GOODBYE, sent=3)
+        >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(2), 0)]
         # A later one that had not been sent yet was not what it left on.
         >> FAREWELL
-        >> Detached(2, Departure.GOODBYE, sent=3)
-        >> Attached(3, attach(link="l3"))
+        >> ClientDetached(2, Disconnect.GOODBYE, sent=3)
+        >> ClientAttached(3, attach(link="l3"))
         << [start(3, key(), at(2), 0)]
         # Broken off is no goodbye.
-        >> Detached(3, Departure.BROKEN, sent=4)
-        >> Attached(4, attach(link="l4"))
+        >> ClientDetached(3, Disconnect.BROKEN, sent=4)
+        >> ClientAttached(4, attach(link="l4"))
         << [start(4, key(), at(2), 0)]
     )
 
 
 def break_off(book: Playbook[Event, Action], times: int, sent: int = 1, **how: bool) -> None:
     for connection in range(1, times + 1):
-        book >> Attached(connection, attach(link=f"l{connection}"))
-        book >> Detached(connection, Departure.BROKEN, sent, **how)
+        book >> ClientAttached(connection, attach(link=f"l{connection}"))
+        book >> ClientDetached(connection, Disconnect.BROKEN, sent, **how)
 
 
 def test_a_message_on_which_three_connections_ended_is_left_out() -> None:
-    book = play() >> Attached(9, attach()) >> Detached(9) >> PRINT >> PRINT
+    book = play() >> ClientAttached(9, attach()) >> ClientDetached(9) >> PRINT >> PRINT
     break_off(book, 2)
-    book >> Attached(7, attach(link="l7")) << [start(7, key(), at(0), 0)]
-    book >> Detached(7, Departure.BROKEN, 0, begun=True)
+    book >> ClientAttached(7, attach(link="l7")) << [start(7, key(), at(0), 0)]
+    book >> ClientDetached(7, Disconnect.BROKEN, 0, begun=True)
     (
         book
-        >> Attached(8, attach(link="l8"))
+        >> ClientAttached(8, attach(link="l8"))
         << [start(8, key(), at(0), 0, poison=True)]
         # The notice in its place arrived: so much for that one.
-        >> Proved(8, 1)
-        >> Detached(8, Departure.BROKEN, 1)
-        >> Attached(9, attach(link="l9"))
+        >> DeliveryProved(8, 1)
+        >> ClientDetached(8, Disconnect.BROKEN, 1)
+        >> ClientAttached(9, attach(link="l9"))
         << [start(9, key(), at(1), 0)]
     )
 
 
 def test_who_says_where_it_stands_gets_everything() -> None:
-    book = play() >> Attached(9, asking("l9")) >> Detached(9) >> PRINT
+    book = play() >> ClientAttached(9, asking("l9")) >> ClientDetached(9) >> PRINT
     break_off(book, 9)
-    book >> Attached(10, asking("l10")) << [start(10, key(), at(0), 0)]
+    book >> ClientAttached(10, asking("l10")) << [start(10, key(), at(0), 0)]
 
 
 @pytest.mark.parametrize(
     "end",
-    [Detached(0), Detached(0, Departure.GOODBYE, 1), Detached(0, Departure.BROKEN, 0)],
+    [
+        ClientDetached(0),
+        ClientDetached(0, Disconnect.GOODBYE, 1),
+        ClientDetached(0, Disconnect.BROKEN, 0),
+    ],
     ids=["the edge died", "goodbye", "nothing was sent"],
 )
-def test_other_ends_are_no_ones_fault(end: Detached) -> None:
-    book = play() >> Attached(9, attach()) >> Detached(9) >> PRINT
+def test_other_ends_are_no_ones_fault(end: ClientDetached) -> None:
+    book = play() >> ClientAttached(9, attach()) >> ClientDetached(9) >> PRINT
     for connection in range(1, 9):
-        book >> Attached(connection, attach(link=f"l{connection}"))
+        book >> ClientAttached(connection, attach(link=f"l{connection}"))
         book << [start(connection, key(), at(0), 0)]
-        book >> Detached(connection, end.departure, end.sent)
+        book >> ClientDetached(connection, end.departure, end.sent)
 
 
 def test_ends_on_different_messages_do_not_add_up() -> None:
-    book = play() >> Attached(9, attach()) >> PRINT >> PRINT >> PRINT >> PRINT >> Detached(9)
+    book = (
+        play()
+        >> ClientAttached(9, attach())
+        >> PRINT
+        >> PRINT
+        >> PRINT
+        >> PRINT
+        >> ClientDetached(9)
+    )
     for connection in range(1, 5):
-        book >> Attached(connection, attach(link=f"l{connection}"))
+        book >> ClientAttached(connection, attach(link=f"l{connection}"))
         book << [start(connection, key(), at(connection - 1), 0)]
-        book >> Proved(connection, connection)
-        book >> Detached(connection, Departure.BROKEN, 4)
+        book >> DeliveryProved(connection, connection)
+        book >> ClientDetached(connection, Disconnect.BROKEN, 4)
 
 
 # Clients that say where they stand.
@@ -966,32 +982,40 @@ def asking(
     ids=["says nothing", "has more", "has less", "cannot be", "of another kernel", "sent on"],
 )
 def test_a_client_that_says_where_it_stands_goes_on_from_there(asks: Attach, begins: int) -> None:
-    book = play() >> Attached(1, asking()) >> PRINT >> PRINT >> PRINT >> PRINT >> Proved(1, 2)
-    book >> Detached(1) >> Attached(2, asks)
+    book = (
+        play()
+        >> ClientAttached(1, asking())
+        >> PRINT
+        >> PRINT
+        >> PRINT
+        >> PRINT
+        >> DeliveryProved(1, 2)
+    )
+    book >> ClientDetached(1) >> ClientAttached(2, asks)
     book << [start(2, key(), at(begins), 0)]
 
 
 def test_what_a_client_says_it_has_is_proved_and_what_an_edge_has_sent_is_not() -> None:
-    book = play() >> Attached(1, asking()) >> PRINT >> PRINT >> Detached(1)
-    book >> Attached(2, asking("l1", position=at(2))) >> Detached(2)
-    book >> Attached(3, attach(link="l3")) << [start(3, key(), at(0), 0)]
-    book >> Attached(4, asking("l4", at(1))) >> Attached(5, attach(link="l5"))
-    book << [End(4, *REPLACED), start(5, key(), at(1), 0)]
+    book = play() >> ClientAttached(1, asking()) >> PRINT >> PRINT >> ClientDetached(1)
+    book >> ClientAttached(2, asking("l1", position=at(2))) >> ClientDetached(2)
+    book >> ClientAttached(3, attach(link="l3")) << [start(3, key(), at(0), 0)]
+    book >> ClientAttached(4, asking("l4", at(1))) >> ClientAttached(5, attach(link="l5"))
+    book << [CloseConnection(4, *REPLACED), start(5, key(), at(1), 0)]
 
 
 def test_what_it_repeats_runs_once() -> None:
     (
         play()
-        >> Attached(1, asking())
+        >> ClientAttached(1, asking())
         >> ask(1, 1, "m")
         << [Forward(), Acknowledge(1, 1)]
-        >> Detached(1)
-        >> Attached(2, asking("l2"))
+        >> ClientDetached(1)
+        >> ClientAttached(2, asking("l2"))
         << [start(2, key(), at(0), 0)]
         >> ask(2, 1, "m")
         << [Acknowledge(2, 1)]
         # On another channel, or of another session, it is another one.
-        >> Submitted(2, 2, CONTROL, "m", "k", "interrupt_request")
+        >> MessageSubmitted(2, 2, CONTROL, "m", "k", "interrupt_request")
         << [Forward(), Acknowledge(2, 2)]
         >> ask(2, 3, "m", "other")
         << [Forward(), Acknowledge(2, 3)]
@@ -1005,8 +1029,8 @@ def test_what_it_repeats_runs_once() -> None:
 
 
 def test_past_the_limit_it_is_not_known_any_more() -> None:
-    sessions = Sessions(EPOCH, limits(repeats=2))
-    book = played(sessions) >> Attached(1, asking())
+    sessions = ClientSessions(EPOCH, limits(repeats=2))
+    book = played(sessions) >> ClientAttached(1, asking())
     for number, msg_id in enumerate("abc", 1):
         book >> ask(1, number, msg_id) >> reply(msg_id)
     book >> ask(1, 4, "b") << [Acknowledge(1, 4)] >> ask(1, 5, "a")
@@ -1014,8 +1038,8 @@ def test_past_the_limit_it_is_not_known_any_more() -> None:
 
 
 def test_what_is_not_answered_yet_is_known_for_longer() -> None:
-    sessions = Sessions(EPOCH, limits(repeats=3))
-    book = played(sessions) >> Attached(1, asking()) >> ask(1, 1, "waits")
+    sessions = ClientSessions(EPOCH, limits(repeats=3))
+    book = played(sessions) >> ClientAttached(1, asking()) >> ask(1, 1, "waits")
     for number in range(2, 20):
         book >> ask(1, number, str(number)) >> reply(str(number))
     book >> ask(1, 20, "waits") << [Acknowledge(1, 20)]
@@ -1023,23 +1047,23 @@ def test_what_is_not_answered_yet_is_known_for_longer() -> None:
         book >> ask(1, number, str(number))
     # Nothing of this is answered: then the one that was sent least lately goes.
     book >> ask(1, 40, "waits")
-    book << [Forward(), Acknowledge(1, 40), Forgot("sessions.requests")]
+    book << [Forward(), Acknowledge(1, 40), Evicted("sessions.requests")]
 
 
 def test_a_client_that_does_not_ask_may_use_an_id_twice() -> None:
-    book = play() >> Attached(1, attach()) >> ask(1, 1, "m")
+    book = play() >> ClientAttached(1, attach()) >> ask(1, 1, "m")
     book >> ask(1, 2, "m") << [Forward(), Acknowledge(1, 2)]
 
 
 def test_what_is_meant_for_one_connection_reaches_its_session_only() -> None:
     (
         play()
-        >> Attached(1, attach("a"))
-        >> Attached(2, attach("b", "l2"))
-        >> Published(IOPUB, "m", "k", connection=2)
+        >> ClientAttached(1, attach("a"))
+        >> ClientAttached(2, attach("b", "l2"))
+        >> MessagePublished(IOPUB, "m", "k", connection=2)
         << [Append(1, key("b"))]
-        >> Detached(2)
-        >> Published(IOPUB, "m", "k", connection=2)
+        >> ClientDetached(2)
+        >> MessagePublished(IOPUB, "m", "k", connection=2)
         << [Discard()]
     )
 
@@ -1048,25 +1072,32 @@ def test_what_is_meant_for_one_connection_reaches_its_session_only() -> None:
 
 
 def test_all_that_is_known_can_be_written_down() -> None:
-    sessions = Sessions(EPOCH, limits(), 5)
+    sessions = ClientSessions(EPOCH, limits(), 5)
     book = played(sessions, 7.0)
-    book >> Attached(1, asking()) >> ask(1, 1) >> ask(1, 2, "n") >> PRINT >> Proved(1, 6)
-    book >> Attached(2, attach("", "l2")) >> ask(2, 1) >> FAREWELL
-    break_off(book >> Attached(3, attach("b", "l3")) >> PRINT, 1, sent=8)
-    table = msgspec.json.decode(msgspec.json.encode(sessions.dump()), type=Table)
-    again = Sessions.restore(table, limits())
+    (
+        book
+        >> ClientAttached(1, asking())
+        >> ask(1, 1)
+        >> ask(1, 2, "n")
+        >> PRINT
+        >> DeliveryProved(1, 6)
+    )
+    book >> ClientAttached(2, attach("", "l2")) >> ask(2, 1) >> FAREWELL
+    break_off(book >> ClientAttached(3, attach("b", "l3")) >> PRINT, 1, sent=8)
+    table = msgspec.json.decode(msgspec.json.encode(sessions.dump()), type=SessionsSnapshot)
+    again = ClientSessions.restore(table, limits())
     assert again.dump() == sessions.dump()
     (
         played(again, 8.0)
         >> HolderLost()
-        >> Attached(4, attach(link="l4"))
+        >> ClientAttached(4, attach(link="l4"))
         << [start(4, key(), at(6), 0)]
         >> reply()
         << [Append(9, key())]
         >> reply()
         << [Append(10, key_of_link("l2"))]
-        >> Attached(5, asking("l5"))
-        << [End(4, *REPLACED), start(5, key(), at(6), 0)]
+        >> ClientAttached(5, asking("l5"))
+        << [CloseConnection(4, *REPLACED), start(5, key(), at(6), 0)]
         >> ask(5, 1, "n")
         << [Acknowledge(5, 1)]
     )
@@ -1084,10 +1115,10 @@ class Delivery(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions = Sessions(EPOCH, limits(1000, 1000))
+        self.sessions = ClientSessions(EPOCH, limits(1000, 1000))
         self.journal: list[bytes] = []
         self.connections = 0
-        self.reading: dict[str, Start] = {}
+        self.reading: dict[str, StartReading] = {}
         self.links: dict[str, str] = {}
         self.sent: dict[str, int] = {}
         """The last that each client was sent, and reads if its connection lasts."""
@@ -1113,15 +1144,15 @@ class Delivery(RuleBasedStateMachine):
     def lose_the_agent(self, client: str) -> None:
         if client in self.reading:
             before = at(self.sent[client])
-            self._handle(Detached(self.reading.pop(client).connection))
+            self._handle(ClientDetached(self.reading.pop(client).connection))
             self.connections += 1
             self._begin(client, before)
 
     def _begin(self, client: str, position: Position | None) -> None:
         session = client if client in "ab" else ""
         request = attach(session, self.links[client], position=position)
-        *_, begun = self._handle(Attached(self.connections, request))
-        assert isinstance(begun, Start)
+        *_, begun = self._handle(ClientAttached(self.connections, request))
+        assert isinstance(begun, StartReading)
         if position is not None:
             assert begun.position == position
         had = self.had.setdefault(client, begun.position.seq)
@@ -1146,7 +1177,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(client=clients)
     def prove(self, client: str) -> None:
         if client in self.reading:
-            self._handle(Proved(self.reading[client].connection, self.sent[client]))
+            self._handle(DeliveryProved(self.reading[client].connection, self.sent[client]))
             self.proved[client] = max(self.proved[client], self.sent[client])
 
     @rule(client=clients)
@@ -1170,18 +1201,20 @@ class Delivery(RuleBasedStateMachine):
     @rule(client=clients)
     def break_off(self, client: str) -> None:
         if client in self.reading:
-            gone = Detached(self.reading.pop(client).connection, Departure.BROKEN, 0)
+            gone = ClientDetached(self.reading.pop(client).connection, Disconnect.BROKEN, 0)
             self._handle(gone)
 
     @rule()
     def lose_the_edge(self) -> None:
         for client in list(self.reading):
-            self._handle(Detached(self.reading.pop(client).connection))
+            self._handle(ClientDetached(self.reading.pop(client).connection))
 
     @rule()
     def lose_the_holder(self) -> None:
-        table = msgspec.json.decode(msgspec.json.encode(self.sessions.dump()), type=Table)
-        self.sessions = Sessions.restore(table, limits(1000, 1000))
+        table = msgspec.json.decode(
+            msgspec.json.encode(self.sessions.dump()), type=SessionsSnapshot
+        )
+        self.sessions = ClientSessions.restore(table, limits(1000, 1000))
         self._handle(HolderLost())
         self.reading.clear()
 

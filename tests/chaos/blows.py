@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
-from relay.registry import Place, kernels_folder
+from relay.kernel_folders import KernelFolder, kernels_folder
 from tests.chaos.desk import Seat, until
 from tests.chaos.silence import Network
 from tests.chaos.tally import Requirement
@@ -22,7 +22,7 @@ from tests.system.running import RunningRelay
 STOPPED: Final = 10.0
 """Seconds that SIGSTOP lasts."""
 _SETTLED: Final = 3.1
-"""Seconds that a process must live to be replaced at once (processes/keeper.py)."""
+"""Seconds that a process must live to be replaced at once (processes/process_manager.py)."""
 
 
 class Target(NamedTuple):
@@ -144,7 +144,7 @@ class KillHolders:
         pids: list[int] = []
 
         def look() -> bool:
-            records = [Place(path).read_record() for path in folder.iterdir()]
+            records = [KernelFolder(path).read_record() for path in folder.iterdir()]
             pids[:] = [record.holder_pid for record in records if record is not None]
             return len(pids) == len(records) and self._killed.isdisjoint(pids)
 

@@ -26,7 +26,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from relay.registry import Place, kernels_folder
+from relay.kernel_folders import KernelFolder, kernels_folder
 from tests.chaos.blows import LANES, Target
 from tests.chaos.desk import Desk, Stuck, numbered, until
 from tests.chaos.raw import Door, RawSeat
@@ -117,7 +117,7 @@ class Soak:
             kernel = self._dice.choice(sorted(self._kernels))
             folder = kernels_folder(self._relay.state, CLUSTER) / kernel
             with contextlib.suppress(OSError):
-                if record := Place(folder).read_record():
+                if record := KernelFolder(folder).read_record():
                     self._hurt.add(kernel)
                     os.kill(record.holder_pid, signal.SIGKILL)
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from relay.registry import process_started
+from relay.kernel_folders import process_started
 from tests.system.running import RunningRelay
 
 CROWD: Final = {"RELAY_QUOTAS__USER_KERNELS": "null", "RELAY_QUOTAS__USER_SOCKETS": "1000"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.auth.audit import Event, Note
+from relay.auth.audit import AuditEvent, AuditNote
 from relay.edge.audit_file import AuditFile
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,7 +23,7 @@ def log(tmp_path: Path) -> Path:
 def write(path: Path, count: int) -> AuditFile:
     file = AuditFile(path, 10, lambda: NOW)
     for number in range(count):
-        file.keep(Note(time=NOW + number, event=Event.KERNEL_STARTED))
+        file.keep(AuditNote(time=NOW + number, event=AuditEvent.KERNEL_STARTED))
     file.close()
     return file
 
@@ -57,11 +57,11 @@ def test_rotated_files_in_any_order_compressed_too(relay: Run, log: Path) -> Non
     file = AuditFile(log, 10, lambda: NOW)
     paths = []
     for number in (3, 2, 1):
-        file.keep(Note(time=NOW, event=Event.KERNEL_STOPPED))
+        file.keep(AuditNote(time=NOW, event=AuditEvent.KERNEL_STOPPED))
         old = log.with_name(f"audit.log.{number}")
         log.rename(old)
         paths.append(old)
-    file.keep(Note(time=NOW, event=Event.KERNEL_STOPPED))
+    file.keep(AuditNote(time=NOW, event=AuditEvent.KERNEL_STOPPED))
     file.close()
     packed = paths[0].with_name("audit.log.3.gz")
     packed.write_bytes(gzip.compress(paths[0].read_bytes()))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay import supervisor
-from relay.agent import ending
+from relay.agent.holders import stop_all
 from relay.cli import down
 
 Run = Callable[..., tuple[int, str, str]]
@@ -64,7 +64,7 @@ class Kernels:
 @pytest.fixture
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     made = Kernels(*request.param)
-    monkeypatch.setattr(ending, "end_kernels", made.end)
+    monkeypatch.setattr(stop_all, "end_kernels", made.end)
     monkeypatch.setattr(supervisor, "living_kernels", made.count)
     return made
 

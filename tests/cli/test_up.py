@@ -10,7 +10,7 @@ import pytest
 from relay import supervisor
 from relay.config import UpConfig
 from relay.processes import StartError
-from relay.supervisor import Failed, Ready, StateFolder
+from relay.supervisor import ProgramFailed, Ready, StateFolder
 from relay.supervisor.state import MetricsUrls, Pids
 
 Run = Callable[..., tuple[int, str, str]]
@@ -160,7 +160,7 @@ def test_what_is_in_the_way_is_one_line(relay: Run, fake: Supervisor) -> None:
 
 
 def test_a_failed_start_still_tells_of_kernels(relay: Run, fake: Supervisor) -> None:
-    fake.error = Failed("edge does not start: exit code 1")
+    fake.error = ProgramFailed("edge does not start: exit code 1")
     code, out, err = relay("up")
     assert (code, err) == (1, "relay: edge does not start: exit code 1\n")
     assert out.startswith("2 kernels live on")

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from relay.client.channels import Channels
-from relay.client.conversation import Conversation
+from relay.client.delivery_tracker import parse_position
 from relay.client.kernel import Kernel
-from relay.client.ledger import parse_position
+from relay.client.kernel_session import KernelSession
 from relay.client.settings import Settings
 from relay.client.sockets import Socket
 from relay.errors import RelayError
@@ -66,7 +66,7 @@ async def connected(
     start = None if last_seq is None else parse_position(last_seq)
     chosen = settings or Settings()
     date = "2026-01-01T00:00:00Z"
-    conversation = Conversation(session, start, lambda: date, chosen.requests_in_flight)
+    conversation = KernelSession(session, start, lambda: date, chosen.requests_in_flight)
     channels = Channels(conversation, way.to(session), chosen, lambda: 0.5)
     rest: Any = NoRest()
     async with asyncio.TaskGroup() as tasks:

@@ -16,8 +16,8 @@ from typing import Any
 from relay.bridge.messages import Channel, Message, parse_header, synthetic
 from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
+from relay.client.delivery_tracker import parse_position
 from relay.client.errors import ConnectionLost
-from relay.client.ledger import parse_position
 from relay.errors import RelayError
 
 EPOCH = "0123456789ab"

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 
 from relay.bridge.ws_codec import Subprotocol
 from relay.client import RelayClient, Settings
-from relay.client.ledger import parse_position
+from relay.client.delivery_tracker import parse_position
 from relay.errors import NotFound, RelayError, Unauthorized
 from relay.http import error_response
 from tests.client.fakekernel import FakeKernel

@@ -6,9 +6,9 @@ import pytest
 
 from relay.bridge.messages import Channel, Header, Message
 from relay.bridge.records import Position
+from relay.client.delivery_tracker import DeliveryTracker
 from relay.client.inbox import Inbox
-from relay.client.ledger import Ledger
-from relay.client.wire import KernelMessage
+from relay.client.kernel_message import KernelMessage
 from relay.errors import KernelError
 from tests.virtualtime import settle, virtual
 
@@ -20,7 +20,7 @@ def message(number: int) -> KernelMessage:
 
 @virtual
 async def test_messages_come_in_their_order_and_then_the_end() -> None:
-    inbox = Inbox(Ledger(None), lambda: None)
+    inbox = Inbox(DeliveryTracker(None), lambda: None)
     for number in (1, 2):
         inbox.put(message(number))
     inbox.end(None)
@@ -30,7 +30,7 @@ async def test_messages_come_in_their_order_and_then_the_end() -> None:
 
 @virtual
 async def test_an_error_comes_after_what_came_before_it() -> None:
-    inbox = Inbox(Ledger(None), lambda: None)
+    inbox = Inbox(DeliveryTracker(None), lambda: None)
     inbox.put(message(1))
     inbox.end(KernelError("first"))
     inbox.end(KernelError("second"))
@@ -42,7 +42,7 @@ async def test_an_error_comes_after_what_came_before_it() -> None:
 
 @virtual
 async def test_a_reader_may_come_first_and_be_cancelled() -> None:
-    inbox = Inbox(Ledger(None), lambda: None)
+    inbox = Inbox(DeliveryTracker(None), lambda: None)
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(inbox.get())
         await settle()
@@ -55,7 +55,7 @@ async def test_a_reader_may_come_first_and_be_cancelled() -> None:
 
 @virtual
 async def test_there_is_room_when_a_message_was_taken_and_a_position_when_it_was_read() -> None:
-    ledger, rooms = Ledger(None), []
+    ledger, rooms = DeliveryTracker(None), []
     inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
     for number in (4, 5):
         ledger.take(Position("0123456789ab", number))
@@ -69,7 +69,7 @@ async def test_there_is_room_when_a_message_was_taken_and_a_position_when_it_was
 
 @virtual
 async def test_what_nobody_reads_is_not_kept() -> None:
-    ledger, rooms = Ledger(None), []
+    ledger, rooms = DeliveryTracker(None), []
     inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
     inbox.put(message(1))
     inbox.close()

@@ -7,6 +7,7 @@ import pytest
 
 from relay.bridge.messages import Channel, Header, Message
 from relay.bridge.records import Position
+from relay.client.kernel_message import KernelMessage
 from relay.client.outputs import (
     ClearOutput,
     DisplayData,
@@ -19,7 +20,6 @@ from relay.client.outputs import (
     UpdateDisplayData,
     read_output,
 )
-from relay.client.wire import KernelMessage
 
 
 def message(msg_type: str, content: dict[str, Any], *buffers: bytes) -> KernelMessage:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from relay.auth.audit import Event, Note, Verifier
+from relay.auth.audit import AuditEvent, AuditNote, ChainVerifier
 from relay.edge.audit_file import AuditFile
 from tests.waiting import until
 
@@ -41,7 +41,7 @@ def opened(path: Path, waiting: int = 100) -> Iterator[AuditFile]:
 
 def keep(file: AuditFile, *requests: str) -> None:
     for request in requests:
-        file.keep(Note(time=NOW, event=Event.KERNEL_STARTED, request_id=request))
+        file.keep(AuditNote(time=NOW, event=AuditEvent.KERNEL_STARTED, request_id=request))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -53,8 +53,8 @@ def shown(path: Path) -> list[str]:
     return [line.get("request_id", line["event"]) for line in lines(path)]
 
 
-def verified(*paths: Path) -> Verifier:
-    verifier = Verifier()
+def verified(*paths: Path) -> ChainVerifier:
+    verifier = ChainVerifier()
     for path in paths:
         assert verifier.read(path.read_bytes().splitlines(keepends=True)) is None
     return verifier
@@ -111,7 +111,7 @@ def test_a_line_that_a_crash_cut_off_is_noted(path: Path, cut: int) -> None:
 def test_a_first_line_that_was_cut_off_is_noted(path: Path) -> None:
     with opened(path) as file:
         keep(file)
-        file.keep(Note(time=NOW, event=Event.EDGE_STARTED))
+        file.keep(AuditNote(time=NOW, event=AuditEvent.EDGE_STARTED))
     os.truncate(path, 30)
     with opened(path) as file:
         keep(file, "a")
@@ -174,7 +174,7 @@ def test_an_end_that_was_cut_off_under_the_writer_shows(path: Path) -> None:
         whole = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join(whole[:-1]))
         keep(file, "c")
-    broken = Verifier().read(path.read_bytes().splitlines(keepends=True))
+    broken = ChainVerifier().read(path.read_bytes().splitlines(keepends=True))
     assert broken is not None
     assert broken.line == 3
 
@@ -185,7 +185,7 @@ def test_a_line_that_somebody_added_under_the_writer_shows(path: Path) -> None:
         with path.open("ab") as other:
             other.write(path.read_bytes().splitlines(keepends=True)[-1])
         keep(file, "c")
-    broken = Verifier().read(path.read_bytes().splitlines(keepends=True))
+    broken = ChainVerifier().read(path.read_bytes().splitlines(keepends=True))
     assert broken is not None
     assert broken.line == 3
 

@@ -23,9 +23,9 @@ from relay.config import (
     TokenSettings,
 )
 from relay.edge import parent
-from relay.edge.settings import Settings
+from relay.edge.reload import SharedConfig
+from relay.kernel_folders import process_started
 from relay.processes import Command, PortInUse, StartError, claim_notify_socket
-from relay.registry import process_started
 from tests.programs import NOTIFY, READY, STUBBORN, python
 from tests.waiting import WAIT, eventually
 
@@ -43,17 +43,17 @@ import asyncio, sys
 import msgspec
 from relay.config import EdgeConfig
 from relay.edge import parent
-from relay.edge.settings import Settings
+from relay.edge.reload import SharedConfig
 from pathlib import Path
-from relay.edge.folder import private_folder
-from relay.edge.settings import Settings
+from relay.edge.shared_dir import private_folder
+from relay.edge.reload import SharedConfig
 from relay.processes import Command
 path = Path(sys.argv[1])
 config = msgspec.json.decode(path.read_bytes(), type=EdgeConfig)
 command = Command(name="worker", argv=tuple(sys.argv[2:]), environment={})
 listeners = parent.listening_sockets(config)
 with private_folder() as folder:
-    settings = Settings(config, path, folder)
+    settings = SharedConfig(config, path, folder)
     sys.exit(asyncio.run(parent.Parent(settings, command, listeners, folder).run()))
 """
 
@@ -279,7 +279,7 @@ async def test_workers_find_the_shared_sockets(tmp_path: Path) -> None:
         environment={},
         listeners={name: each.fileno() for name, each in listeners.items()},
     )
-    settings = Settings(CONFIG, tmp_path / "edge.yaml", tmp_path)
+    settings = SharedConfig(CONFIG, tmp_path / "edge.yaml", tmp_path)
     edge = parent.Parent(settings, command, listeners, tmp_path)
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         task = group.create_task(edge.run())

@@ -15,10 +15,10 @@ from websockets.frames import Frame, Opcode
 from relay.bridge.records import (
     BUSY,
     Close,
-    Departure,
     Detach,
-    Kind,
+    Disconnect,
     Position,
+    RecordKind,
     frames_record,
     number_record,
     read_message,
@@ -69,20 +69,22 @@ def submitted(agent: Agent) -> list[tuple[int, bool, bytes]]:
     return [
         (number, is_text, bytes(payload))
         for number, is_text, payload in (
-            read_message(payload) for kind, payload in agent.received() if kind is Kind.MESSAGE
+            read_message(payload)
+            for kind, payload in agent.received()
+            if kind is RecordKind.MESSAGE
         )
     ]
 
 
 def proofs(agent: Agent) -> list[int]:
-    return [read_number(payload) for kind, payload in agent.received() if kind is Kind.PROVED]
+    return [read_number(payload) for kind, payload in agent.received() if kind is RecordKind.PROVED]
 
 
 def farewell(agent: Agent) -> Detach:
     """The last thing that the agent heard before the edge hung up."""
     assert agent.transport.is_closing()
     kind, payload = agent.received()[-1]
-    assert kind is Kind.DETACH
+    assert kind is RecordKind.DETACH
     return read_struct(payload, Detach)
 
 
@@ -95,7 +97,7 @@ def output(seq: int, fragment: int = 0, frames: bytes = b"\x81\x01x") -> bytes:
 
 
 def acknowledge(number: int) -> bytes:
-    return number_record(Kind.ACK, number)
+    return number_record(RecordKind.ACK, number)
 
 
 def close_of(frame: Frame) -> tuple[int, str]:
@@ -402,10 +404,10 @@ async def test_frames_go_to_the_client_as_they_came() -> None:
 async def test_output_input_and_a_busy_kernel_are_activity_and_a_quiet_one_is_not() -> None:
     pipe, browser, agent = linked()
     loop = asyncio.get_running_loop()
-    quiet = [record(Kind.PONG), record(Kind.PONG, b"\0"), acknowledge(1)]
+    quiet = [record(RecordKind.PONG), record(RecordKind.PONG, b"\0"), acknowledge(1)]
     for data, active in (
         *((each, False) for each in quiet),
-        (record(Kind.PONG, BUSY), True),
+        (record(RecordKind.PONG, BUSY), True),
         (output(11), True),
     ):
         await asyncio.sleep(1)
@@ -445,9 +447,9 @@ async def test_what_came_with_the_answer_to_attach_waits_for_the_client() -> Non
 @pytest.mark.parametrize(
     "data",
     [
-        record(Kind.FRAMES, b"short"),
-        record(Kind.ACK, b"short"),
-        record(Kind.CLOSE, b"{}"),
+        record(RecordKind.FRAMES, b"short"),
+        record(RecordKind.ACK, b"short"),
+        record(RecordKind.CLOSE, b"{}"),
         b"\0\0\0\0\xff",
         b"\xff\xff\xff\xff\x03",
     ],
@@ -570,7 +572,7 @@ async def test_a_link_that_comes_after_the_client_left_is_hung_up() -> None:
     agent.transport.lose()
     browser.transport.lose()
     late = relinked(pipe)
-    assert farewell(late).departure is Departure.BROKEN
+    assert farewell(late).departure is Disconnect.BROKEN
 
 
 @virtual
@@ -688,7 +690,7 @@ async def test_a_client_that_says_goodbye_is_answered() -> None:
     assert browser.transport.is_closing()
     assert pipe.finished.is_set()
     assert pipe.unlinked.is_set()
-    assert farewell(agent).departure is Departure.GOODBYE
+    assert farewell(agent).departure is Disconnect.GOODBYE
 
 
 @virtual
@@ -696,7 +698,7 @@ async def test_a_client_that_vanishes_has_not_said_goodbye() -> None:
     pipe, browser, agent = linked()
     browser.transport.lose(ConnectionResetError())
     assert pipe.finished.is_set()
-    assert farewell(agent).departure is Departure.BROKEN
+    assert farewell(agent).departure is Disconnect.BROKEN
 
 
 @virtual
@@ -728,7 +730,7 @@ async def test_a_client_that_leaves_while_there_is_no_link_is_finished() -> None
 @virtual
 async def test_a_close_record_closes_the_clients_websocket(reason: str, shown: str) -> None:
     pipe, browser, agent = linked()
-    agent.send(output(11), struct_record(Kind.CLOSE, Close(1007, reason)), output(12))
+    agent.send(output(11), struct_record(RecordKind.CLOSE, Close(1007, reason)), output(12))
     first, _, last = browser.received()
     assert first.opcode is Opcode.TEXT
     assert close_of(last) == (1007, shown)
@@ -747,7 +749,7 @@ async def test_a_close_record_closes_the_clients_websocket(reason: str, shown: s
 async def test_a_close_record_that_waited_ends_what_waited_behind_it() -> None:
     pipe, browser = opened()
     agent = Agent.attached(START)
-    agent.send(struct_record(Kind.CLOSE, Close(1000, "")), output(11))
+    agent.send(struct_record(RecordKind.CLOSE, Close(1000, "")), output(11))
     pipe.bind(agent.link)
     assert [frame.opcode for frame in browser.received()] == [Opcode.CLOSE]
 

@@ -10,7 +10,7 @@ from typing import Any
 from relay import log
 from relay.config import ListenSettings, UpConfig
 from relay.processes import Command, StartError
-from relay.supervisor import Failed, Ready, StateFolder, plan, run
+from relay.supervisor import ProgramFailed, Ready, StateFolder, plan, run
 
 real = plan.command
 
@@ -45,5 +45,5 @@ try:
     run(config, StateFolder(Path(state)), os.environ, announce)
 except StartError as error:
     sys.exit(f"refused: {error}")
-except Failed as error:
+except ProgramFailed as error:
     sys.exit(f"failed: {error}")

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import yaml
 
-from relay.registry import process_started
+from relay.kernel_folders import process_started
 from tests.waiting import WAIT, eventually
 
 DRIVER = Path(__file__).with_name("driver.py")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from relay import registry
+from relay import kernel_folders
 from relay.processes import StartError
 from relay.supervisor.state import (
     Lock,
@@ -147,16 +147,18 @@ def test_the_status_file_is_as_documented(folder: StateFolder) -> None:
 
 
 def kernel(path: Path, cluster: str, name: str, pid: int, started: int | None, **more: Any) -> None:
-    folder = registry.kernels_folder(path, cluster) / name
+    folder = kernel_folders.kernels_folder(path, cluster) / name
     folder.mkdir(parents=True)
     if started is not None:
-        record = registry.KernelRecord(holder_pid=pid, holder_started=started, epoch="e", **more)
+        record = kernel_folders.KernelRecord(
+            holder_pid=pid, holder_started=started, epoch="e", **more
+        )
         (folder / "record.json").write_bytes(msgspec.json.encode(record))
 
 
 def test_living_kernels_have_a_holder_or_can_be_adopted(tmp_path: Path) -> None:
     pid = os.getpid()
-    started = registry.process_started(pid)
+    started = kernel_folders.process_started(pid)
     assert started is not None
     kernel(tmp_path, "alpha", "a", pid, started)
     kernel(tmp_path, "alpha", "b", pid, started)

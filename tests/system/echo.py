@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from relay.bridge.records import (
     Attached,
-    Kind,
     Position,
+    RecordKind,
     frames_record,
     number_record,
     read_message,
@@ -40,19 +40,21 @@ async def _attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.write(_UPGRADE)
     while True:
         kind, payload = await read_record(reader, _MAX_RECORD)
-        if kind is Kind.ATTACH:
+        if kind is RecordKind.ATTACH:
             position = Position("e1", 0)
-            writer.write(struct_record(Kind.ATTACHED, Attached(position=position, acknowledged=0)))
-        elif kind is Kind.MESSAGE:
+            writer.write(
+                struct_record(RecordKind.ATTACHED, Attached(position=position, acknowledged=0))
+            )
+        elif kind is RecordKind.MESSAGE:
             number, text, message = read_message(payload)
-            writer.write(number_record(Kind.ACK, number))
+            writer.write(number_record(RecordKind.ACK, number))
             said = Payload(text=text, parts=(bytes(message),), size=len(message))
             for frame in frames(said):
                 # No seq: so no ping asks how far the client has come.
                 writer.write(frames_record(0, 0, [frame]))
             await writer.drain()
-        elif kind is Kind.PING:
-            writer.write(record(Kind.PONG))
+        elif kind is RecordKind.PING:
+            writer.write(record(RecordKind.PONG))
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

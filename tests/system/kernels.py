@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from relay.registry import KernelRecord, Place, kernels_folder
+from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from tests.system.running import RunningRelay
 
 IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
@@ -35,8 +35,8 @@ def wrapped(script: str) -> tuple[str, ...]:
     return (sys.executable, "-c", script, "{connection_file}", *IPYKERNEL)
 
 
-def place_of(relay: RunningRelay, kernel: str, cluster: str = "alpha") -> Place:
-    return Place(kernels_folder(relay.state, cluster) / kernel)
+def place_of(relay: RunningRelay, kernel: str, cluster: str = "alpha") -> KernelFolder:
+    return KernelFolder(kernels_folder(relay.state, cluster) / kernel)
 
 
 def record_of(relay: RunningRelay, kernel: str) -> KernelRecord:

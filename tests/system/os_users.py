@@ -50,8 +50,8 @@ from relay.config import (
     TlsSettings,
     TokenSettings,
 )
+from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from relay.processes import reserve
-from relay.registry import KernelRecord, Place, kernels_folder
 from tests.system.channels import Channels, connect
 from tests.system.kernels import IPYKERNEL, kernelspec
 from tests.system.running import Answer, environment, http_request, processes_of, wait_for
@@ -327,8 +327,8 @@ class Site:
 
     # --- what root sees ---
 
-    def place(self, kernel: str) -> Place:
-        return Place(kernels_folder(self.state, "alpha") / kernel)
+    def place(self, kernel: str) -> KernelFolder:
+        return KernelFolder(kernels_folder(self.state, "alpha") / kernel)
 
     def record(self, kernel: str) -> KernelRecord:
         record = self.place(kernel).read_record()

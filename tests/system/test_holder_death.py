@@ -14,7 +14,7 @@ import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from relay.registry import KernelRecord, Place, kernels_folder, process_started
+from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder, process_started
 from tests.system.channels import Channels, Execution, Message, count_lines, is_over, of
 from tests.system.kernels import (
     IPYKERNEL,
@@ -230,7 +230,7 @@ def test_a_cell_goes_on_when_its_holder_is_killed(own: RunningRelay, v1: bool) -
         assert asker.execute("print('kept' in globals())").stdout == "False\n"
     assert own.request("DELETE", f"/alpha/api/kernels/{kernel}").status == 204
     wait_for("no process", lambda: kernel not in str(processes_of(own.folder)), 10)
-    wait_for("no folder", lambda: not place_of(own, kernel).folder.exists(), 10)
+    wait_for("no folder", lambda: not place_of(own, kernel).path.exists(), 10)
 
 
 def test_a_reply_that_nobody_read_is_made_up_for(own: RunningRelay) -> None:
@@ -414,7 +414,7 @@ def test_a_holder_that_keeps_dying_is_given_up(own: RunningRelay) -> None:
     assert "kernels.holder_restart_limit" in answer.json["message"]
     wait_for("the kernel's end", lambda: is_gone(old.kernel_pid), 5)
     wait_for("no process", lambda: kernel not in str(processes_of(own.folder)), 5)
-    assert not place.folder.exists()
+    assert not place.path.exists()
     assert not list(address.socket.parent.glob(f"{address.socket.stem}*"))
     assert '"event":"holder_given_up"' in own.log.read_text()
 
@@ -426,7 +426,7 @@ def test_a_kernel_whose_start_loses_its_holder_has_not_started(own: RunningRelay
 
         def launched() -> KernelRecord | None:
             for folder in kernels_folder(own.state, "alpha").glob("[!.]*"):
-                record = Place(folder).read_record() if folder not in before else None
+                record = KernelFolder(folder).read_record() if folder not in before else None
                 if record is not None and record.kernel_pid is not None:
                     return record
             return None

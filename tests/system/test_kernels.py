@@ -18,7 +18,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from relay.config import KernelEnvironment
-from relay.registry import kernels_folder, places
+from relay.kernel_folders import find_folders, kernels_folder
 from tests.system.channels import Channels, Execution, Message
 from tests.system.kernels import IPYKERNEL, TCP_ONLY, kernelspec, place_of, record_of, wrapped
 from tests.system.running import Answer, RunningRelay, processes_of, wait_for
@@ -279,7 +279,7 @@ def test_delete_ends_everything(relay: RunningRelay, busy: bool) -> None:
             assert closed.value.rcvd.reason == "the kernel was shut down"
     for pid in (record.holder_pid, record.kernel_pid, *(each.pid for each in children)):
         wait_for(f"no process {pid}", lambda pid=pid: not psutil.pid_exists(pid), 10)  # type: ignore[misc]
-    wait_for("no folder", lambda: not place.folder.exists(), 10)
+    wait_for("no folder", lambda: not place.path.exists(), 10)
     assert runtime_files(relay) == files
 
 
@@ -289,7 +289,9 @@ def test_delete_ends_everything(relay: RunningRelay, busy: bool) -> None:
 @pytest.fixture
 def nothing_left(relay: RunningRelay) -> Iterator[None]:
     """See that a test leaves nothing behind."""
-    wait_for("no kernel that ends", lambda: len(places(relay.state, "alpha")) == len(listed(relay)))
+    wait_for(
+        "no kernel that ends", lambda: len(find_folders(relay.state, "alpha")) == len(listed(relay))
+    )
     before = kernels_and_files(relay)
     yield
     wait_for("what was there before", lambda: kernels_and_files(relay) == before, 10)
@@ -372,7 +374,7 @@ def test_a_kernel_inherits_no_descriptor(relay: RunningRelay, kernel: str) -> No
     edge = psutil.Process(pids.edge[0]).ppid()
     relays = [pids.supervisor, edge, *pids.edge, *pids.agents["alpha"], record.holder_pid]
     others = {name for pid in relays for name in descriptors(pid)}
-    assert str(place_of(relay, kernel).folder / "lock") in others
+    assert str(place_of(relay, kernel).path / "lock") in others
     # The kernel appends to its log, which its holder keeps open for the next process.
     shared = descriptors(kernel_pid(relay, kernel)) & others
     assert shared == {str(place_of(relay, kernel).kernel_log)}

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from relay.registry import kernels_folder, process_started
+from relay.kernel_folders import kernels_folder, process_started
 from tests.system.channels import Channels, Execution, Message, count_lines
 from tests.system.kernels import place_of
 from tests.system.running import RunningRelay, processes_of, wait_for

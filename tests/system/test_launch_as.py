@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from relay.bridge.records import Call, Kind, struct_record
+from relay.bridge.records import Call, RecordKind, struct_record
 from relay.config import KernelSettings
-from relay.registry import KernelRecord, process_started
+from relay.kernel_folders import KernelRecord, process_started
 from tests.system.channels import Channels
 from tests.system.os_users import Person, Site, site
 from tests.system.running import wait_for
@@ -48,7 +48,7 @@ def kernel_of(two: Site, person: Person) -> Iterator[str]:
     yield kernel
     answer = two.ask(person, "DELETE", f"/alpha/api/kernels/{kernel}")
     assert answer.status in (204, 404), answer
-    wait_for("no folder", lambda: not two.place(kernel).folder.exists())
+    wait_for("no folder", lambda: not two.place(kernel).path.exists())
 
 
 def run(channels: Channels, code: str) -> Any:
@@ -95,7 +95,7 @@ def test_a_kernel_is_its_owners_process(two: Site, alices: str) -> None:
     assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
     assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
     assert status["NoNewPrivs"].strip() == "1"
-    place = str(two.place(alices).folder)
+    place = str(two.place(alices).path)
     inherited = [name for name in who["files"] if name.startswith(str(two.folder))]
     assert set(inherited) <= {f"{place}/kernel.log", str(user.home / ".ipython")} | {
         name for name in inherited if name.startswith(str(user.home))
@@ -189,7 +189,9 @@ OWN_HOLDER = ("ptrace", "environ", "mem", "maps", "fd")
 
 
 def call() -> bytes:
-    return b"".join(bytes(part) for part in [struct_record(Kind.CALL, Call(id=0, op="status"))])
+    return b"".join(
+        bytes(part) for part in [struct_record(RecordKind.CALL, Call(id=0, op="status"))]
+    )
 
 
 def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -> None:
@@ -204,7 +206,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
     assert len(ipc) == 5
     segment = next(place.journal.iterdir())
     files = {
-        **{f"Bob's {path.name}": str(path) for path in place.folder.iterdir() if path.is_file()},
+        **{f"Bob's {path.name}": str(path) for path in place.path.iterdir() if path.is_file()},
         "Bob's journal": str(segment),
         "a file of Bob's": str(two.bob.user.home / ".bashrc"),
         "tokens": str(two.private / "tokens.json"),
@@ -220,7 +222,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         "sessions": str(two.state / "alpha" / "sessions"),
         "state": str(two.state),
         "runtime": str(two.runtime),
-        "Bob's kernel": str(place.folder),
+        "Bob's kernel": str(place.path),
         "Bob's sockets": str(socket.socket.parent),
         "Bob's home": str(two.bob.user.home),
         "private": str(two.private),
@@ -246,7 +248,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         # The same, to prove that it works where it may.
         mine = {
             "FILES": {"own record": str(two.place(alices).record)},
-            "FOLDERS": {"own folder": str(two.place(alices).folder)},
+            "FOLDERS": {"own folder": str(two.place(alices).path)},
             "SOCKETS": {},
             "PROCESSES": {"own kernel": own.kernel_pid, "own holder": own.holder_pid},
         }
@@ -269,7 +271,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
 
 def test_bobs_files_stay_out_of_reach_by_their_modes(two: Site, bobs: str) -> None:
     place = two.place(bobs)
-    status = place.folder.stat()
+    status = place.path.stat()
     assert (status.st_uid, status.st_gid) == (two.bob.user.uid, two.agent_user.gid)
     assert oct(status.st_mode) == oct(0o043770)
     address = place.read_address()
@@ -378,7 +380,7 @@ def test_a_stolen_owner_is_not_believed(two: Site, bobs: str) -> None:
     )
     assert "token:bob" in request.read_text()
     os.kill(old.holder_pid, signal.SIGKILL)
-    wait_for("the end", lambda: not two.place(alices).folder.exists())
+    wait_for("the end", lambda: not two.place(alices).path.exists())
     wait_for("the kernel's end", lambda: gone(old.kernel_pid))
     listed = two.ask(two.bob, "GET", "/alpha/api/kernels")
     assert listed.status == 200
@@ -404,7 +406,7 @@ def test_a_record_that_is_none_ends_its_own_kernel_only(two: Site, bobs: str, wh
         channels.submit(f"{code}os.unlink(path)\n{how}")
         wait_for("the record to change", lambda: is_changed(two, alices, old))
     os.kill(old.holder_pid, signal.SIGKILL)
-    wait_for("the end", lambda: not two.place(alices).folder.exists())
+    wait_for("the end", lambda: not two.place(alices).path.exists())
     assert two.ask(two.bob, "GET", f"/alpha/api/kernels/{bobs}").status == 200
     with two.connect(two.bob, bobs) as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
@@ -441,7 +443,7 @@ def test_a_pid_in_a_record_is_killed_with_its_writers_rights_only(two: Site, bob
         wait_for("the record to change", lambda: is_changed(two, alices, old))
         time.sleep(0.5)
     os.kill(old.holder_pid, signal.SIGKILL)
-    wait_for("the end", lambda: not two.place(alices).folder.exists())
+    wait_for("the end", lambda: not two.place(alices).path.exists())
     assert two.agent_pid() == agent
     assert process_started(pid) == forged["kernel_started"]
     with two.connect(two.bob, bobs) as channels:
@@ -526,7 +528,7 @@ def test_a_kernel_that_is_stopped_leaves_nothing(two: Site) -> None:
     kernel = two.start_kernel(two.alice)
     record, address = two.record(kernel), two.place(kernel).read_address()
     assert two.ask(two.alice, "DELETE", f"/alpha/api/kernels/{kernel}").status == 204
-    wait_for("no folder", lambda: not two.place(kernel).folder.exists())
+    wait_for("no folder", lambda: not two.place(kernel).path.exists())
     wait_for("no processes", lambda: gone(record.holder_pid) and gone(record.kernel_pid))
     assert address is not None
     assert not list(address.socket.parent.glob(f"{address.socket.stem}*"))
@@ -548,7 +550,7 @@ def test_what_a_dead_start_left_is_ended(two: Site) -> None:
     path.write_text(forged)
     os.kill(record.holder_pid, signal.SIGKILL)
     wait_for("the kernel's end", lambda: gone(record.kernel_pid))
-    wait_for("no folder", lambda: not two.place(kernel).folder.exists())
+    wait_for("no folder", lambda: not two.place(kernel).path.exists())
     kernels = two.state / "alpha" / "kernels"
     wait_for("nothing hidden", lambda: not list(kernels.glob(".*")))
 
@@ -557,7 +559,7 @@ def test_a_culled_kernel_leaves_nothing(two: Site) -> None:
     kernel = two.start_kernel(two.alice, name="short")
     record = two.record(kernel)
     wait_for("its end", lambda: gone(record.holder_pid) and gone(record.kernel_pid))
-    wait_for("no folder", lambda: not two.place(kernel).folder.exists())
+    wait_for("no folder", lambda: not two.place(kernel).path.exists())
 
 
 def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
@@ -587,5 +589,5 @@ def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
         assert "Ended 2 kernels." in done.stdout
         pids = (new.holder_pid, new.kernel_pid, his.holder_pid, his.kernel_pid)
         wait_for("their end", lambda: all(map(gone, pids)))
-        assert not two.place(bobs).folder.exists()
+        assert not two.place(bobs).path.exists()
         assert not two.place(alices).exists()

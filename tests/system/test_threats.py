@@ -15,12 +15,12 @@ ROOT: Final = Path(__file__).parents[1]
 
 DOOR, SMUGGLING = "system/test_door.py", "system/test_smuggling.py"
 WORK, PAGES = "system/test_work.py", "system/test_pages.py"
-TICKETS, APP = "system/test_tickets.py", "edge/test_app.py"
+TICKETS, APP = "system/test_tickets.py", "edge/http/test_pipeline.py"
 HEADS, ORIGIN = "routing/test_heads.py", "auth/test_origin.py"
 PIPE, CONNECTIONS = "edge/test_pipe.py", "test_connections.py"
 TOKENS, WHO_MAY = "system/test_tokens.py", "system/test_who_may.py"
-JWT, JWKS, KEYS = "auth/test_jwt.py", "auth/test_jwks.py", "edge/test_keys.py"
-TICKETS_UNIT, STARTS = "auth/test_tickets.py", "agent/test_starts.py"
+JWT, JWKS, KEYS = "auth/test_jwt.py", "auth/test_jwks.py", "edge/authn/test_jwks_client.py"
+TICKETS_UNIT, STARTS = "auth/test_tickets.py", "agent/api/test_start_request.py"
 
 THREATS: Final = {
     # CVE-2024-28179: HTTP was checked, the WebSocket was not.
@@ -195,14 +195,14 @@ THREATS: Final = {
         f"{STARTS}::test_a_value_that_is_too_long_is_refused_by_its_setting",
         f"{STARTS}::test_no_client_says_who_it_is",
         f"{WHO_MAY}::test_nothing_in_a_value_is_anything_but_the_value",
-        "agent/test_users.py::test_no_map_makes_a_principal_root_or_the_agent",
+        "agent/privsep/test_os_users.py::test_no_map_makes_a_principal_root_or_the_agent",
     ],
     # An open port for kernels' answers, without a MAC that holds.
     "somebody else speaks for a kernel": [
         "bridge/test_zmq_codec.py::test_a_missing_or_foreign_signature_is_refused",
         "bridge/test_zmq_codec.py::test_a_change_of_any_signed_byte_is_refused",
         "bridge/test_session.py::test_what_answers_nobody_is_discarded_and_takes_no_seq",
-        "agent/test_line.py::test_another_users_process_gets_not_a_byte",
+        "agent/holders/test_client.py::test_another_users_process_gets_not_a_byte",
         "system/test_launch_as.py::test_a_kernels_ports_are_of_no_use_to_others",
     ],
     # CVE-2023-33189, GHSA-r7rh-jww5-5fjr, CVE-2024-41942.
@@ -214,7 +214,7 @@ THREATS: Final = {
     ],
     # CVE-2026-25949, slowloris.
     "a client stalls": [
-        "edge/test_acceptor.py::test_a_handshake_that_fails_or_stalls_is_counted_no_longer",
+        "edge/listener/test_acceptor.py::test_a_handshake_that_fails_or_stalls_is_counted_no_longer",
         f"{CONNECTIONS}::test_a_head_has_an_absolute_time",
         f"{CONNECTIONS}::test_a_body_has_an_absolute_time",
         f"{CONNECTIONS}::test_who_does_not_read_is_cut_off",

@@ -25,7 +25,7 @@ from relay.bridge.records import (
     HEADER,
     Attach,
     Attached,
-    Kind,
+    RecordKind,
     read_struct,
     struct_record,
 )
@@ -210,9 +210,9 @@ def test_a_good_ticket_attaches_to_a_kernel(agent: Agent, kernel: str) -> None:
         wire.send(UPGRADE + b"\r\n")
         answer = wire.answer()
         assert (answer.status, answer.headers["Upgrade"]) == (101, "relay-records")
-        wire.send(struct_record(Kind.ATTACH, Attach(link="0" * 32, principal="token:else")))
+        wire.send(struct_record(RecordKind.ATTACH, Attach(link="0" * 32, principal="token:else")))
         length, kind = HEADER.unpack(wire.read(HEADER.size))
-        assert kind == Kind.ATTACHED
+        assert kind == RecordKind.ATTACHED
         assert read_struct(wire.read(length), Attached).position.seq > 0
 
 

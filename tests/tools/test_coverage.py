@@ -19,12 +19,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "relay/__main__.py": "x = 1\n",
         "relay/model.py": "a = 1\nb = 2\nif a > b:\n    c = 3\n",
-        "relay/edge/rest.py": "def f():\n    return 1\n",
+        "relay/edge/http/forward.py": "def f():\n    return 1\n",
         "relay/edge/__init__.py": "",
     }
     plant(tmp_path, files)
     data = CoverageData(str(tmp_path / ".coverage"))
-    lines = {"relay/model.py": [1, 2, 3], "relay/edge/rest.py": [1]}
+    lines = {"relay/model.py": [1, 2, 3], "relay/edge/http/forward.py": [1]}
     data.add_lines({str(tmp_path / file): covered for file, covered in lines.items()})
     data.write()
     FLOORS.write(plant(tmp_path, {"tools/coverage.toml": ""}))
@@ -36,7 +36,7 @@ def test_lines_are_counted_per_file_run_or_not(project: Path) -> None:
     assert coverage.measured(project, project / ".coverage") == {
         "relay/__main__.py": Lines(0, 1),
         "relay/edge/__init__.py": Lines(0, 0),
-        "relay/edge/rest.py": Lines(1, 2),
+        "relay/edge/http/forward.py": Lines(1, 2),
         "relay/model.py": Lines(3, 4),
     }
 

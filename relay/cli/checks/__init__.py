@@ -6,13 +6,14 @@ takes to add one. Each file here is a subject.
 
 from __future__ import annotations
 
-from relay.cli.checks import door, kernels, policy, ports, secrets, start, together
+from relay.cli.checks import across_files, authn, kernels, policy, ports, secrets, start
 from relay.cli.checks.finding import Finding, Severity, error, findings_of, warning
 
 __all__ = [
     "Finding",
     "Severity",
-    "door",
+    "across_files",
+    "authn",
     "error",
     "findings_of",
     "kernels",
@@ -20,6 +21,5 @@ __all__ = [
     "ports",
     "secrets",
     "start",
-    "together",
     "warning",
 ]

@@ -1,0 +1,338 @@
+"""A folder is the registry: where a kernel's files are and who owns them.
+
+``STATE_DIR/<cluster>/kernels/<kernel_id>/`` holds everything about one kernel. Whoever has the
+kernel's sockets holds an exclusive ``flock`` on the folder's lock file; nobody else may act as
+its holder. Unix sockets live in the runtime folder, whose paths are short enough for them
+(``sun_path`` takes 107 bytes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from relay.auth.ownership import Grant
+from relay.files import (
+    TRAVERSABLE,
+    FolderError,
+    open_plain,
+    private_folder,
+    read_plain,
+    read_struct,
+    try_flock,
+    write_new,
+)
+
+_HIDDEN: Final = "."
+"""Begins the names of folders that are being deleted: no kernel id begins like that."""
+_SOCKET_PATH_BYTES: Final = 107
+_SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
+_USER_BYTES: Final = len("/4294967294")
+"""Of the folder that each OS user has in a runtime folder that several share."""
+
+
+KernelState = Literal["starting", "ready", "dead", "ending"]
+"""``ready`` from the moment it was heard first, ``dead`` when its restarts are used up."""
+
+
+class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a holder notes of itself and its kernel, for agents and for its successor.
+
+    ``*_started`` is the process's start time in clock ticks since boot (``proc(5)``, field 22):
+    a pid together with it names one process for good.
+    """
+
+    holder_pid: int
+    holder_started: int
+    epoch: str
+    state: KernelState = "starting"
+    identities: list[str] = []
+    """Of ZMQ sockets: the holder's own first, then those under which dead ones have asked for
+    something that may still be answered. Whoever bears one gets the replies."""
+    kernel_pid: int | None = None
+    """The kernel's process, where it is one on this machine."""
+    kernel_started: int | None = None
+    kernel_session: str = ""
+    """What the kernel calls its own session in its messages' headers."""
+    kernelspec: dict[str, Any] = {}
+    """The kernelspec as it was launched, its parameters filled in."""
+    provisioner: dict[str, Any] | None = None
+    """What jupyter_client's ``get_provisioner_info`` gave; None before the launch."""
+
+    @property
+    def adoptable(self) -> bool:
+        """Whether another holder may take the kernel over: it was up, and nobody is ending it."""
+        return self.state in {"ready", "dead"} and self.provisioner is not None
+
+
+class HolderAddress(msgspec.Struct, frozen=True):
+    """The part of a ``HolderConfig`` that agents of every version read."""
+
+    socket: Path
+    owner: str
+    """The principal whose kernel it is."""
+    name: str
+    """The kernelspec's name."""
+
+
+Grants = dict[str, Grant]
+"""What others may do with a kernel, by principal."""
+
+
+class KernelFolder(msgspec.Struct, frozen=True):
+    """One kernel's folder."""
+
+    path: Path
+
+    @property
+    def kernel_id(self) -> str:
+        """The folder's name is the kernel's id."""
+        return self.path.name
+
+    @property
+    def request(self) -> Path:
+        """What the agent asked for (a ``HolderConfig``)."""
+        return self.path / "request.json"
+
+    @property
+    def record(self) -> Path:
+        """What the holder notes (a `KernelRecord`)."""
+        return self.path / "record.json"
+
+    @property
+    def replacements(self) -> Path:
+        """When holders that died were replaced: a list of seconds since the machine started."""
+        return self.path / "replacements.json"
+
+    @property
+    def requests(self) -> Path:
+        """What the kernel has been asked and has not finished (``holder/sessions/requests.py``)."""
+        return self.path / "requests.log"
+
+    @property
+    def journal(self) -> Path:
+        """The folder of the journal's segments."""
+        return self.path / "journal"
+
+    @property
+    def sessions(self) -> Path:
+        """What the holder remembers of its clients (``holder/sessions/store.py``)."""
+        return self.path / "sessions.jsonl"
+
+    @property
+    def kernel_log(self) -> Path:
+        """The kernel process's own stdout and stderr."""
+        return self.path / "kernel.log"
+
+    @property
+    def holder_log(self) -> Path:
+        """The holder's log."""
+        return self.path / "holder.log"
+
+    @property
+    def grants(self) -> Path:
+        """Whom the kernel's owner lets in (`Grants`)."""
+        return self.path / "grants.json"
+
+    @property
+    def connection_file(self) -> Path:
+        """Jupyter's connection file."""
+        return self.path / "connection.json"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def uid(self) -> int:
+        """The OS user whose folder it is. Raises ``OSError``."""
+        return self.path.lstat().st_uid
+
+    def exists(self) -> bool:
+        """Whether anything is noted of this kernel."""
+        return self.request.exists()
+
+    def try_lock(self) -> int | None:
+        """Take the folder's lock: a file descriptor to keep open, or None where it is taken."""
+        try:
+            # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
+            # protected_regular).
+            descriptor = open_plain(self._lock, os.O_RDWR)
+        except FileNotFoundError:
+            descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
+        if not try_flock(descriptor):
+            os.close(descriptor)
+            return None
+        if not self._is_ours(descriptor):
+            # The folder was removed in between, and another may stand in its place by now.
+            os.close(descriptor)
+            raise FileNotFoundError(self.path)
+        return descriptor
+
+    def _is_ours(self, lock: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(lock), self._lock.lstat())
+        return False
+
+    def read_address(self) -> HolderAddress | None:
+        """Where the holder serves, or None where that is not noted (yet)."""
+        try:
+            return msgspec.json.decode(
+                read_plain(self.request), type=HolderAddress, dec_hook=_socket_path
+            )
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def read_record(self) -> KernelRecord | None:
+        """The holder's note, or None where there is none (yet), or nothing can be made of it.
+
+        Raises ``OSError`` where it cannot be read just now: what it tells of may be running.
+        """
+        return read_struct(self.record, KernelRecord)
+
+    def clear(self) -> None:
+        """Delete what is in the folder, its lock last: whoever waits for that finds nothing else.
+
+        For those who may not delete the folder itself, which stands among other users' folders.
+        """
+        for entry in list(self.path.iterdir()):
+            if entry == self._lock:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        self._lock.unlink(missing_ok=True)
+
+    def is_ending(self) -> bool:
+        """Whether the kernel's end has begun, as far as its holder has noted."""
+        try:
+            record = self.read_record()
+        except OSError:
+            return False
+        return record is not None and record.state == "ending"
+
+    def read_grants(self) -> Grants:
+        """Whom the owner lets in; nobody where that cannot be read."""
+        try:
+            return read_struct(self.grants, Grants) or {}
+        except OSError:
+            return {}
+
+
+def _socket_path(_: type, text: object) -> Path:
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError("no path")
+    return Path(text)
+
+
+def kernels_folder(state_dir: Path, cluster: str) -> Path:
+    """Where a cluster's kernels are."""
+    return state_dir / cluster / "kernels"
+
+
+def find_folders(state_dir: Path, cluster: str) -> list[KernelFolder]:
+    """Every kernel folder of a cluster."""
+    try:
+        with os.scandir(kernels_folder(state_dir, cluster)) as entries:
+            return [
+                KernelFolder(Path(entry.path))
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name)
+            ]
+    except FileNotFoundError:
+        return []
+
+
+def remove(kernel_folder: KernelFolder) -> None:
+    """Delete a kernel's folder; its id is free from the first moment on."""
+    doomed = kernel_folder.path.with_name(hidden_name(kernel_folder.kernel_id))
+    try:
+        kernel_folder.path.rename(doomed)
+    except PermissionError:
+        # The folder that it is in is another user's, who deletes it once it is empty.
+        with contextlib.suppress(OSError):
+            kernel_folder.clear()
+    except OSError:
+        return
+    else:
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def hidden_name(kernel_id: str) -> str:
+    """A new name for a kernel's folder that is being deleted."""
+    return f"{_HIDDEN}{kernel_id}.{secrets.token_hex(4)}"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a kernel's folder of that name is being deleted."""
+    return name.startswith(_HIDDEN)
+
+
+def sweep(state_dir: Path, cluster: str) -> None:
+    """Delete what processes that died in `remove` left behind."""
+    for folder in kernels_folder(state_dir, cluster).glob(f"{_HIDDEN}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def runtime_folder(state_dir: Path, setting: str | None) -> Path:
+    """Where unix sockets go: the setting, the XDG runtime folder, or a short one of our own.
+
+    The last is noted in the state folder, so that all processes of that state agree on it.
+    """
+    if setting is not None:
+        return _short_enough(private_folder(Path(setting)))
+    noted = state_dir / "runtime"
+    with contextlib.suppress(OSError):
+        return _short_enough(private_folder(Path(noted.read_text().strip())))
+    private_folder(state_dir)
+    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
+    shared = bool(xdg) and os.access(xdg, os.W_OK)
+    if shared:
+        folder = private_folder(Path(xdg) / "kernel-relay")
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="relay-"))
+    try:
+        # Whoever comes second takes the folder of whoever came first, and never reads half a note.
+        write_new(noted, f"{folder}\n".encode())
+    except FileExistsError:
+        if not shared:
+            # Ours alone, and of no use now.
+            folder.rmdir()
+        return _short_enough(private_folder(Path(noted.read_text().strip())))
+    return _short_enough(folder)
+
+
+def shared_runtime_folder(setting: str) -> Path:
+    """Where unix sockets go in a folder for each OS user. Raises `FolderError`."""
+    return _short_enough(private_folder(Path(setting), TRAVERSABLE), _USER_BYTES)
+
+
+def _short_enough(folder: Path, more: int = 0) -> Path:
+    if len(os.fsencode(folder)) + more + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
+        msg = f"runtime_dir {folder} is too long for unix sockets, choose a shorter one"
+        raise FolderError(msg)
+    return folder
+
+
+def socket_name() -> str:
+    """A new name for a socket in the runtime folder: 12 hex digits."""
+    return secrets.token_hex(6)
+
+
+def process_started(pid: int) -> int | None:
+    """A process's start time in clock ticks since boot, or None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    # The command name stands in parentheses and may hold anything; fields count from behind it.
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] in {"Z", "X"} else int(fields[19])
