@@ -13,7 +13,7 @@ from relay.errors import NotFound, RelayError
 from relay.http import RESPONSE_HEADERS, error_response, read_body
 from tests.caller import Answer, Caller, chunked, get, post
 from tests.fakes import FakeTransport
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 SECRET = "s3cret"
 
@@ -197,7 +197,7 @@ async def trickle(caller: Caller, data: bytes, pause: float) -> float:
     begin = loop.time()
     for byte in data:
         caller.transport.protocol.data_received(bytes([byte]))
-        await asyncio.sleep(pause)
+        await elapse(pause)
         if caller.transport.is_closing() or caller.transport.written:
             break
     return loop.time() - begin

@@ -180,7 +180,7 @@ class Parent:
             try:
                 culprit = await wait_until_ready(self._keepers, self._change, self._stop)
                 if culprit is None and not self._stop.is_set():
-                    log.info("edge ready", **self._addresses())
+                    log.info("edge_ready", **self._addresses())
                     notify("READY=1")
                     await self._stop.wait()
             finally:
@@ -190,7 +190,7 @@ class Parent:
                     trying.cancel()
         if culprit is None or culprit.last_exit is None:
             return 0
-        log.error("edge workers do not start", exit_code=culprit.last_exit.code)
+        log.error("workers_failed_to_start", exit_code=culprit.last_exit.code)
         return culprit.last_exit.code if culprit.last_exit.code > 0 else 1
 
     def _is_worker(self, pid: int) -> bool:

@@ -70,7 +70,7 @@ def main() -> None:
         secrets = Secrets.read(config, metrics)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
-        log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
+        log.error("start_failed", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
     uvloop.run(_run(config, path, secrets, metrics, arguments.parent_socket))
 

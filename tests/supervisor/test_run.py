@@ -16,17 +16,9 @@ import pytest
 import yaml
 
 from relay.kernel_folders import process_started
+from tests.waiting import WAIT, eventually
 
 DRIVER = Path(__file__).with_name("driver.py")
-WAIT = 20.0
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    """Wait until it is so: these are real processes in real time."""
-    deadline = time.monotonic() + WAIT
-    while not check():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 class Relay:

@@ -267,6 +267,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.guarantee
 @slow
 async def test_a_script_that_is_killed_goes_on_in_another_process(
     own: RunningRelay, tmp_path: Path, dice: random.Random

@@ -119,6 +119,7 @@ def printed(channels: Channels, first: int, count: int) -> None:
     assert list(map(int, lines)) == list(range(first, first + count))
 
 
+@pytest.mark.guarantee
 def test_a_full_disk_stops_no_kernel_and_no_client(disk: tuple[RunningRelay, Disk]) -> None:
     relay, full = disk
     kernel = relay.start_kernel("alpha")

@@ -276,6 +276,7 @@ def test_a_ticket_is_for_one_action_on_one_kernel(agent: Agent, kernel: str, rou
     assert kernels(agent, kernel) == before
 
 
+@pytest.mark.guarantee
 def test_forgeries(agent: Agent, kernel: str) -> None:
     key = load_pem_private_key(agent.private, None)
     stranger = load_pem_private_key(pki.new_ticket_keys().private, None)
@@ -398,6 +399,7 @@ def spies() -> Iterator[Spies]:
             thread.join()
 
 
+@pytest.mark.guarantee
 def test_an_agent_receives_the_ticket_and_never_the_token(
     relay: RunningRelay, tmp_path: Path
 ) -> None:
@@ -454,6 +456,7 @@ def test_an_agent_receives_the_ticket_and_never_the_token(
             assert part not in seen
 
 
+@pytest.mark.guarantee
 def test_the_token_is_written_down_nowhere(relay: RunningRelay, kernel: str) -> None:
     token = relay.info.token
     channels = f"/alpha/api/kernels/{kernel}/channels?token={token}"

@@ -18,7 +18,7 @@ from relay.edge.authn.jwks_client import FetchedKeys, FileKeys, JwksEndpoint, Pu
 from relay.errors import AuthenticatorUnavailable
 from relay.metrics import EdgeMetrics
 from tests.jwts import SECRET, jwk, jwk_set, private_key, private_pem, public_pem
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 ONE = jwk(private_key("EdDSA", "one"), kid="one")
 TWO = jwk(private_key("EdDSA", "two"), kid="two")
@@ -46,7 +46,7 @@ class Provider:
     async def __call__(self) -> Published:
         self.asked.append(asyncio.get_running_loop().time())
         document = self.document or jwk_set(*self.keys)
-        await asyncio.sleep(self.takes)
+        await elapse(self.takes)
         if self.fails is not None:
             raise self.fails
         return Published(document, self.max_age)

@@ -16,7 +16,7 @@ from relay.edge.caller import Caller
 from relay.errors import AgentUnavailable, Forbidden, NotFound, RelayError, Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 EPOCH = 1_800_000_000.0
 ADA = Identity(principal=Principal("token", "ada"), via="token", credential="id1")
@@ -42,7 +42,7 @@ class World:
         assert now == self.now()
         self.asked.append(shown)
         known = self.identities.get(shown, Unauthorized("nobody"))
-        await asyncio.sleep(self.seconds)
+        await elapse(self.seconds)
         if isinstance(known, Exception):
             raise known
         return known

@@ -48,7 +48,7 @@ from relay.routing.paths import parse_target
 from relay.routing.routes import ROUTES
 from relay.routing.table import Scope
 from tests.fakes import Agent, Browser, FakeTransport, client_frame, text
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 V1 = "v1.kernel.websocket.jupyter.org"
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -186,7 +186,7 @@ class FakeUpstream:
         assert (cluster, kernel_id) == ("alpha", KERNEL_ID)
         self.asked.append((attach, retry_for))
         self.callers.append(caller)
-        await asyncio.sleep(self.seconds)
+        await elapse(self.seconds)
         link = self.links.pop(0)
         if isinstance(link, RelayError):
             raise link
@@ -289,7 +289,7 @@ class Visit:
     async def open(self, *more: bytes) -> None:
         """Shake hands; ``more`` comes with the request already."""
         self.request(*more)
-        await asyncio.sleep(1.1)
+        await elapse(1.1)
         await settle()
         head, _, rest = self.transport.take().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 ")

@@ -19,6 +19,7 @@ from relay.edge.ipc.audit_file import AuditFile, WriteNote, audit_service
 from relay.edge.ipc.client import ParentClient, Refused
 from relay.edge.ipc.server import ParentServer, socket_path
 from tests.virtualtime import settle, virtual
+from tests.waiting import until
 
 NOW = 1_800_000_000.0
 
@@ -242,8 +243,7 @@ async def test_it_keeps_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async with asyncio.TaskGroup() as tasks:
             trying = tasks.create_task(file.keep_trying())
             path.parent.mkdir()
-            while file.problem:  # noqa: ASYNC110 - a file tells nobody
-                await asyncio.sleep(0.01)
+            await until(lambda: not file.problem)
             trying.cancel()
     assert shown(path) == ["chain-begun", "a"]
 

@@ -34,6 +34,8 @@ from relay.edge.listener.client_certs import ClientCertificates, server_context
 from relay.edge.listener.proxy_headers import V2_SIGNATURE, Networks
 from relay.errors import Unauthorized
 from relay.model import Identity, Principal
+from tests.virtualtime import settle
+from tests.waiting import until
 
 WAIT = 20.0
 ROBOTS = "robots.example"
@@ -127,15 +129,17 @@ class Running:
             await self.ask(*arguments, **named)
 
     async def empty(self) -> None:
-        async with asyncio.timeout(WAIT):
-            while len(self.quotas):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.quotas) == 0)
 
 
 async def whoami(request: web.BaseRequest) -> web.StreamResponse:
     visitor = connection_of(request)
     who = visitor.identity.principal if visitor.identity else "-"
     return web.Response(text=f"{visitor.address} {who}")
+
+
+def handshakes() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("handshake")]
 
 
 @contextlib.asynccontextmanager
@@ -203,9 +207,7 @@ async def test_connections_at_the_limit_and_past_it(pki: Pki, tmp_path: Path, hi
         assert await door.ask_again(*second) == "127.0.0.1 -"
         first[1].close()
         await first[1].wait_closed()
-        async with asyncio.timeout(WAIT):
-            while door.quotas._limiter._counts[("all",)] > 1:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
+        await until(lambda: door.quotas._limiter._counts[("all",)] <= 1)
         assert await door.ask() == "127.0.0.1 -"
         second[1].close()
 
@@ -244,11 +246,10 @@ async def test_what_is_stopped_cuts_its_handshakes(pki: Pki, tmp_path: Path) -> 
     async with running(pki, tmp_path, tls_timeout=3600.0) as door:
         with socket.create_connection(("127.0.0.1", door.port)) as stalled:
             stalled.settimeout(0)
-            await asyncio.sleep(0.1)
+            await until(lambda: len(handshakes()) == 1)
+            await settle()
             assert len(door.quotas) == 2
-            for task in asyncio.all_tasks():
-                if task.get_name().startswith("handshake"):
-                    task.cancel()
+            handshakes()[0].cancel()
             assert await asyncio.get_running_loop().sock_recv(stalled, 1) == b""
 
 
