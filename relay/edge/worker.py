@@ -88,7 +88,7 @@ def _metrics(folder: Path | None) -> EdgeMetrics:
         try:
             metrics = EdgeMetrics.shared(folder)
         except OSError as error:
-            log.error("metrics_not_shared", problem=str(error))  # noqa: TRY400 - says it all
+            log.error("shared_metrics_unavailable", problem=str(error))  # noqa: TRY400 - says it all
     limits.subscribe(metrics.count_limit_hit)
     return metrics
 
@@ -185,7 +185,7 @@ async def _run(
             await stopped.wait()
             if parent.gone:
                 # Nobody can be let in without the parent, and nobody else would end this process.
-                log.error("parent_gone")
+                log.error("parent_died")
                 sys.exit(1)
             log.info("stopping", drain=config.drain)
             app.edge_routes.ready = False
@@ -224,7 +224,7 @@ def _change_policy(app: Pipeline, path: Path) -> None:
     """Judge by what the parent has accepted meanwhile."""
     policy = reload.read(path).policy
     app.change_policy(policy.policy())
-    log.info("policy_taken", rules=len(policy.rules))
+    log.info("policy_applied", rules=len(policy.rules))
 
 
 @contextlib.asynccontextmanager

@@ -180,7 +180,7 @@ def test_sighup_is_passed_on_and_ends_nobody(
         edge.settings.write_text("https: 1")
         edge.process.send_signal(signal.SIGHUP)
         printed = Printed(capfd)
-        eventually(lambda: "configuration_not_read" in printed.text())
+        eventually(lambda: "configuration_invalid" in printed.text())
         # One that starts after it hears of it when it is ready: it may have read the old one.
         victim = min(workers)
         os.kill(victim, signal.SIGKILL)

@@ -269,7 +269,7 @@ def test_without_a_log_what_needs_a_line_is_refused(audited: Audited) -> None:
         kernels = audited.relay.request("GET", "/alpha/api/kernels")
         assert (kernels.status, kernels.json) == (200, [])
         assert "relay_edge_audit_waiting_lines 0" not in audited.relay.metrics()
-        assert '"audit_not_written"' in audited.relay.log.read_text()
+        assert '"audit_write_failed"' in audited.relay.log.read_text()
     finally:
         aside.rename(audited.logs)
     wait_for(

@@ -416,7 +416,7 @@ def test_a_holder_that_keeps_dying_is_given_up(own: RunningRelay) -> None:
     wait_for("no process", lambda: kernel not in str(processes_of(own.folder)), 5)
     assert not place.path.exists()
     assert not list(address.socket.parent.glob(f"{address.socket.stem}*"))
-    assert '"event":"holder_given_up"' in own.log.read_text()
+    assert '"event":"holder_restart_limit_reached"' in own.log.read_text()
 
 
 @pytest.mark.guarantee

@@ -235,7 +235,7 @@ class JupyterSessions:
         try:
             write_atomic(self._path(session.id), msgspec.json.encode(session))
         except OSError as error:
-            log.error("session_not_written", problem=str(error))  # noqa: TRY400 - says it all
+            log.error("session_write_failed", problem=str(error))  # noqa: TRY400 - says it all
             raise DiskFull(f"The session cannot be kept: {error.strerror}.") from error
 
     def _forget(self, session: JupyterSession) -> None:

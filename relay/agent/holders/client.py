@@ -73,7 +73,7 @@ async def connect(
     reader, writer = await asyncio.open_unix_connection(address.path, limit=limit)
     if peer_uid(writer) != address.uid:
         writer.close()
-        log.warning("refused_holder", path=str(address.path), uid=peer_uid(writer))
+        log.warning("holder_rejected", path=str(address.path), uid=peer_uid(writer))
         raise PermissionError("the holder's socket is served by another OS user")
     return reader, writer
 
@@ -152,7 +152,7 @@ class HolderClient:
             # Why it ended, the caller finds out.
             pass
         except RecordError as error:
-            log.warning("bad_record", problem=error.message)
+            log.warning("malformed_record", problem=error.message)
         finally:
             self._changed.set()
             self._writer.close()

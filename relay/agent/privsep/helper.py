@@ -185,7 +185,7 @@ class _Holders:
             await empty_as_owner(self._folders.kernel_folder(hidden), uid)
             if self._folders.drop(hidden):
                 return
-        log.warning("folder_not_deleted", folder=hidden, uid=uid)
+        log.warning("folder_delete_failed", folder=hidden, uid=uid)
 
     def _uid(self, name: str) -> int:
         uid = self._folders.uid(name)

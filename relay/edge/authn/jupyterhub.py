@@ -301,14 +301,14 @@ class JupyterHub:
         """Note that the Hub gave no answer; the log has the first of a row."""
         self._metrics.hub_requests.labels(what, "failed").inc()
         if what not in self._failing:
-            log.warning("jupyterhub_fails", asked=what, problem=problem)
+            log.warning("jupyterhub_unavailable", asked=what, problem=problem)
         self._failing.add(what)
         return _Failed()
 
     def _succeeded(self, what: str, outcome: str) -> None:
         self._metrics.hub_requests.labels(what, outcome).inc()
         if what in self._failing:
-            log.info("jupyterhub_answers", asked=what)
+            log.info("jupyterhub_available", asked=what)
         self._failing.discard(what)
 
 

@@ -204,9 +204,9 @@ class FetchedKeys:
         self._metrics.key_fetch_failures.labels(self._name).inc()
         problem = (str(error) or type(error).__name__)[:_PROBLEM]
         if not self._failing:
-            log.warning("keys_not_fetched", authenticator=self._name, problem=problem)
+            log.warning("key_fetch_failed", authenticator=self._name, problem=problem)
         elif not self._are_good() and self._keys.keys:
-            log.error("keys_too_old", authenticator=self._name, setting="keys.keep")
+            log.error("keys_expired", authenticator=self._name, setting="keys.keep")
             limits.record("authentication.jwt.keys.keep")
             self._keys = KeySet()
         self._failing = True

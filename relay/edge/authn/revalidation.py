@@ -167,7 +167,7 @@ class Reauthorizer:
                 self._revoke(stream, _gone(stream, now))
             return math.inf
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
-            log.warning("cannot_tell", problem=str(error))
+            log.warning("authenticator_unavailable", problem=str(error))
             return self._keep(credential, now)
         for stream in list(credential.streams):
             problem = stream.reauthorize(identity)
@@ -185,7 +185,9 @@ class Reauthorizer:
     def _revoke(self, stream: AuthorizedStream, error: RelayError) -> None:
         if stream.revoked is not None:
             return
-        log.info("sent_away", code=error.close_code, problem=error.message, **stream.log_fields)
+        log.info(
+            "access_revoked", code=error.close_code, problem=error.message, **stream.log_fields
+        )
         self._metrics.sent_away.labels(error.reason.lower()).inc()
         stream.revoke(error)
 

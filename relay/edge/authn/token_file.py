@@ -59,14 +59,14 @@ class TokenFile:
         except (OSError, ValueError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
-                log.error("tokens_not_read", problem=str(error))  # noqa: TRY400 - says it all
+                log.error("token_file_invalid", problem=str(error))  # noqa: TRY400 - says it all
                 self._metrics.refused_token_files.inc()
             return False
         self._version, self._problem = version, None
         if store.records == self._store.records:
             return False
         self._store = store
-        log.info("tokens_read", tokens=len(store.records))
+        log.info("token_file_reloaded", tokens=len(store.records))
         return True
 
     def _read(self) -> tuple[_Version, TokenStore]:

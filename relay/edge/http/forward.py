@@ -16,7 +16,7 @@ from relay import limits
 from relay.config import EdgeConfig
 from relay.edge.authn.revalidation import AuthorizedStream
 from relay.edge.http.context import AuthorizedRequest
-from relay.edge.upstream.call import Timeouts, UpstreamCall
+from relay.edge.upstream.call import CallTimeouts, UpstreamCall
 from relay.edge.upstream.client import UpstreamClient
 from relay.edge.upstream.response import CHUNK_BYTES, UpstreamResponse
 from relay.errors import AgentError, AgentTimeout, AgentUnavailable, BadRequest
@@ -88,7 +88,7 @@ class Forwarder:
             timeouts=self._timeouts(context),
         )
 
-    def _timeouts(self, context: AuthorizedRequest) -> Timeouts:
+    def _timeouts(self, context: AuthorizedRequest) -> CallTimeouts:
         settings, route = self._settings, context.route
         total: float | None = settings.request_timeout
         read: float | None = None
@@ -99,7 +99,7 @@ class Forwarder:
             total, read = None, settings.request_timeout
         if _follows(context):
             read = 2 * settings.link_ping_interval
-        return Timeouts(
+        return CallTimeouts(
             total,
             read,
             retry_for=settings.websocket_hold if route.starts_kernel else settings.hold,

@@ -57,11 +57,11 @@ class RateLimits:
         except Refused as refused:
             setting = refused.code
             limits.record(setting)
-            log.info("too_many_sockets", setting=setting)
+            log.info("websocket_limit_reached", setting=setting)
             raise TooMany(f"Too many open WebSockets ({setting}).") from None
 
 
 def _too_often(refusal: Refusal, text: str) -> NoReturn:
     limits.record(refusal.code)
-    log.info("too_often", setting=refusal.code)
+    log.info("rate_limit_reached", setting=refusal.code)
     raise RateLimited(f"{text} ({refusal.code}).", retry_after=refusal.retry_after) from None

@@ -89,12 +89,12 @@ class AuditFile:
             problem = error.strerror or str(error)
             if problem != self.problem:
                 log.error(  # noqa: TRY400 - one line says it all
-                    "audit_not_written", file=str(self._path), problem=problem
+                    "audit_write_failed", file=str(self._path), problem=problem
                 )
             self.problem = problem
         else:
             if self.problem:
-                log.info("audit_written_again", lines=self._written)
+                log.info("audit_write_recovered", lines=self._written)
             self.problem = ""
 
     async def keep_trying(self) -> None:
@@ -171,7 +171,7 @@ class AuditFile:
             event = None if tail else AuditEvent.CHAIN_CONTINUED
             if tail:
                 # The chain will show where.
-                log.error("audit_changed_by_others", file=str(self._path))
+                log.error("audit_file_changed", file=str(self._path))
         if event is not None:
             self._waiting.appendleft(AuditNote(time=self._clock(), event=event))
         return chain

@@ -176,7 +176,7 @@ class ParentClient(asyncio.Protocol):
             while (message := self._reader.next()) is not None:
                 self._on_answer(_DECODER.decode(message))
         except BAD_MESSAGE as error:
-            log.error("ipc_bad_message", problem=str(error))  # noqa: TRY400 - one line says it all
+            log.error("ipc_malformed_message", problem=str(error))  # noqa: TRY400 - one line says it all
             self._transport.abort()
 
     def pause_writing(self) -> None:

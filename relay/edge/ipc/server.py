@@ -129,7 +129,7 @@ class WorkerConnection(asyncio.Protocol):
                     return
                 self._handle(_DECODER.decode(message))
         except BAD_MESSAGE as error:
-            log.error("ipc_bad_message", problem=str(error))  # noqa: TRY400 - one line says it all
+            log.error("ipc_malformed_message", problem=str(error))  # noqa: TRY400 - one line says it all
             self._transport.abort()
 
     def _handle(self, message: WorkerMessage) -> None:

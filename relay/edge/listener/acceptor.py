@@ -144,7 +144,7 @@ class Acceptor:
         except OSError as error:
             # Of the connection that was to be, which is gone again; or there is no room.
             if error.errno in _EXHAUSTED:
-                log.error("cannot_accept", problem=error.strerror)  # noqa: TRY400 - says it all
+                log.error("accept_failed", problem=error.strerror)  # noqa: TRY400 - says it all
                 await asyncio.sleep(_PAUSE)
             return None
         connection.settimeout(0)
@@ -194,12 +194,12 @@ class Acceptor:
         """Why a connection came to nothing. Whatever it was, others go on."""
         setting = "connections.tls_timeout"
         if late and isinstance(error, ConnectionAbortedError | TimeoutError):
-            log.info("handshake_too_slow", address=visitor.address, setting=setting)
+            log.info("handshake_timeout", address=visitor.address, setting=setting)
             limits.record(setting)
         elif isinstance(error, OSError | ValueError):  # ssl's errors are among them
-            log.debug("no_handshake", address=visitor.address, problem=str(error))
+            log.debug("handshake_failed", address=visitor.address, problem=str(error))
         else:
-            log.error("unforeseen", address=visitor.address, exc_info=error)
+            log.error("unexpected_error", address=visitor.address, exc_info=error)
 
     async def _hear_proxy(self, connection: socket.socket, visitor: ClientConnection) -> bool:
         """Take the PROXY header, and count the connection for whom it is; whether it may stay.

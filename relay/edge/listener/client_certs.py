@@ -45,13 +45,15 @@ class ClientCertificates:
         found = x509.load_der_x509_certificate(certificate)
         values = _READERS[settings.user_from](found)
         if len(values) != 1:
-            log.info("certificate_of_nobody", user_from=settings.user_from, values=len(values))
+            log.info(
+                "client_certificate_without_user", user_from=settings.user_from, values=len(values)
+            )
             return None
         (user,) = values
         if settings.users is not None:
             user = settings.users.get(user, "")
         if not is_name(user):
-            log.info("certificate_of_nobody", user_from=settings.user_from)
+            log.info("client_certificate_without_user", user_from=settings.user_from)
             return None
         return Identity(
             principal=Principal(AUTHENTICATOR, user),

@@ -10,7 +10,7 @@ from relay.edge.caller import Caller
 from relay.routing.table import Retry
 
 
-class Timeouts(NamedTuple):
+class CallTimeouts(NamedTuple):
     """How long a call may take, in seconds; ``None`` means no limit."""
 
     total: float | None
@@ -36,4 +36,4 @@ class UpstreamCall(msgspec.Struct, frozen=True, kw_only=True):
     """The one kernel that the ticket is good for."""
     request_id: str
     retry: Retry
-    timeouts: Timeouts
+    timeouts: CallTimeouts

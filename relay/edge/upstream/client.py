@@ -24,7 +24,7 @@ from relay.auth.tickets import Ticket, TicketSigner
 from relay.bridge.records import Attach
 from relay.config import EdgeConfig
 from relay.edge.caller import Caller
-from relay.edge.upstream.call import Timeouts, UpstreamCall
+from relay.edge.upstream.call import CallTimeouts, UpstreamCall
 from relay.edge.upstream.cluster import FAILURES, RETRY_AFTER, RETRY_PAUSE, Cluster
 from relay.edge.upstream.link import Link
 from relay.edge.upstream.response import UpstreamResponse
@@ -133,7 +133,7 @@ class UpstreamClient:
             AgentTimeout: an agent took the request and did not answer in time.
         """
         cluster = self._clusters[name]
-        timeouts = Timeouts(None, retry_for=retry_for, retry_for_once_sent=retry_for)
+        timeouts = CallTimeouts(None, retry_for=retry_for, retry_for_once_sent=retry_for)
 
         async def attempt(agent: str) -> Link:
             return await self._attach(cluster, agent, kernel_id, attach, caller)

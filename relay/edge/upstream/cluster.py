@@ -12,7 +12,7 @@ import aiohttp
 import structlog
 
 from relay.config import ClusterSettings, UpstreamTls
-from relay.edge.upstream.call import Timeouts
+from relay.edge.upstream.call import CallTimeouts
 from relay.errors import AgentError, AgentTimeout, AgentUnavailable
 from relay.metrics import EdgeMetrics
 from relay.routing.health import ClusterAgents
@@ -42,7 +42,7 @@ class Cluster:
         self._metrics = metrics
 
     async def attempt(
-        self, attempt: Callable[[str], Awaitable[T]], retry: Retry, timeouts: Timeouts
+        self, attempt: Callable[[str], Awaitable[T]], retry: Retry, timeouts: CallTimeouts
     ) -> T:
         """Call ``attempt`` with one agent's URL after the other until it returns.
 

@@ -108,7 +108,7 @@ class Link(asyncio.Protocol):
         if self.lost or self._transport.is_closing():
             return
         if self._ping_unanswered and not self._paused:
-            log.warning("link_silent", setting="upstream.link_ping_interval")
+            log.warning("link_timeout", setting="upstream.link_ping_interval")
             limits.record("upstream.link_ping_interval")
             self._transport.abort()
             return
@@ -132,7 +132,7 @@ class Link(asyncio.Protocol):
             for kind, payload in self._reader.feed(data):
                 self._take(kind, payload)
         except RecordError as error:
-            log.warning("bad_record", problem=error.message)
+            log.warning("malformed_record", problem=error.message)
             self._transport.abort()
 
     def _take(self, kind: RecordKind, payload: bytes) -> None:

@@ -77,7 +77,7 @@ class UpstreamResponse:
             while chunk := await self._response.content.read(CHUNK_BYTES):
                 yield chunk
         except FAILURES as error:
-            log.warning("answer_broken_off", cluster=self._cluster, problem=str(error))
+            log.warning("response_interrupted", cluster=self._cluster, problem=str(error))
             raise self._broken_off(error) from error
 
     def break_off(self, reason: str) -> None:

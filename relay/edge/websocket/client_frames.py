@@ -22,6 +22,8 @@ from relay.bridge.records import Disconnect
 from relay.config import EdgeLimits
 from relay.edge.websocket.state import TRANSITIONS, State, Trigger
 
+MESSAGE_BYTES: Final = "limits.message_bytes"
+"""The setting that bounds a message."""
 _REASON_BYTES: Final = 123
 """Bytes of a close frame's reason beside its code (RFC 6455 §5.5)."""
 _CONTROL_PERIOD: Final = 1.0
@@ -63,8 +65,6 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
 class Violation(msgspec.Struct, frozen=True, gc=False):
     """A rule that the client broke; its WebSocket has failed."""
 
-    event: str
-    """For the log."""
     problem: str
     setting: str | None = None
     """The limit that was hit; None where the client broke the protocol."""
@@ -140,7 +140,7 @@ class ClientFrames:
         if self._text and not self._any_text and not self._is_utf8(frame):
             problem = "a text that is not UTF-8"
             self._fail(1007, problem)
-            return Violation("bad_frame", problem)
+            return Violation(problem)
         if frame.fin and not self._fragments:
             return ClientMessage(bytes(frame.data), self._text)
         self._fragments += frame.data
@@ -163,7 +163,7 @@ class ClientFrames:
 
     def _fail_for_limit(self, code: int, problem: str, setting: str) -> Violation:
         self._fail(code, f"{problem} ({setting})")
-        return Violation("too_many_frames", problem, setting)
+        return Violation(problem, setting)
 
     def _fail(self, code: int, reason: str) -> None:
         """Fail the WebSocket (RFC 6455 §7.1.7): the client's answer is not waited for."""
@@ -219,5 +219,5 @@ class ClientFrames:
 
 def _parser_violation(problem: Exception) -> Violation:
     if isinstance(problem, PayloadTooBig):
-        return Violation("message_too_large", str(problem), "limits.message_bytes")
-    return Violation("bad_frame", str(problem))
+        return Violation(str(problem), MESSAGE_BYTES)
+    return Violation(str(problem))

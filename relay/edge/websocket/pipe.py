@@ -30,7 +30,13 @@ from relay.bridge.records import (
 )
 from relay.config import EdgeLimits, WebSocketSettings
 from relay.edge.upstream.link import Link
-from relay.edge.websocket.client_frames import ClientFrames, ClientMessage, Pong, Violation
+from relay.edge.websocket.client_frames import (
+    MESSAGE_BYTES,
+    ClientFrames,
+    ClientMessage,
+    Pong,
+    Violation,
+)
 from relay.edge.websocket.keepalive import KeepAlive
 from relay.edge.websocket.resend_buffer import ResendBuffer
 from relay.edge.websocket.state import State
@@ -138,13 +144,13 @@ class Pipe(asyncio.Protocol):
             self._balance()
         elif kind is RecordKind.CLOSE:
             close = read_struct(payload, Close)
-            log.info("closing", code=close.code, reason=close.reason)
+            log.info("websocket_closing", code=close.code, reason=close.reason)
             self.close(close.code, close.reason)
         elif kind is RecordKind.PONG:
             if payload == BUSY:
                 self.last_activity = self._loop.time()
         else:
-            log.error("bad_record", kind=kind.name)
+            log.error("malformed_record", kind=kind.name)
 
     def _drop_link(self) -> None:
         """Tell the link how the client left, and hang up."""
@@ -262,7 +268,7 @@ class Pipe(asyncio.Protocol):
         reading = not self._client.paused
         ping, wait = self._keepalive.on_timer(self._loop.time(), reading=reading)
         if wait is None:
-            log.info("client_silent", setting="websocket.pong_timeout")
+            log.info("client_timeout", setting="websocket.pong_timeout")
             limits.record("websocket.pong_timeout")
             self.abort()
             return
@@ -342,7 +348,10 @@ class _Timer:
 def _report(violation: Violation) -> None:
     """Log a violation, and count the limit that was hit."""
     if violation.setting is None:
-        log.info(violation.event, problem=violation.problem)
+        log.info("malformed_frame", problem=violation.problem)
+        return
+    if violation.setting == MESSAGE_BYTES:
+        log.info("message_too_large", setting=violation.setting, problem=violation.problem)
     else:
-        log.info(violation.event, setting=violation.setting, problem=violation.problem)
-        limits.record(violation.setting)
+        log.info("frame_limit_reached", setting=violation.setting, problem=violation.problem)
+    limits.record(violation.setting)

@@ -192,7 +192,7 @@ class KernelProcess:
             }
         except Exception as error:  # noqa: BLE001 - a provisioner raises what it likes
             # Without it the kernel ends with its holder.
-            log.warning("kernel_not_noted", problem=repr(error))
+            log.warning("kernel_record_failed", problem=repr(error))
             return
         self.noted = noted
 

@@ -262,7 +262,7 @@ async def test_keys_are_not_used_for_ever() -> None:
         with pytest.raises(AuthenticatorUnavailable):
             await keys.find("one", "EdDSA")
         # One line for the row, not for each.
-        assert [line["event"] for line in lines] == ["keys_not_fetched", "keys_too_old"]
+        assert [line["event"] for line in lines] == ["key_fetch_failed", "keys_expired"]
 
 
 @virtual

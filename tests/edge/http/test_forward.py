@@ -18,7 +18,7 @@ from relay.edge.authn.revalidation import AuthorizedStream
 from relay.edge.caller import Caller
 from relay.edge.http.context import AuthorizedRequest
 from relay.edge.http.forward import Forwarder
-from relay.edge.upstream.call import Timeouts, UpstreamCall
+from relay.edge.upstream.call import CallTimeouts, UpstreamCall
 from relay.errors import (
     AgentTimeout,
     AgentUnavailable,
@@ -181,20 +181,20 @@ K = f"/api/kernels/{KERNEL}"
 @pytest.mark.parametrize(
     ("method", "path", "retry", "timeouts"),
     [
-        ("GET", "/api/kernels", Retry.IDEMPOTENT, Timeouts(10.0, None, 5.0, 5.0)),
-        ("HEAD", "/api/kernels", Retry.IDEMPOTENT, Timeouts(10.0, None, 5.0, 5.0)),
-        ("POST", "/api/kernels", Retry.START, Timeouts(90.0, None, 20.0, 60.0)),
-        ("POST", "/api/sessions", Retry.START, Timeouts(90.0, None, 20.0, 60.0)),
-        ("DELETE", K, Retry.IDEMPOTENT, Timeouts(90.0, None, 5.0, 5.0)),
-        ("POST", f"{K}/restart", Retry.ONCE, Timeouts(90.0, None, 5.0, 5.0)),
-        ("POST", f"{K}/interrupt", Retry.ONCE, Timeouts(10.0, None, 5.0, 5.0)),
-        ("PUT", f"{K}/grants/bob", Retry.IDEMPOTENT, Timeouts(10.0, None, 5.0, 5.0)),
-        ("GET", f"{K}/messages", Retry.IDEMPOTENT, Timeouts(None, 10.0, 5.0, 5.0)),
-        ("GET", f"{K}/messages?follow=true", Retry.IDEMPOTENT, Timeouts(None, 30.0, 5.0, 5.0)),
+        ("GET", "/api/kernels", Retry.IDEMPOTENT, CallTimeouts(10.0, None, 5.0, 5.0)),
+        ("HEAD", "/api/kernels", Retry.IDEMPOTENT, CallTimeouts(10.0, None, 5.0, 5.0)),
+        ("POST", "/api/kernels", Retry.START, CallTimeouts(90.0, None, 20.0, 60.0)),
+        ("POST", "/api/sessions", Retry.START, CallTimeouts(90.0, None, 20.0, 60.0)),
+        ("DELETE", K, Retry.IDEMPOTENT, CallTimeouts(90.0, None, 5.0, 5.0)),
+        ("POST", f"{K}/restart", Retry.ONCE, CallTimeouts(90.0, None, 5.0, 5.0)),
+        ("POST", f"{K}/interrupt", Retry.ONCE, CallTimeouts(10.0, None, 5.0, 5.0)),
+        ("PUT", f"{K}/grants/bob", Retry.IDEMPOTENT, CallTimeouts(10.0, None, 5.0, 5.0)),
+        ("GET", f"{K}/messages", Retry.IDEMPOTENT, CallTimeouts(None, 10.0, 5.0, 5.0)),
+        ("GET", f"{K}/messages?follow=true", Retry.IDEMPOTENT, CallTimeouts(None, 30.0, 5.0, 5.0)),
     ],
 )
 async def test_how_long_and_how_often_an_agent_is_asked(
-    method: str, path: str, retry: Retry, timeouts: Timeouts
+    method: str, path: str, retry: Retry, timeouts: CallTimeouts
 ) -> None:
     call = await Desk().asked(authorized(method, path))
     assert (call.retry, call.timeouts) == (retry, timeouts)

@@ -264,7 +264,7 @@ async def test_what_is_no_message_ends_the_connection(tmp_path: Path, data: byte
             writer.write(framed(call(7, ConnectionPermit("a"))) + data)
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
                 await reader.readexactly(10_000)
-        assert [line["event"] for line in logs] == ["ipc_bad_message"]
+        assert [line["event"] for line in logs] == ["ipc_malformed_message"]
         writer.close()
         await settle()
         assert (len(parent.quotas), parent.desks) == (0, 0)

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from relay.config import ClusterSettings
-from relay.edge.upstream.call import Timeouts
+from relay.edge.upstream.call import CallTimeouts
 from relay.edge.upstream.cluster import RETRY_PAUSE, Cluster
 from relay.errors import AgentError, AgentTimeout, AgentUnavailable, NotFound
 from relay.metrics import EdgeMetrics
@@ -18,7 +18,7 @@ from relay.routing.table import Retry
 from tests.virtualtime import virtual
 
 ONE, TWO = "http://one:1", "http://two:2"
-HOLD = Timeouts(None, retry_for=10.0, retry_for_once_sent=10.0)
+HOLD = CallTimeouts(None, retry_for=10.0, retry_for_once_sent=10.0)
 
 
 def refused() -> Exception:
@@ -49,7 +49,7 @@ class Agents:
             raise failure()
         return url
 
-    async def ask(self, retry: Retry = Retry.IDEMPOTENT, timeouts: Timeouts = HOLD) -> str:
+    async def ask(self, retry: Retry = Retry.IDEMPOTENT, timeouts: CallTimeouts = HOLD) -> str:
         return await self.cluster.attempt(self.attempt, retry, timeouts)
 
 
@@ -154,7 +154,7 @@ async def test_what_an_agent_had_in_its_hands_is_waited_for_longer() -> None:
     agents.failing = {ONE: lambda: next(failures), TWO: refused}
     began = loop.time()
     with pytest.raises(AgentUnavailable):
-        await agents.ask(Retry.START, Timeouts(None, retry_for=1.0, retry_for_once_sent=30.0))
+        await agents.ask(Retry.START, CallTimeouts(None, retry_for=1.0, retry_for_once_sent=30.0))
     assert 30.0 <= loop.time() - began <= 30.2
 
 

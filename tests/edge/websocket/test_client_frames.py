@@ -60,26 +60,24 @@ def test_bytes_become_messages_and_pongs_and_a_close_frame_is_the_last() -> None
 @pytest.mark.parametrize(
     ("data", "violation"),
     [
-        (UNKNOWN, Violation("bad_frame", "invalid opcode")),
-        (text(b"\xff"), Violation("bad_frame", "a text that is not UTF-8")),
+        (UNKNOWN, Violation("invalid opcode")),
+        (text(b"\xff"), Violation("a text that is not UTF-8")),
         (
             text(bytes(101)),
             Violation(
-                "message_too_large",
                 "frame with 101 bytes exceeds limit of 100 bytes",
                 "limits.message_bytes",
             ),
         ),
         (
             text(b"", b"", b"", b""),
-            Violation(
-                "too_many_frames", "a message in more than 3 frames", "limits.message_frames"
-            ),
+            Violation("a message in more than 3 frames", "limits.message_frames"),
         ),
         (
             client_frame(Opcode.PONG) * 6,
             Violation(
-                "too_many_frames", "more than 5 control frames a second", "limits.control_frames"
+                "more than 5 control frames a second",
+                "limits.control_frames",
             ),
         ),
     ],
