@@ -91,6 +91,11 @@ def test_todays_figures_become_the_floors(project: Path) -> None:
     assert coverage.main([]) == 0
 
 
+def test_a_floor_is_never_all_lines() -> None:
+    rooms = {"relay": Lines(10, 10)}
+    assert coverage.lifted(rooms, FLOORS) == Floors(99, {"relay": 99}, APART)
+
+
 def test_files_that_stand_apart_are_there_and_have_a_reason() -> None:
     root = Path(__file__).parents[2]
     apart = Floors.read(root).apart
