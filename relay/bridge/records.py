@@ -12,17 +12,14 @@ import enum
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from relay.bridge.messages import Buffer, Channel
+from relay.bridge.messages import Buffer, Channel, Message
 from relay.bridge.versions import Opening
 from relay.errors import RelayError
 from relay.model import ExecutionState
-
-if TYPE_CHECKING:
-    from relay.bridge.messages import Message
 
 HEADER: Final = struct.Struct("<IB")
 _FRAMES: Final = struct.Struct("<QI")
@@ -277,7 +274,12 @@ class Entry(NamedTuple):
     seq: int
     channel: Channel
     parts: tuple[Buffer, ...]
-    """header, parent_header, metadata, content, *buffers"""
+    """As `Message.parts`."""
+
+    @property
+    def message(self) -> Message:
+        """The message that the parts are."""
+        return Message.from_parts(self.channel, self.parts)
 
 
 Payload = TypeVar("Payload", bound=msgspec.Struct)
@@ -354,8 +356,7 @@ def read_message(payload: Buffer) -> tuple[int, bool, memoryview]:
 
 def submit_record(number: int, message: Message) -> bytes:
     """A SUBMIT record: the client's message ``number``, taken apart."""
-    parts = message.header, message.parent_header, message.metadata, message.content
-    body = _pack_parts((*parts, *message.buffers))
+    body = _pack_parts(message.parts)
     head = HEADER.pack(_CLIENT.size + sum(map(len, body)), RecordKind.SUBMIT)
     return b"".join((head, _CLIENT.pack(number, message.channel), *body))
 

@@ -163,8 +163,7 @@ class Transcoder:
         ready: list[bytes] = []
         size = 0
         for entry in read_entries(entries):
-            header, parent, metadata, content, *buffers = entry.parts
-            message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
+            message = entry.message
             payload = self._encode(message, entry.seq)
             last = ws_codec.fragments(payload)
             for number, frame in enumerate(ws_codec.frames(payload, self._skip), self._skip + 1):

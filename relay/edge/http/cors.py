@@ -46,7 +46,7 @@ class CorsPolicy:
         changes = request.method not in _READING or hdrs.UPGRADE in request.headers
         if page is OriginMatch.FOREIGN and changes:
             log.info("page_refused", origin=origins[0])
-            raise Forbidden("CorsPolicy of this origin may not use the relay (origins).")
+            raise Forbidden("Pages of this origin may not use the relay (origins).")
         if page is OriginMatch.LISTED and _is_preflight(request):
             # It shows no credential, whoever asks, so it is told nothing that hangs on one.
             return web.Response(status=204, headers=_PREFLIGHT)

@@ -307,7 +307,7 @@ class Upstream:
             request_id=request_id,
         )
         signed = self._signer.sign(ticket, self._wall_clock(), self._lifetime)
-        return {hdrs.AUTHORIZATION: f"Caller {signed}", hdrs.CONTENT_TYPE: "application/json"}
+        return {hdrs.AUTHORIZATION: f"Bearer {signed}", hdrs.CONTENT_TYPE: "application/json"}
 
 
 def _url(text: str) -> URL:

@@ -533,5 +533,4 @@ class Broker:
 
 
 def _parts(message: Message) -> tuple[bytes, ...]:
-    parts = message.header, message.parent_header, message.metadata, message.content
-    return tuple(bytes(part) for part in (*parts, *message.buffers))
+    return tuple(bytes(part) for part in message.parts)

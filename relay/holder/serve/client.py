@@ -130,10 +130,8 @@ class ClientReader:
 
     def _submit(self, connection: int, payload: bytes) -> None:
         number, channel, parts = read_submit(payload)
-        header, parent, metadata, content, *buffers = parts
-        message = Message(channel, header, parent, metadata, content, tuple(buffers))
         try:
-            self._broker.submit(connection, number, message)
+            self._broker.submit(connection, number, Message.from_parts(channel, parts))
         except MalformedMessage as error:
             self.end(error.close_code, error.message)
 
@@ -173,12 +171,10 @@ class ClientReader:
         return self._left_out(found, why)
 
     def _left_out(self, entry: Entry, why: str) -> Entry:
-        header, parent, metadata, content, *buffers = entry.parts
-        message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
+        message = entry.message
         notice = left_out(message, why)
         log.warning("left_out", seq=entry.seq, size=message.size, why=why)
-        parts = notice.header, notice.parent_header, notice.metadata, notice.content
-        return Entry(entry.seq, notice.channel, parts)
+        return Entry(entry.seq, notice.channel, notice.parts)
 
     def _bridge_gap(self, batch: Batch, fragment: int) -> bool:
         """Say what is missing; false where half a message has been sent and its rest is gone."""
@@ -198,8 +194,7 @@ class ClientReader:
         _, parent_header, *_ = (heard or batch.entries)[0].parts
         content = {"name": "stderr", "text": text}
         notice = self._broker.synthetic.say(Channel.IOPUB, "stream", content, parent_header)
-        metadata = b'{"relay_gap":%d}' % batch.gap
-        parts = notice.header, notice.parent_header, metadata, notice.content
+        notice = msgspec.structs.replace(notice, metadata=b'{"relay_gap":%d}' % batch.gap)
         seq = batch.entries[0].seq - 1
-        self._writer.write(entries_record([Entry(seq, notice.channel, parts)]))
+        self._writer.write(entries_record([Entry(seq, notice.channel, notice.parts)]))
         return True

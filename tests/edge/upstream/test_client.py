@@ -33,7 +33,7 @@ def test_an_agent_is_shown_what_is_granted_and_no_more() -> None:
         wall_clock=lambda: 1_800_000_000.0,
     )
     scheme, _, text = opener._headers("alpha", BEARER, "k", "r")["Authorization"].partition(" ")
-    assert scheme == "Caller"
+    assert scheme == "Bearer"
     shown = TicketVerifier([keys.public], "alpha").verify(text, 1_800_000_000.0)
     assert shown == Ticket(
         principal=BEARER.principal,
