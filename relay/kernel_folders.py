@@ -126,7 +126,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def requests(self) -> Path:
-        """What the kernel has been asked and has not finished (``holder/sessions/requests.py``)."""
+        """Of version 1: what the kernel has been asked and has not finished."""
         return self.path / "requests.log"
 
     @property
@@ -136,7 +136,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def sessions(self) -> Path:
-        """What the holder remembers of its clients (``holder/sessions/store.py``)."""
+        """The log of clients and their requests (``holder/sessions/store.py``)."""
         return self.path / "sessions.jsonl"
 
     @property

@@ -93,8 +93,8 @@ class Attach(Opening, frozen=True, kw_only=True):
     """Whether the client is a Jupyter Server in gateway mode: its WebSocket takes text only."""
     position: Position | None = None
     """How far the edge has sent the journal on this WebSocket already."""
-    asks: bool = False
-    """Whether the client wants to hear the seq of every message, and repeats its requests."""
+    resumes: bool = msgspec.field(default=False, name="asks")
+    """Whether the client wants the seq of every message, and repeats its requests."""
     last_seq: Position | None = None
     """How far the client says that it has come."""
     views_only: bool = False
@@ -124,19 +124,19 @@ class Close(Opening, frozen=True):
 class Disconnect(enum.StrEnum):
     """How a client left."""
 
-    GOODBYE = "goodbye"
+    CLEAN = "goodbye"
     """It closed its WebSocket in good order."""
-    BROKEN = "broken"
+    ABNORMAL = "broken"
     """Its connection broke, or it closed because of what it had been sent."""
 
 
 class Detach(msgspec.Struct, frozen=True, kw_only=True):
-    """The client's WebSocket ended; no ``departure`` where it was the edge that ended it.
+    """The client's WebSocket ended; no ``disconnect`` where it was the edge that ended it.
 
     It had been sent everything up to ``seq``, and ``fragment`` frames of the message after.
     """
 
-    departure: Disconnect | None = None
+    disconnect: Disconnect | None = msgspec.field(default=None, name="departure")
     seq: int = 0
     fragment: int = 0
 

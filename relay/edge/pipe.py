@@ -138,7 +138,7 @@ class Pipe(asyncio.Protocol):
         self.unlinked.clear()
         if self.finished.is_set() or self._frames.state is not OPEN:
             # The client left, or was sent away, while the link was being opened.
-            self._drop_link(self._departure)
+            self._drop_link(self._disconnect)
             return
         attached = link.attached
         before = self.position
@@ -240,7 +240,7 @@ class Pipe(asyncio.Protocol):
             short = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
             self._frames.send_close(code, short)
             self._flush()
-        self._drop_link(self._departure)
+        self._drop_link(self._disconnect)
         self._loop.call_later(_CLOSE_TIMEOUT, self.abort)
 
     def abort(self) -> None:
@@ -259,7 +259,7 @@ class Pipe(asyncio.Protocol):
             if self._failed:
                 break
         if self._said_goodbye:
-            self._drop_link(self._departure)
+            self._drop_link(self._disconnect)
         self._flush()
         if self._frames.parser_exc is not None:
             self._log_bad_frame(self._frames.parser_exc)
@@ -269,14 +269,14 @@ class Pipe(asyncio.Protocol):
         return self._frames.close_rcvd is not None and self._frames.parser_exc is None
 
     @property
-    def _departure(self) -> Disconnect | None:
+    def _disconnect(self) -> Disconnect | None:
         """How the client leaves; None where it is sent away."""
         close = self._frames.close_rcvd
         if self._frames.close_sent is not None and not self._frames.close_rcvd_then_sent:
             return None
         if close is None:
-            return None if self._ended_here else Disconnect.BROKEN
-        return Disconnect.BROKEN if close.code in _COMPLAINTS else Disconnect.GOODBYE
+            return None if self._ended_here else Disconnect.ABNORMAL
+        return Disconnect.ABNORMAL if close.code in _COMPLAINTS else Disconnect.CLEAN
 
     def _log_bad_frame(self, problem: Exception) -> None:
         if isinstance(problem, PayloadTooBig):
@@ -380,15 +380,15 @@ class Pipe(asyncio.Protocol):
         """The client is gone."""
         del exc
         self._timer.cancel()
-        self._drop_link(self._departure)
+        self._drop_link(self._disconnect)
         self.finished.set()
         self.unlinked.set()
 
-    def _drop_link(self, departure: Disconnect | None) -> None:
+    def _drop_link(self, disconnect: Disconnect | None) -> None:
         link, self._link = self._link, None
         if link is not None:
             fragment = self.position.fragment if self.position else 0
-            detach = Detach(departure=departure, seq=self._seq, fragment=fragment)
+            detach = Detach(disconnect=disconnect, seq=self._seq, fragment=fragment)
             with contextlib.suppress(OSError):
                 link.write(struct_record(RecordKind.DETACH, detach))
             link.close()

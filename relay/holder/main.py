@@ -23,21 +23,23 @@ import uvloop
 from relay import limits
 from relay import log as logging
 from relay.bridge.records import Phase, Status
-from relay.bridge.session import SessionLimits
+from relay.bridge.session_table import SessionLimits
+from relay.bridge.versions import FOLDER
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError, OtherVersion
 from relay.files import write_shared
-from relay.holder.backends.kernel_process import KernelProcess, LaunchPlan
+from relay.holder.backends.kernel_process import LaunchPlan
+from relay.holder.backends.local import LocalBackend
 from relay.holder.broker.broker import Broker
-from relay.holder.broker.recovery import NOTICE, make_up
+from relay.holder.broker.recovery import NOTICE, recover
 from relay.holder.culling import Usage, is_idle
 from relay.holder.journal.replies import SHARE, ReplyJournal
 from relay.holder.journal.store import Journal
 from relay.holder.lifecycle import Lifecycle
 from relay.holder.serve.client import ChannelLimits
 from relay.holder.serve.server import HolderServer
+from relay.holder.sessions import version1
 from relay.holder.sessions.grants import GrantStore
-from relay.holder.sessions.requests import RequestStore
 from relay.holder.sessions.store import SessionStore
 from relay.kernel_folders import KernelFolder, KernelRecord, process_started, remove
 from relay.processes import hide_from_user, refuse_new_privileges
@@ -45,7 +47,7 @@ from relay.processes import hide_from_user, refuse_new_privileges
 log = structlog.get_logger(__name__)
 
 _ROOT: Final = 0
-_FAREWELL: Final = 20.0
+_READ_REST: Final = 20.0
 """Seconds in which clients may read the rest of what a kernel said that is gone."""
 _TICK: Final = 1.0
 """Seconds between looks at what changes all the time."""
@@ -119,31 +121,31 @@ class Holder:
         self._kernel_folder = kernel_folder
         self._config = config
         self._left = left
+        if left is not None:
+            _note_version(kernel_folder, left)
         self._noted = True
         """Whether what there is to note for others has been."""
-        for_answers = config.journal.bytes // SHARE
+        for_replies = config.journal.bytes // SHARE
         journal = Journal.open(
             kernel_folder.journal,
-            max_bytes=config.journal.bytes - for_answers,
+            max_bytes=config.journal.bytes - for_replies,
             segment_bytes=config.journal.segment_bytes,
             tail_bytes=config.journal.tail_bytes,
         )
-        answers = ReplyJournal(kernel_folder.journal / "answers", for_answers)
+        replies = ReplyJournal(kernel_folder.journal / "answers", for_replies)
         remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
-        # On a full disk there may have been room for an answer only.
-        last = max(journal.last_seq, answers.last_seq)
-        self._memory = SessionStore.open(kernel_folder.sessions, remembered, last, time.time())
-        self._requests = RequestStore(kernel_folder.requests, remembered.requests)
-        guests = GrantStore(kernel_folder, config.kernels.max_grants)
-        self._broker = Broker(self._memory, journal, answers, self._requests, guests, self._changed)
+        # On a full disk there may have been room for a reply only.
+        last = max(journal.last_seq, replies.last_seq)
+        self._store = _open_store(kernel_folder, remembered, last)
+        grants = GrantStore(kernel_folder, config.kernels.max_grants)
+        self._broker = Broker(self._store, journal, replies, grants, self._changed)
         if left is not None:
             self._broker.synthetic.kernel_session = left.kernel_session
-        self._process = KernelProcess(_plan(kernel_folder, config))
+        self._backend = LocalBackend(_plan(kernel_folder, config), secrets.token_hex(8))
         self._lifecycle = Lifecycle(
-            self._process,
+            self._backend,
             self._broker,
             config.kernels,
-            identity=secrets.token_hex(8),
             on_change=self._changed,
             on_note=self._note,
         )
@@ -174,23 +176,21 @@ class Holder:
                 tasks.create_task(self._cull(), name="cull"),
             ]
             if self._left is not None:
-                watchers.append(tasks.create_task(self._make_up(), name="make up"))
+                watchers.append(tasks.create_task(self._recover(), name="recover"))
             await self._lifecycle.run()
             for watcher in watchers:
                 watcher.cancel()
-        self._broker.end_all(1000, "the kernel was shut down")
-        await self._server.deserted(_FAREWELL)
+        self._broker.outbound.end_all(1000, "the kernel was shut down")
+        await self._server.deserted(_READ_REST)
         self._server.close()
-        self._broker.journal.close()
-        self._broker.answers.close()
-        self._memory.close()
-        self._requests.close()
+        self._broker.outbound.close()
+        self._store.close()
         Path(self._config.socket).unlink(missing_ok=True)
         log.info("ended", phase=self._lifecycle.phase)
 
-    async def _make_up(self) -> None:
-        await make_up(self._broker, self._requests)
-        self._lifecycle.made_up()
+    async def _recover(self) -> None:
+        await recover(self._broker)
+        self._lifecycle.recovered()
 
     async def operate(self, operation: str) -> None:
         """Do what an agent asks. Raises `KernelError`."""
@@ -218,7 +218,7 @@ class Holder:
             owner=self._config.owner,
             execution_state=self._broker.activity.state,
             last_activity=self._broker.activity.last,
-            connections=self._broker.connections,
+            connections=self._broker.sessions.connections,
             failure=self._lifecycle.failure,
             figures=self._broker.figures,
             knows_viewers=True,
@@ -226,17 +226,13 @@ class Holder:
 
     def _note(self) -> None:
         """Leave word of holder and kernel for whoever finds the folder."""
-        pid = self._process.pid
         record = KernelRecord(
             holder_pid=os.getpid(),
             holder_started=process_started(os.getpid()) or 0,
-            epoch=self._broker.epoch,
+            epoch=self._broker.sessions.epoch,
             state=self._lifecycle.state,
-            identities=self._lifecycle.identities,
-            kernel_pid=pid,
-            kernel_started=process_started(pid) if pid else None,
             kernel_session=self._broker.synthetic.kernel_session,
-            **self._process.noted,
+            **self._backend.notes,
         )
         try:
             write_shared(self._kernel_folder.record, msgspec.json.encode(record))
@@ -267,7 +263,9 @@ class Holder:
         while settings.cull_idle_timeout > 0:
             await asyncio.sleep(settings.cull_interval)
             usage = Usage(
-                self._broker.activity.last, self._broker.activity.state, self._broker.connections
+                self._broker.activity.last,
+                self._broker.activity.state,
+                self._broker.sessions.connections,
             )
             if self._lifecycle.phase is Phase.READY and is_idle(usage, settings, time.time()):
                 log.warning("culled", setting="culling.cull_idle_timeout")
@@ -286,6 +284,25 @@ class Holder:
                 os.truncate(path, 0)
                 log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
                 limits.record("kernels.log_bytes")
+
+
+def _note_version(kernel_folder: KernelFolder, left: KernelRecord) -> None:
+    """Note that the folder's files are of the version written here, before any of them is."""
+    noted = msgspec.structs.replace(left, version=FOLDER.writes)
+    try:
+        write_shared(kernel_folder.record, msgspec.json.encode(noted))
+    except OSError as error:
+        # Nothing else will be written either, until there is room.
+        log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
+
+
+def _open_store(kernel_folder: KernelFolder, limits: SessionLimits, last_seq: int) -> SessionStore:
+    """The log of clients and requests. Of version 1 there are two files; one stays."""
+    left = version1.read_requests(kernel_folder.requests)
+    store = SessionStore.open(kernel_folder.sessions, limits, last_seq, time.time(), left)
+    if store.failed is None:
+        kernel_folder.requests.unlink(missing_ok=True)
+    return store
 
 
 def _plan(kernel_folder: KernelFolder, config: HolderConfig) -> LaunchPlan:

@@ -73,7 +73,7 @@ class Transcoder:
         self._max_record = max_record
         self._gateway_bytes = gateway_bytes
         self._gateway = False
-        self._asks = False
+        self._resumes = False
         self._epoch = ""
         self._subprotocol = ws_codec.Subprotocol.LEGACY
         self._after = 0
@@ -122,7 +122,7 @@ class Transcoder:
         except ValueError as error:
             msg = "no such subprotocol"
             raise RecordError(msg) from error
-        self._gateway, self._asks = attach.gateway, attach.asks
+        self._gateway, self._resumes = attach.gateway, attach.resumes
         streams = await connect(holder, 2 * _BATCH)
         self._holder_reader, self._holder = streams
         self._holder.write(struct_record(RecordKind.ATTACH, attach))
@@ -181,7 +181,7 @@ class Transcoder:
     def _encode(self, message: Message, seq: int) -> ws_codec.Payload:
         if self._gateway:
             message = fitting(message, self._gateway_bytes)
-        if self._asks:
+        if self._resumes:
             message = with_seq(message, f"{self._epoch}-{seq}")
         payload = ws_codec.encode(self._subprotocol, message)
         if payload.size > self._message_bytes:

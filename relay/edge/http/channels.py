@@ -90,7 +90,7 @@ class ChannelsHandler:
             session_id=session_id,
             subprotocol=subprotocol,
             gateway=not subprotocol and _is_gateway(request),
-            asks=last_seq is not None,
+            resumes=last_seq is not None,
             last_seq=_position(last_seq),
             request_id=request_id,
         )

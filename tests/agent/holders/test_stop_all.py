@@ -47,7 +47,7 @@ async def test_what_another_version_has_left_is_not_ended(
     tmp_path: Path, kernel_folder: KernelFolder, holder: subprocess.Popen[bytes], held: bool
 ) -> None:
     lock = kernel_folder.try_lock() if held else None
-    note(kernel_folder, holder, version=2)
+    note(kernel_folder, holder, version=3)
     assert await end_kernels(tmp_path, 1) == 0
     assert holder.poll() is None
     assert kernel_folder.exists()
