@@ -88,7 +88,6 @@ class FakeBackend:
         self.transports = 1
         """Transports that are left after the present one."""
         self.tail = ""
-        self.waits_for_predecessors = False
 
     @property
     def channel(self) -> FakeChannel:
@@ -118,7 +117,6 @@ class FakeBackend:
 
     async def adopt(self, record: KernelRecord, on_message: MessageHandler) -> KernelChannel:
         self.calls.append(f"adopt {' '.join(record.identities)}")
-        self.waits_for_predecessors = True
         return self._connect(_SilentChannel(on_message))
 
     def _connect(self, channel: FakeChannel) -> FakeChannel:
@@ -126,7 +124,7 @@ class FakeBackend:
         return channel
 
     def forget_predecessors(self) -> None:
-        self.waits_for_predecessors = False
+        self.calls.append("forget predecessors")
 
     async def fall_back(self) -> bool:
         if not self.transports:

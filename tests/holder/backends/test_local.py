@@ -28,6 +28,8 @@ class Kernel:
         )
         self._context = zmq.asyncio.Context()
         self.shell = self._context.socket(zmq.ROUTER)
+        # As ipykernel sets it.
+        self.shell.router_handover = True
         self.shell.bind(self.endpoints.addresses[Channel.SHELL])
         self.heartbeat = self._context.socket(zmq.REP)
         self.heartbeat.bind(self.endpoints.heartbeat)
@@ -42,7 +44,9 @@ class Kernel:
         await self.shell.send_multipart([identity, *signer.serialize(message)])
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self.shell.close(linger=0)
+        self.heartbeat.close(linger=0)
+        self._context.term()
 
 
 @pytest.fixture
@@ -94,11 +98,13 @@ async def test_replies_to_an_earlier_holder_arrive_until_they_are_forgotten(
 
 async def test_a_heartbeat_that_is_answered_is_a_sign_of_life(kernel: Kernel) -> None:
     channel = ZmqChannel(kernel.endpoints, SIGNER, ["me"], lambda _: None)
-    assert not channel.is_alive
+    alive = [channel.is_alive]
     channel.beat()
     async with asyncio.timeout(WAIT):
         await kernel.heartbeat.send(await kernel.heartbeat.recv())
-        while not channel.is_alive:
+        while not alive[-1]:
             channel.beat()
             await asyncio.sleep(0)
+            alive.append(channel.is_alive)
+    assert not alive[0]
     channel.close()
