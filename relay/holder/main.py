@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import secrets
 import signal
-import time
 from pathlib import Path
 from typing import Final
 
@@ -20,37 +17,14 @@ import msgspec
 import structlog
 import uvloop
 
-from relay import limits
 from relay import log as logging
-from relay.bridge.records import Phase, Status
-from relay.bridge.session_table import SessionLimits
-from relay.bridge.versions import FOLDER
 from relay.config.holder import HolderConfig
-from relay.errors import KernelError, OtherVersion
-from relay.files import write_shared
-from relay.holder.backends.kernel_process import LaunchPlan
-from relay.holder.backends.local import LocalBackend
-from relay.holder.broker.broker import Broker
-from relay.holder.broker.recovery import NOTICE, recover
-from relay.holder.culling import Usage, is_idle
-from relay.holder.journal.replies import SHARE, ReplyJournal
-from relay.holder.journal.store import Journal
-from relay.holder.lifecycle import Lifecycle
-from relay.holder.serve.client import ChannelLimits
-from relay.holder.serve.server import HolderServer
-from relay.holder.sessions import version1
-from relay.holder.sessions.grants import GrantStore
-from relay.holder.sessions.store import SessionStore
-from relay.kernel_folders import KernelFolder, KernelRecord, process_started, remove
+from relay.errors import OtherVersion
+from relay.holder.holder import Holder
+from relay.kernel_folders import KernelFolder, remove
 from relay.processes import hide_from_user, refuse_new_privileges
 
-log = structlog.get_logger(__name__)
-
 _ROOT: Final = 0
-_READ_REST: Final = 20.0
-"""Seconds in which clients may read the rest of what a kernel said that is gone."""
-_TICK: Final = 1.0
-"""Seconds between looks at what changes all the time."""
 
 
 def main() -> None:
@@ -102,220 +76,3 @@ async def _run(kernel_folder: KernelFolder, config: HolderConfig, agents: frozen
         await holder.run()
         loop.remove_signal_handler(signal.SIGTERM)
     remove(kernel_folder)
-
-
-class Holder:
-    """Puts journal, sessions, kernel and server together.
-
-    ``agents`` are the OS users that it serves. ``left`` is the record of a holder that died: its
-    kernel is adopted.
-    """
-
-    def __init__(
-        self,
-        kernel_folder: KernelFolder,
-        config: HolderConfig,
-        agents: frozenset[int],
-        left: KernelRecord | None = None,
-    ) -> None:
-        self._kernel_folder = kernel_folder
-        self._config = config
-        self._left = left
-        if left is not None:
-            _note_version(kernel_folder, left)
-        self._noted = True
-        """Whether what there is to note for others has been."""
-        for_replies = config.journal.bytes // SHARE
-        journal = Journal.open(
-            kernel_folder.journal,
-            max_bytes=config.journal.bytes - for_replies,
-            segment_bytes=config.journal.segment_bytes,
-            tail_bytes=config.journal.tail_bytes,
-        )
-        replies = ReplyJournal(kernel_folder.journal / "answers", for_replies)
-        remembered = msgspec.convert(config.sessions, SessionLimits, from_attributes=True)
-        # On a full disk there may have been room for a reply only.
-        last = max(journal.last_seq, replies.last_seq)
-        self._store = _open_store(kernel_folder, remembered, last)
-        grants = GrantStore(kernel_folder, config.kernels.max_grants)
-        self._broker = Broker(self._store, journal, replies, grants, self._changed)
-        if left is not None:
-            self._broker.synthetic.kernel_session = left.kernel_session
-        self._backend = LocalBackend(_plan(kernel_folder, config), secrets.token_hex(8))
-        self._lifecycle = Lifecycle(
-            self._backend,
-            self._broker,
-            config.kernels,
-            on_change=self._changed,
-            on_note=self._note,
-        )
-        self._server = HolderServer(
-            self._broker,
-            status=self._status,
-            operate=self.operate,
-            agents=agents,
-            max_record=config.max_record,
-            limits=ChannelLimits(
-                message_bytes=config.kernels.message_bytes, journal_bytes=config.journal.bytes
-            ),
-        )
-
-    async def run(self) -> None:
-        """Serve from the first moment, so that whoever asked for the kernel can wait for it.
-
-        A kernel that was up already is adopted before that: clients find it as it was.
-        """
-        if self._left is None:
-            self._note()
-        else:
-            await self._lifecycle.adopt(self._left, NOTICE)
-        await self._server.listen(Path(self._config.socket))
-        async with asyncio.TaskGroup() as tasks:
-            watchers = [
-                tasks.create_task(self._watch(), name="watch"),
-                tasks.create_task(self._cull(), name="cull"),
-            ]
-            if self._left is not None:
-                watchers.append(tasks.create_task(self._recover(), name="recover"))
-            await self._lifecycle.run()
-            for watcher in watchers:
-                watcher.cancel()
-        self._broker.outbound.end_all(1000, "the kernel was shut down")
-        await self._server.deserted(_READ_REST)
-        self._server.close()
-        self._broker.outbound.close()
-        self._store.close()
-        Path(self._config.socket).unlink(missing_ok=True)
-        log.info("ended", phase=self._lifecycle.phase)
-
-    async def _recover(self) -> None:
-        await recover(self._broker)
-        self._lifecycle.recovered()
-
-    async def operate(self, operation: str) -> None:
-        """Do what an agent asks. Raises `KernelError`."""
-        match operation:
-            case "interrupt":
-                await self._lifecycle.interrupt()
-            case "restart":
-                await self._lifecycle.restart()
-            case "shutdown":
-                await self._lifecycle.stop()
-            case "status":
-                # Asked only to be told the status from now on.
-                pass
-            case _:
-                msg = "A holder knows no such operation."
-                raise KernelError(msg)
-
-    def _changed(self) -> None:
-        self._server.changed()
-
-    def _status(self) -> Status:
-        return Status(
-            phase=self._lifecycle.phase,
-            name=self._config.name,
-            owner=self._config.owner,
-            execution_state=self._broker.activity.state,
-            last_activity=self._broker.activity.last,
-            connections=self._broker.sessions.connections,
-            failure=self._lifecycle.failure,
-            figures=self._broker.figures,
-            knows_viewers=True,
-        )
-
-    def _note(self) -> None:
-        """Leave word of holder and kernel for whoever finds the folder."""
-        record = KernelRecord(
-            holder_pid=os.getpid(),
-            holder_started=process_started(os.getpid()) or 0,
-            epoch=self._broker.sessions.epoch,
-            state=self._lifecycle.state,
-            kernel_session=self._broker.synthetic.kernel_session,
-            **self._backend.notes,
-        )
-        try:
-            write_shared(self._kernel_folder.record, msgspec.json.encode(record))
-        except OSError as error:
-            # A holder is no worse without it, unless it dies: until there is room again.
-            if self._noted:
-                log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
-            self._noted = False
-        else:
-            self._noted = True
-
-    async def _watch(self) -> None:
-        """Tell agents of activity, and keep the kernel's own output from filling the disk."""
-        told = self._broker.activity.last, self._broker.figures
-        while True:
-            await asyncio.sleep(_TICK)
-            found = self._broker.activity.last, self._broker.figures
-            if found != told:
-                told = found
-                self._changed()
-            if not self._noted:
-                self._note()
-            self._cut_log(self._config.kernels.log_bytes)
-
-    async def _cull(self) -> None:
-        """Shut the kernel down when nobody has used it for long enough."""
-        settings = self._config.culling
-        while settings.cull_idle_timeout > 0:
-            await asyncio.sleep(settings.cull_interval)
-            usage = Usage(
-                self._broker.activity.last,
-                self._broker.activity.state,
-                self._broker.sessions.connections,
-            )
-            if self._lifecycle.phase is Phase.READY and is_idle(usage, settings, time.time()):
-                log.warning("culled", setting="culling.cull_idle_timeout")
-                limits.record("culling.cull_idle_timeout")
-                self._broker.say(
-                    "[relay] This kernel is shut down: nobody has used it for "
-                    f"{settings.cull_idle_timeout:g} s (culling.cull_idle_timeout).\n"
-                )
-                await self._lifecycle.stop()
-
-    def _cut_log(self, limit: int) -> None:
-        path = self._kernel_folder.kernel_log
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > limit:
-                # The kernel appends: it goes on at the new end.
-                os.truncate(path, 0)
-                log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
-                limits.record("kernels.log_bytes")
-
-
-def _note_version(kernel_folder: KernelFolder, left: KernelRecord) -> None:
-    """Note that the folder's files are of the version written here, before any of them is."""
-    noted = msgspec.structs.replace(left, version=FOLDER.writes)
-    try:
-        write_shared(kernel_folder.record, msgspec.json.encode(noted))
-    except OSError as error:
-        # Nothing else will be written either, until there is room.
-        log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
-
-
-def _open_store(kernel_folder: KernelFolder, limits: SessionLimits, last_seq: int) -> SessionStore:
-    """The log of clients and requests. Of version 1 there are two files; one stays."""
-    left = version1.read_requests(kernel_folder.requests)
-    store = SessionStore.open(kernel_folder.sessions, limits, last_seq, time.time(), left)
-    if store.failed is None:
-        kernel_folder.requests.unlink(missing_ok=True)
-    return store
-
-
-def _plan(kernel_folder: KernelFolder, config: HolderConfig) -> LaunchPlan:
-    return LaunchPlan(
-        kernel_id=kernel_folder.kernel_id,
-        name=config.name,
-        environment=config.environment,
-        parameters=config.parameters,
-        working_folder=config.working_folder,
-        transport=config.kernels.transport,
-        port_range=config.kernels.port_range,
-        connection_file=kernel_folder.connection_file,
-        log_file=kernel_folder.kernel_log,
-        ipc_prefix=Path(config.socket).with_suffix(""),
-        shutdown_timeout=config.kernels.shutdown_timeout,
-    )

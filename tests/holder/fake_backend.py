@@ -21,6 +21,8 @@ class FakeChannel:
         self.beats = 0
         self.is_alive = False
         self.closed = False
+        self.answers = False
+        """Whether it answers whatever it is sent, in the next turn of the event loop."""
         self._on_message = on_message
 
     @property
@@ -30,9 +32,13 @@ class FakeChannel:
 
     def send(self, message: Message) -> None:
         self.messages.append(message)
+        if self.answers:
+            header = json.loads(bytes(message.header))
+            asyncio.get_running_loop().call_soon(self.answer, header, message.channel)
 
     def beat(self) -> None:
         self.beats += 1
+        self.is_alive = self.is_alive or self.answers
 
     def close(self) -> None:
         self.closed = True
@@ -107,21 +113,19 @@ class FakeBackend:
         if self.refused:
             self.refused -= 1
             raise StartFailed("It could not be launched.")
-        self.exit_code = None
-        if self.early_ends:
-            self.early_ends -= 1
-            self.exit_code = 3
-            return self._connect(_SilentChannel(on_message))
-        answering = _AnsweringChannel if self.answers else _SilentChannel
-        return self._connect(answering(on_message))
+        channel = self._connect(on_message)
+        self.exit_code = 3 if self.early_ends else None
+        channel.answers = self.answers and not self.early_ends
+        self.early_ends = max(self.early_ends - 1, 0)
+        return channel
 
     async def adopt(self, record: KernelRecord, on_message: MessageHandler) -> KernelChannel:
         self.calls.append(f"adopt {' '.join(record.identities)}")
-        return self._connect(_SilentChannel(on_message))
+        return self._connect(on_message)
 
-    def _connect(self, channel: FakeChannel) -> FakeChannel:
-        self.channels.append(channel)
-        return channel
+    def _connect(self, on_message: MessageHandler) -> FakeChannel:
+        self.channels.append(FakeChannel(on_message))
+        return self.channel
 
     def forget_predecessors(self) -> None:
         self.calls.append("forget predecessors")
@@ -146,29 +150,15 @@ class FakeBackend:
     async def clean_up(self) -> None:
         self.calls.append("clean up")
 
+    def trim_log(self, limit: int) -> None:
+        self.trimmed = limit
+
     def log_tail(self) -> str:
         return self.tail
 
     def die(self, exit_code: int) -> None:
         """The kernel process ends by itself."""
         self.exit_code = exit_code
-
-
-class _SilentChannel(FakeChannel):
-    """A kernel that says nothing unless the test has it say something."""
-
-
-class _AnsweringChannel(FakeChannel):
-    """A kernel that answers whatever it is sent, in the next turn of the event loop."""
-
-    def send(self, message: Message) -> None:
-        super().send(message)
-        header = json.loads(bytes(message.header))
-        asyncio.get_running_loop().call_soon(self.answer, header, message.channel)
-
-    def beat(self) -> None:
-        super().beat()
-        self.is_alive = True
 
 
 _: type[KernelBackend] = FakeBackend

@@ -82,5 +82,8 @@ class KernelBackend(Protocol):
     async def clean_up(self) -> None:
         """Prepare another launch, after the kernel has ended by itself."""
 
+    def trim_log(self, limit: int) -> None:
+        """Keep what the kernel prints itself from taking more than ``limit`` bytes of disk."""
+
     def log_tail(self) -> str:
         """The end of what the kernel has printed itself since its launch."""

@@ -26,6 +26,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from relay import limits
 from relay.bridge.messages import Channel
 from relay.errors import DiskFull, StartFailed
 from relay.files import is_disk_trouble
@@ -310,6 +311,16 @@ class KernelProcess:
         if self._manager.provisioner is not None and self._manager.has_kernel:
             await asyncio.wait_for(self._manager.provisioner.wait(), 10)
         await self._manager.cleanup_resources(restart=True)
+
+    def trim_log(self, limit: int) -> None:
+        """Empty the log where it is over ``limit`` bytes."""
+        path = self._plan.log_file
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > limit:
+                # The kernel appends: it goes on at the new end.
+                os.truncate(path, 0)
+                log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
+                limits.record("kernels.log_bytes")
 
     def log_tail(self, limit: int = 2000) -> str:
         """What the process itself printed since its launch, the last ``limit`` bytes of it."""

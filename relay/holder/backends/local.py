@@ -147,6 +147,10 @@ class LocalBackend:
         """Collect a process that ended by itself, so that it can be launched again."""
         await self._process.collect()
 
+    def trim_log(self, limit: int) -> None:
+        """Empty the process's log where it is over ``limit`` bytes."""
+        self._process.trim_log(limit)
+
     def log_tail(self) -> str:
         """The end of what the process has printed since its launch."""
         return self._process.log_tail()
