@@ -43,7 +43,7 @@ class ClientDetached(msgspec.Struct, frozen=True, tag="Detached"):
     begun: bool = False
 
 
-class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted"):
+class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted", omit_defaults=True):
     """A client's message ``number``, with what the holder has read of its header.
 
     ``header`` is the header itself, shortened (`short_header`). ``busy`` says that the kernel was
@@ -62,7 +62,7 @@ class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted"):
     busy: bool = False
 
 
-class MessagePublished(msgspec.Struct, frozen=True, tag="Published"):
+class MessagePublished(msgspec.Struct, frozen=True, tag="Published", omit_defaults=True):
     """A message to clients, with the ids from its parent header.
 
     With a ``connection`` it is for that one's session only. Clients close their WebSocket when

@@ -135,16 +135,13 @@ class ClientSessions:
 
     def is_noted(self, event: Event) -> bool:
         """Whether an event changes more than the newest seq, which the journal knows."""
-        match event:
-            case MessagePublished(channel=Channel.IOPUB):
-                return event.close_trigger or (
-                    event.idle
-                    and self.submissions.requests.waits_for_idle(
-                        event.parent_msg_id, event.parent_session
-                    )
-                )
-            case KernelInfoLearnt():
-                return self.submissions.info_changes()
+        if isinstance(event, MessagePublished) and event.channel is Channel.IOPUB:
+            if not event.idle:
+                return event.close_trigger
+            requests = self.submissions.requests
+            return requests.waits_for_idle(event.parent_msg_id, event.parent_session)
+        if isinstance(event, KernelInfoLearnt):
+            return self.submissions.info_changes()
         return True
 
     def handle(self, event: Event, now: float) -> list[Action]:

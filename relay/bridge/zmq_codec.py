@@ -15,8 +15,7 @@ from relay.bridge.messages import Buffer, Channel, Message
 from relay.errors import BadKernelMessage
 
 DELIMITER: Final = b"<IDS|MSG>"
-_JSON_PARTS: Final = 4
-_FIXED_PARTS: Final = 1 + _JSON_PARTS  # with the signature before them
+_FIXED_PARTS: Final = 5  # signature and four JSON parts
 
 
 class Signer:
@@ -61,6 +60,9 @@ class Signer:
         if self._keyed is None:
             return b""
         code = self._keyed.copy()
-        for part in parts[:_JSON_PARTS]:
-            code.update(part)
+        header, parent_header, metadata, content, *_ = parts
+        code.update(header)
+        code.update(parent_header)
+        code.update(metadata)
+        code.update(content)
         return code.hexdigest().encode()

@@ -227,16 +227,17 @@ class Broker:
         """
         actions = self._store.handle(event, time.time())
         for action in actions:
-            if message is not None and self._pass_on(action, message, keep):
-                continue
-            self._answer(action)
+            if message is None:
+                self._answer(action)
+            elif isinstance(action, Append):
+                self.outbound.append(action, message, keep)
+            elif not self._pass_on(action, message):
+                self._answer(action)
         return actions
 
-    def _pass_on(self, action: Action, message: Message, keep: Keep) -> bool:
-        """Do what is decided about a message; false for what is not about it."""
+    def _pass_on(self, action: Action, message: Message) -> bool:
+        """Do what is decided about a client's message; false for what is not about it."""
         match action:
-            case Append():
-                self.outbound.append(action, message, keep)
             case Forward():
                 self._queue.send(message)
             case Defer():
