@@ -122,6 +122,15 @@ def test_two_clients_with_the_same_ids_stay_in_order(tmp_path: Path) -> None:
     store.close()
 
 
+def test_an_id_used_again_after_its_reply_is_the_second_askers(tmp_path: Path) -> None:
+    write_table(tmp_path / "sessions", waiting=[("a", [b64(OTHER)])])
+    log = write_log(tmp_path / "requests.log", line(1, "a"), [1, None, True], line(2, "a"))
+    store = SessionStore.open(tmp_path / "sessions", LIMITS, 0, 0.0, read_requests(log))
+    found = [(each.asker, each.answered) for each in store.sessions.unfinished]
+    assert found == [(b"", True), (OTHER, False)]
+    store.close()
+
+
 def test_a_reply_in_the_journal_counts_though_the_log_does_not_have_it(tmp_path: Path) -> None:
     write_table(tmp_path / "sessions", submitted(1, "a"), PUBLISHED)
     log = write_log(tmp_path / "requests.log", line(1, "a"))
