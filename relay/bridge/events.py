@@ -109,17 +109,14 @@ class HolderLost(msgspec.Struct, frozen=True, tag=True):
     """The process that held the connections is gone, and they with it."""
 
 
+KernelEvent = KernelLaunched | KernelAdopted | KernelRecovered | KernelInfoLearnt | KernelLost
 Event = (
     ClientAttached
     | ClientDetached
     | MessageSubmitted
     | MessagePublished
     | DeliveryProved
-    | KernelLaunched
-    | KernelAdopted
-    | KernelRecovered
-    | KernelInfoLearnt
-    | KernelLost
+    | KernelEvent
     | HolderLost
 )
 

@@ -33,11 +33,7 @@ from relay.bridge.events import (
     Event,
     Evicted,
     HolderLost,
-    KernelAdopted,
     KernelInfoLearnt,
-    KernelLaunched,
-    KernelLost,
-    KernelRecovered,
     MessagePublished,
     MessageSubmitted,
     StartReading,
@@ -164,24 +160,7 @@ class ClientSessions:
                     self._detach(ClientDetached(connection), now)
                 self.submissions.holder_lost()
             case _:
-                return self._change_kernel(event)
-        return []
-
-    def _change_kernel(
-        self,
-        event: KernelLaunched | KernelAdopted | KernelRecovered | KernelInfoLearnt | KernelLost,
-    ) -> list[Action]:
-        match event:
-            case KernelLaunched():
-                self.submissions.launched()
-            case KernelAdopted():
-                self.submissions.adopted()
-            case KernelLost():
-                self.submissions.lost()
-            case KernelRecovered():
-                return self.submissions.recovered()
-            case KernelInfoLearnt():
-                return self.submissions.info_learnt()
+                return self.submissions.change_kernel(event)
         return []
 
     # Connections.

@@ -14,6 +14,12 @@ from relay.bridge.events import (
     Drop,
     Evicted,
     Forward,
+    KernelAdopted,
+    KernelEvent,
+    KernelInfoLearnt,
+    KernelLaunched,
+    KernelLost,
+    KernelRecovered,
     MessagePublished,
     MessageSubmitted,
     Refuse,
@@ -58,27 +64,22 @@ class Submissions:
         self._awaiting_info: dict[int, MessageSubmitted] = {}
         """Requests of viewers that came before there was a reply, by connection."""
 
-    # The kernel process.
-
-    def launched(self) -> None:
-        """There is a new process."""
-        self.kernel, self.informed = KernelProcess.RUNNING, False
-
-    def adopted(self) -> None:
-        """There is a process that an earlier holder has used."""
-        self.kernel, self.informed = KernelProcess.RECOVERING, False
-
-    def recovered(self) -> list[Action]:
-        """The main shell has worked off what an earlier holder sent."""
-        if self.kernel is not KernelProcess.RECOVERING:
-            return []
-        self.kernel = KernelProcess.RUNNING
-        return [SendDeferred()]
-
-    def lost(self) -> None:
-        """The process is gone, and with it what it was asked."""
-        self.kernel = KernelProcess.NONE
-        self.requests.clear()
+    def change_kernel(self, event: KernelEvent) -> list[Action]:
+        """Take note of what happens to the kernel process."""
+        match event:
+            case KernelLaunched():
+                self.kernel, self.informed = KernelProcess.RUNNING, False
+            case KernelAdopted():
+                self.kernel, self.informed = KernelProcess.RECOVERING, False
+            case KernelLost():
+                self.kernel = KernelProcess.NONE
+                self.requests.clear()
+            case KernelInfoLearnt():
+                return self._learn_info()
+            case KernelRecovered() if self.kernel is KernelProcess.RECOVERING:
+                self.kernel = KernelProcess.RUNNING
+                return [SendDeferred()]
+        return []
 
     def holder_lost(self) -> None:
         """Only what the kernel was asked outlives the holder."""
@@ -129,11 +130,10 @@ class Submissions:
         return [Evicted("sessions.requests")] if self.requests.add(request) else []
 
     def info_changes(self) -> bool:
-        """Whether `info_learnt` would change anything."""
+        """Whether another reply to a kernel_info_request would change anything."""
         return not self.informed or bool(self._awaiting_info)
 
-    def info_learnt(self) -> list[Action]:
-        """The kernel has replied to a kernel_info_request."""
+    def _learn_info(self) -> list[Action]:
         self.informed = self.info_known = True
         awaiting, self._awaiting_info = self._awaiting_info, {}
         return [AnswerInfo(connection, event) for connection, event in awaiting.items()]

@@ -12,22 +12,15 @@ from relay import limits
 from relay.bridge.records import Failure, Phase
 from relay.config import KernelSettings
 from relay.errors import KernelError, StartFailed
-from relay.holder.backends.base import KernelBackend, KernelChannel
+from relay.holder.backends.base import KernelBackend
 from relay.holder.broker.broker import Broker
+from relay.holder.startup import EndedEarly, until_answered
 from relay.kernel_folders import KernelRecord, KernelState
 
 log = structlog.get_logger(__name__)
 
 _POLL: Final = 0.2
 """Seconds between two looks at the kernel process."""
-_START_POLL: Final = 0.02
-"""Seconds between two looks at a kernel that has not answered yet."""
-_NUDGE: Final = 0.1
-"""Seconds between two requests to a kernel that answers but is not heard on iopub."""
-
-
-class _EndedEarly(StartFailed):
-    """The kernel ended before it answered."""
 
 
 class Lifecycle:
@@ -157,7 +150,7 @@ class Lifecycle:
     async def _start_first(self) -> None:
         try:
             await self._launch()
-        except _EndedEarly:
+        except EndedEarly:
             # Some kernels' ZeroMQ has no ipc; they end when they try to bind.
             if not await self._backend.fall_back():
                 raise
@@ -171,43 +164,9 @@ class Lifecycle:
         channel = await self._backend.launch(self._broker.on_message)
         self._on_note()
         self._broker.open(channel)
-        await self._until_answered(channel, loop.time() + self._settings.launch_timeout)
+        await until_answered(self._backend, channel, self._broker, self._settings.launch_timeout)
         self._up_since = loop.time()
         log.info("kernel_started", **self._backend.log_fields)
-
-    async def _until_answered(self, channel: KernelChannel, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        # Waits in the channel until the kernel listens. Asked again only after an answer:
-        # requests that pile up before a slow kernel would all be answered later.
-        heard, answered = self._broker.heard, self._broker.probes.answered
-        self._broker.ask()
-        while not (heard.is_set() and answered.is_set()):
-            code = await self._backend.poll()
-            if code is not None:
-                raise _EndedEarly(self._ended_early(code))
-            if loop.time() > deadline:
-                limits.record("kernels.launch_timeout")
-                raise StartFailed(self._not_answered(channel))
-            channel.beat()
-            if answered.is_set():
-                self._broker.ask()
-            await asyncio.sleep(_NUDGE if answered.is_set() else _START_POLL)
-
-    def _ended_early(self, code: int) -> str:
-        return f"The kernel ended with exit code {code} before it answered.{self._last_words()}"
-
-    def _not_answered(self, channel: KernelChannel) -> str:
-        missing = "its kernel_info reply" if channel.is_alive else "its heartbeat"
-        if self._broker.probes.answered.is_set():
-            missing = "anything on iopub"
-        return (
-            f"The kernel did not come up within {self._settings.launch_timeout:g} s "
-            f"(kernels.launch_timeout): waited for {missing}.{self._last_words()}"
-        )
-
-    def _last_words(self) -> str:
-        tail = self._backend.log_tail().strip()
-        return f" Its last output: {tail}" if tail else ""
 
     async def _give_up(self, error: StartFailed) -> None:
         log.warning("start_failed", problem=error.message)

@@ -149,8 +149,8 @@ class LocalBackend:
 
     def trim_log(self, limit: int) -> None:
         """Empty the process's log where it is over ``limit`` bytes."""
-        self._process.trim_log(limit)
+        self._process.log.trim(limit)
 
     def log_tail(self) -> str:
         """The end of what the process has printed since its launch."""
-        return self._process.log_tail()
+        return self._process.log.tail()
