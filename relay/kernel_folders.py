@@ -1,7 +1,7 @@
-"""A folder is the registry: where a kernel's files are and who owns them.
+"""Kernels' folders are the registry: where a kernel's files are and which process owns them.
 
-``STATE_DIR/<cluster>/kernels/<kernel_id>/`` holds everything about one kernel. Whoever has the
-kernel's sockets holds an exclusive ``flock`` on the folder's lock file; nobody else may act as
+``STATE_DIR/<cluster>/kernels/<kernel_id>/`` holds everything about one kernel. The process that has
+the kernel's sockets holds an exclusive ``flock`` on the folder's lock file; no other may act as
 its holder. Unix sockets live in the runtime folder, whose paths are short enough for them
 (``sun_path`` takes 107 bytes).
 """
@@ -9,6 +9,7 @@ its holder. Unix sockets live in the runtime folder, whose paths are short enoug
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -24,28 +25,28 @@ from relay.errors import OtherVersion
 from relay.files import (
     TRAVERSABLE,
     FolderError,
-    open_plain,
+    open_regular,
     private_folder,
-    read_plain,
+    read_regular,
     read_struct,
     try_flock,
     write_new,
 )
 
 _HIDDEN: Final = "."
-"""Begins the names of folders that are being deleted: no kernel id begins like that."""
+"""The first character of the name of a folder that is being deleted: no kernel id has it."""
 _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
 _USER_BYTES: Final = len("/4294967294")
-"""Of the folder that each OS user has in a runtime folder that several share."""
+"""Bytes for the folder that each OS user has in a shared runtime folder."""
 
 
 KernelState = Literal["starting", "ready", "dead", "ending"]
-"""``ready`` from the moment it was heard first, ``dead`` when its restarts are used up."""
+"""``ready`` once the kernel has answered, ``dead`` when its restarts are used up."""
 
 
 class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a holder notes of itself and its kernel, for agents and for its successor.
+    """A holder's note of itself and its kernel, for agents and for the next holder.
 
     ``*_started`` is the process's start time in clock ticks since boot (``proc(5)``, field 22):
     a pid together with it names one process for good.
@@ -60,13 +61,13 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     state: KernelState = "starting"
     identities: list[str] = []
-    """Of ZMQ sockets: the holder's own first, then those under which dead ones have asked for
-    something that may still be answered. Whoever bears one gets the replies."""
+    """Identities of ZMQ sockets: the holder's own first, then those under which dead holders have
+    sent requests that may still be answered. A socket that bears one gets the replies."""
     kernel_pid: int | None = None
     """The kernel's process, where it is one on this machine."""
     kernel_started: int | None = None
     kernel_session: str = ""
-    """What the kernel calls its own session in its messages' headers."""
+    """The ``session`` in the headers of the kernel's own messages."""
     kernelspec: dict[str, Any] = {}
     """The kernelspec as it was launched, its parameters filled in."""
     provisioner: dict[str, Any] | None = None
@@ -74,12 +75,12 @@ class KernelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def adoptable(self) -> bool:
-        """Whether another holder may take the kernel over: it was up, and nobody is ending it."""
+        """Whether another holder may adopt the kernel: it was up, and is not being ended."""
         return self.state in {"ready", "dead"} and self.provisioner is not None
 
 
 class _Versions(msgspec.Struct, frozen=True):
-    """What ``request.json`` and ``record.json`` begin with, of which version they may be."""
+    """The part of ``request.json`` and ``record.json`` that all versions have."""
 
     version: int = FIRST
     journal: int = FIRST
@@ -111,12 +112,12 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def request(self) -> Path:
-        """What the agent asked for (a ``HolderConfig``)."""
+        """The agent's request for the kernel (a ``HolderConfig``)."""
         return self.path / "request.json"
 
     @property
     def record(self) -> Path:
-        """What the holder notes (a `KernelRecord`)."""
+        """The holder's note (a `KernelRecord`)."""
         return self.path / "record.json"
 
     @property
@@ -151,7 +152,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def grants(self) -> Path:
-        """Whom the kernel's owner lets in (`Grants`)."""
+        """What the kernel's owner grants to others (`Grants`)."""
         return self.path / "grants.json"
 
     @property
@@ -165,17 +166,19 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def uid(self) -> int:
-        """The OS user whose folder it is. Raises ``OSError``."""
+        """The uid of the folder's OS user. Raises ``OSError``."""
         return self.path.lstat().st_uid
 
     def exists(self) -> bool:
-        """Whether anything is noted of this kernel."""
+        """Return whether a kernel has been asked for in this folder."""
         return self.request.exists()
 
     def check_versions(self) -> None:
-        """Raise `OtherVersion` for a folder whose files, or journal, are not read here.
+        """Return where this code reads the folder's files and its journal.
 
-        It is to be left as it is. Raises ``OSError`` where that cannot be found out just now.
+        Raises:
+            OtherVersion: it does not: the folder is to be left as it is.
+            OSError: that cannot be found out just now.
         """
         for path in (self.request, self.record):
             noted = read_struct(path, _Versions) or _Versions()
@@ -183,7 +186,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
             JOURNAL.check(noted.journal, "kernel's folder", "relay")
 
     def is_understood(self) -> bool:
-        """Whether the folder, as far as can be read, is of a version that is known here."""
+        """Return whether the folder, as far as can be read, is of a version that is known here."""
         try:
             self.check_versions()
         except OtherVersion:
@@ -193,17 +196,20 @@ class KernelFolder(msgspec.Struct, frozen=True):
         return True
 
     def try_lock(self) -> int | None:
-        """Take the folder's lock: a file descriptor to keep open, or None where it is taken.
+        """Take the folder's lock: return a descriptor to keep open, or None where it is taken.
 
-        Raises `OtherVersion` and ``OSError`` as `check_versions`: whoever has the lock may change
-        everything in the folder, and delete it.
+        A process that has the lock may change everything in the folder, and delete it.
+
+        Raises:
+            OtherVersion: as `check_versions`.
+            OSError: the folder is gone (``FileNotFoundError``), or cannot be locked just now.
         """
         try:
             # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
             # protected_regular).
-            descriptor = open_plain(self._lock, os.O_RDWR)
+            descriptor = open_regular(self._lock, os.O_RDWR)
         except FileNotFoundError:
-            descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
+            descriptor = open_regular(self._lock, os.O_RDWR | os.O_CREAT)
         if not try_flock(descriptor):
             os.close(descriptor)
             return None
@@ -218,31 +224,48 @@ class KernelFolder(msgspec.Struct, frozen=True):
             raise
         return descriptor
 
+    def is_locked(self) -> bool:
+        """Return whether a process has the folder's lock. Raises ``OSError``.
+
+        The look itself shares the lock with other looks: they do not disturb each other.
+        """
+        try:
+            descriptor = open_regular(self._lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def _is_ours(self, lock: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(lock), self._lock.lstat())
         return False
 
     def read_address(self) -> HolderAddress | None:
-        """Where the holder serves, or None where that is not noted (yet)."""
+        """Return where the holder serves, or None where that is not noted (yet)."""
         try:
             return msgspec.json.decode(
-                read_plain(self.request), type=HolderAddress, dec_hook=_socket_path
+                read_regular(self.request), type=HolderAddress, dec_hook=_socket_path
             )
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def read_record(self) -> KernelRecord | None:
-        """The holder's note, or None where there is none (yet), or nothing can be made of it.
+        """Return the holder's note, or None where there is none (yet) or it cannot be decoded.
 
-        Raises ``OSError`` where it cannot be read just now: what it tells of may be running.
+        Raises ``OSError`` where it cannot be read just now: what it names may be running.
         """
         return read_struct(self.record, KernelRecord)
 
     def clear(self) -> None:
-        """Delete what is in the folder, its lock last: whoever waits for that finds nothing else.
+        """Delete what is in the folder, its lock last: a process that then gets it finds nothing.
 
-        For those who may not delete the folder itself, which stands among other users' folders.
+        For a user who may not delete the folder itself, since it is among other users' folders.
         """
         for entry in list(self.path.iterdir()):
             if entry == self._lock:
@@ -254,7 +277,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
         self._lock.unlink(missing_ok=True)
 
     def is_ending(self) -> bool:
-        """Whether the kernel's end has begun, as far as its holder has noted."""
+        """Return whether the kernel's end has begun, as far as its holder has noted."""
         try:
             record = self.read_record()
         except OSError:
@@ -262,7 +285,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
         return record is not None and record.state == "ending"
 
     def read_grants(self) -> Grants:
-        """Whom the owner lets in; nobody where that cannot be read."""
+        """Return what the owner grants to others; nothing where that cannot be read."""
         try:
             return read_struct(self.grants, Grants) or {}
         except OSError:
@@ -276,12 +299,12 @@ def _socket_path(_: type, text: object) -> Path:
 
 
 def kernels_folder(state_dir: Path, cluster: str) -> Path:
-    """Where a cluster's kernels are."""
+    """Return the folder of a cluster's kernels."""
     return state_dir / cluster / "kernels"
 
 
 def find_folders(state_dir: Path, cluster: str) -> list[KernelFolder]:
-    """Every kernel folder of a cluster."""
+    """Return every kernel folder of a cluster."""
     try:
         with os.scandir(kernels_folder(state_dir, cluster)) as entries:
             return [
@@ -294,7 +317,7 @@ def find_folders(state_dir: Path, cluster: str) -> list[KernelFolder]:
 
 
 def remove(kernel_folder: KernelFolder) -> None:
-    """Delete a kernel's folder; its id is free from the first moment on."""
+    """Delete a kernel's folder; its id is free from the first step on."""
     doomed = kernel_folder.path.with_name(hidden_name(kernel_folder.kernel_id))
     try:
         kernel_folder.path.rename(doomed)
@@ -309,12 +332,12 @@ def remove(kernel_folder: KernelFolder) -> None:
 
 
 def hidden_name(kernel_id: str) -> str:
-    """A new name for a kernel's folder that is being deleted."""
+    """Return a new name for a kernel's folder that is being deleted."""
     return f"{_HIDDEN}{kernel_id}.{secrets.token_hex(4)}"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a kernel's folder of that name is being deleted."""
+    """Return whether a kernel's folder of that name is being deleted."""
     return name.startswith(_HIDDEN)
 
 
@@ -325,7 +348,7 @@ def sweep(state_dir: Path, cluster: str) -> None:
 
 
 def runtime_folder(state_dir: Path, setting: str | None) -> Path:
-    """Where unix sockets go: the setting, the XDG runtime folder, or a short one of our own.
+    """Return the folder of unix sockets: the setting, the XDG runtime folder, or a new short one.
 
     The last is noted in the state folder, so that all processes of that state agree on it.
     """
@@ -342,7 +365,7 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
     else:
         folder = Path(tempfile.mkdtemp(prefix="relay-"))
     try:
-        # Whoever comes second takes the folder of whoever came first, and never reads half a note.
+        # The second process takes the folder of the first, and never reads half a note.
         write_new(noted, f"{folder}\n".encode())
     except FileExistsError:
         if not shared:
@@ -353,7 +376,7 @@ def runtime_folder(state_dir: Path, setting: str | None) -> Path:
 
 
 def shared_runtime_folder(setting: str) -> Path:
-    """Where unix sockets go in a folder for each OS user. Raises `FolderError`."""
+    """Return the folder in which each OS user has a folder of sockets. Raises `FolderError`."""
     return _short_enough(private_folder(Path(setting), TRAVERSABLE), _USER_BYTES)
 
 
@@ -365,12 +388,12 @@ def _short_enough(folder: Path, more: int = 0) -> Path:
 
 
 def socket_name() -> str:
-    """A new name for a socket in the runtime folder: 12 hex digits."""
+    """Return a new name for a socket in the runtime folder: 12 hex digits."""
     return secrets.token_hex(6)
 
 
 def process_started(pid: int) -> int | None:
-    """A process's start time in clock ticks since boot, or None where there is none."""
+    """Return a process's start time in clock ticks since boot, or None for no process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from relay.bridge.transitions import TRANSITIONS, SessionState, Step, Trigger
+from relay.bridge.transitions import TRANSITIONS, SessionState, SessionTrigger, Step
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "sessions.md"
 _INTRODUCTION: Final = """\
@@ -57,7 +57,7 @@ def _name(state: SessionState) -> str:
     return state.name.capitalize()
 
 
-def _what(trigger: Trigger) -> str:
+def _what(trigger: SessionTrigger) -> str:
     return f"`{trigger.name.lower()}`: {trigger.value}"
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     if parser.parse_args().write:
         PAGE.write_text(page())
     else:
-        print(page(), end="")  # noqa: T201 - its output is the point
+        print(page(), end="")
 
 
 if __name__ == "__main__":

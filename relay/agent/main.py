@@ -25,8 +25,10 @@ from relay.agent.api.rest import Rest
 from relay.agent.api.sessions import JupyterSessions
 from relay.agent.api.start_request import KernelStarts
 from relay.agent.holders.registry import HolderRegistry
-from relay.agent.launchers.local import Launcher, LocalLauncher
-from relay.agent.launchers.other_user import OtherUserLauncher
+from relay.agent.launchers.base import Launcher
+from relay.agent.launchers.local import LocalLauncher
+from relay.agent.launchers.other_user import OtherUserRunner
+from relay.agent.launchers.own_user import OwnUserRunner
 from relay.agent.privsep.os_users import OsUsers
 from relay.agent.privsep.protocol import CHANNEL
 from relay.auth.tickets import TicketVerifier
@@ -44,7 +46,8 @@ _RECORD_MARGIN: Final = 1024 * 1024
 def run(config: AgentConfig) -> None:
     """Serve one cluster's kernels of this node until SIGTERM; the kernels live on.
 
-    Raises `StartError` for a file or folder that is not as it has to be.
+    Raises:
+        StartError: a file or folder is not as it has to be.
     """
     logging.configure(config.log.level, config.log.format, component="agent")
     structlog.contextvars.bind_contextvars(cluster=config.cluster)
@@ -59,17 +62,57 @@ def run(config: AgentConfig) -> None:
     with contextlib.ExitStack() as opened:
         scraped = None
         if config.metrics.port is not None:
-            listener = processes.listen_patiently(config.metrics.host, config.metrics.port)
+            listener = processes.listen_with_retry(config.metrics.host, config.metrics.port)
             scraped = opened.enter_context(listener)
         uvloop.run(_run(config, launcher, verifier, context, scraped))
 
 
 def _launcher(config: AgentConfig) -> Launcher:
-    """Who starts holders. Raises `StartError`, `FolderError` and ``OSError``."""
+    """Return what starts holders. Raises `StartError`, `FolderError` and ``OSError``."""
+    state_dir, cluster = Path(config.state_dir), config.cluster
     if config.launch_as is None or config.user is None:
-        return LocalLauncher(Path(config.state_dir), config.cluster, config.runtime_dir)
+        runner = OwnUserRunner(state_dir, cluster, config.runtime_dir)
+        return LocalLauncher(state_dir, cluster, runner)
     users = OsUsers.of_config(config.launch_as, config.user)
-    return OtherUserLauncher(config, users, processes.inherited_channel(CHANNEL))
+    channel = processes.inherited_channel(CHANNEL)
+    return LocalLauncher(state_dir, cluster, OtherUserRunner(config, users, channel))
+
+
+class _Agent:
+    """The parts of one agent, put together. ``tasks`` owns its connections to holders."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        launcher: Launcher,
+        verifier: TicketVerifier,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        max_record = config.kernels.message_bytes + _RECORD_MARGIN
+        self.holders = HolderRegistry(config, launcher, max_record, tasks)
+        kernels = KernelAccess(self.holders)
+        kernelspecs = KernelSpecs(f"/{config.cluster}")
+        starts = KernelStarts(config, self.holders, kernelspecs)
+        folder = Path(config.state_dir) / config.cluster / "sessions"
+        self.messages = JournalMessages(
+            config.past, message_bytes=config.kernels.message_bytes, max_record=max_record
+        )
+        rest = Rest(
+            config,
+            kernels=kernels,
+            kernelspecs=kernelspecs,
+            starts=starts,
+            sessions=JupyterSessions(folder, kernels, starts),
+            past=self.messages,
+        )
+        self.app = App(
+            config,
+            verifier=verifier,
+            holders=self.holders,
+            kernels=kernels,
+            rest=rest,
+            max_record=max_record,
+        )
 
 
 async def _run(
@@ -79,71 +122,51 @@ async def _run(
     context: ssl.SSLContext | None,
     scraped: socket.socket | None,
 ) -> None:
-    stopped = asyncio.Event()
+    stopped = _stopped_by_signal()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    # To a daemon SIGHUP means "read the configuration again", never its end.
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored")
-    max_record = config.kernels.message_bytes + _RECORD_MARGIN
     async with asyncio.TaskGroup() as tasks:
-        holders = HolderRegistry(config, launcher, max_record, tasks)
-        kernels = KernelAccess(holders)
-        kernelspecs = KernelSpecs(f"/{config.cluster}")
-        starts = KernelStarts(config, holders, kernelspecs)
-        sessions = JupyterSessions(
-            Path(config.state_dir) / config.cluster / "sessions", kernels, starts
-        )
-        past = JournalMessages(
-            config.past, message_bytes=config.kernels.message_bytes, max_record=max_record
-        )
-        rest = Rest(
-            config,
-            kernels=kernels,
-            kernelspecs=kernelspecs,
-            starts=starts,
-            sessions=sessions,
-            past=past,
-        )
-        app = App(
-            config,
-            verifier=verifier,
-            holders=holders,
-            kernels=kernels,
-            rest=rest,
-            max_record=max_record,
-        )
-        http = server(app.handle)
+        agent = _Agent(config, launcher, verifier, tasks)
+        http = server(agent.app.handle)
         listener = await loop.create_server(http, sock=_listen(config), ssl=context, backlog=1024)
         if scraped is not None:
-            await loop.create_server(_metrics_server(holders), sock=scraped)
-        tasks.create_task(holders.find(), name="find kernels")
+            await loop.create_server(_metrics_server(agent.holders), sock=scraped)
+        tasks.create_task(agent.holders.find(), name="find kernels")
         if config.shared_uid:
-            log.warning("no isolation between users", uid=os.geteuid())
+            log.warning("no_isolation_between_users", uid=os.geteuid())
         processes.notify("READY=1")
         log.info("ready", port=listener.sockets[0].getsockname()[1])
         await stopped.wait()
         log.info("stopping")
         listener.close()
-        past.cut()
-        await _drain(app, http, config.drain)
-        holders.close()
+        agent.messages.break_off()
+        await _drain(agent.app, http, config.drain)
+        agent.holders.close()
+
+
+def _stopped_by_signal() -> asyncio.Event:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    # To a daemon SIGHUP means "read the configuration again", never its end.
+    loop.add_signal_handler(signal.SIGHUP, log.info, "sighup_ignored")
+    return stopped
 
 
 def _metrics_server(holders: HolderRegistry) -> HttpServer:
-    metrics = AgentMetrics(lambda: holders.tally.figures(holders.ready, limits.counts))
+    metrics = AgentMetrics(lambda: holders.stats.figures(holders.ready, limits.counts))
     return page_server("/metrics", partial(page, agent_registry(metrics)))
 
 
 async def _drain(app: App, http: HttpServer, seconds: float) -> None:
-    """End links at once, edges attach again elsewhere or later; let requests finish."""
+    """Close links at once, since edges attach again elsewhere or later; let requests finish."""
     app.end_links()
     http.pre_shutdown()
     await http.shutdown(seconds)
 
 
 def _listen(config: AgentConfig) -> socket.socket:
-    return processes.listen_patiently(config.listen.host, config.listen.port)
+    return processes.listen_with_retry(config.listen.host, config.listen.port)
 
 
 def _tls(settings: AgentTls | None) -> ssl.SSLContext | None:

@@ -42,8 +42,8 @@ from relay.bridge.messages import Channel
 from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.requests import KernelRequest, RequestIds
 from relay.bridge.session_table import BROADCAST, ClientSession, SessionLimits, SessionTable
-from relay.bridge.submissions import KernelProcess, Submissions, request_ids
-from relay.bridge.transitions import TRANSITIONS, SessionState, Step, Trigger
+from relay.bridge.submissions import KernelPresence, Submissions, request_ids
+from relay.bridge.transitions import TRANSITIONS, SessionState, SessionTrigger, Step
 
 _CLOSE_TRIGGERS: Final = 16
 """Messages remembered on which clients close their WebSocket."""
@@ -66,7 +66,7 @@ class SessionsSnapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     close_triggers: list[int] = msgspec.field(name="farewells")
     requests: list[KernelRequest] | None = None
     """None in version 1, which has ``waiting`` instead."""
-    kernel: KernelProcess = KernelProcess.RUNNING
+    kernel: KernelPresence = KernelPresence.RUNNING
     informed: bool = False
     info_known: bool = False
     waiting: list[WaitingRequests] = []
@@ -167,10 +167,11 @@ class ClientSessions:
 
     def _attach(self, event: ClientAttached, now: float) -> list[Action]:
         for session in self._table.expired(now):
-            self._enter(session, Trigger.EXPIRE)
+            self._enter(session, SessionTrigger.EXPIRE)
         session = self._table.find(event.attach, self.seq)
-        replaced = event.attach.link in session.replaced
-        steps = self._enter(session, Trigger.ATTACH_REPLACED if replaced else Trigger.ATTACH)
+        is_replaced = event.attach.link in session.replaced
+        trigger = SessionTrigger.ATTACH_REPLACED if is_replaced else SessionTrigger.ATTACH
+        steps = self._enter(session, trigger)
         self._table.use(session)
         actions = self._evict_session()
         session.resumes = session.resumes or event.attach.resumes
@@ -179,7 +180,7 @@ class ClientSessions:
             actions += self._perform_attach(step, session, event, position)
         return actions
 
-    def _enter(self, session: ClientSession, trigger: Trigger) -> tuple[Step, ...]:
+    def _enter(self, session: ClientSession, trigger: SessionTrigger) -> tuple[Step, ...]:
         """Take a session to its next state; the steps are to be performed."""
         transition = TRANSITIONS[self._table.state(session), trigger]
         if transition.state is SessionState.UNKNOWN:
@@ -190,7 +191,7 @@ class ClientSessions:
         oldest = self._table.oldest_away() if self._table.is_over_limit else None
         if oldest is None:
             return []
-        self._enter(oldest, Trigger.EVICT)
+        self._enter(oldest, SessionTrigger.EVICT)
         return [Evicted("sessions.sessions")]
 
     def _perform_attach(
@@ -249,7 +250,7 @@ class ClientSessions:
                 self._table.use(session)
                 if session.unnamed:
                     for each in self._table.unnamed_beyond_limit(session.principal):
-                        self._enter(each, Trigger.EVICT)
+                        self._enter(each, SessionTrigger.EVICT)
             case Step.SKIP_CLOSE_TRIGGER:
                 # What a client had not read when it decided to leave, it has not had. But on what
                 # made it leave it must not meet again, or it would leave and come back for ever.
@@ -308,13 +309,13 @@ class ClientSessions:
         return BROADCAST
 
 
-def _trigger(event: ClientDetached, session: ClientSession) -> Trigger:
+def _trigger(event: ClientDetached, session: ClientSession) -> SessionTrigger:
     match event.disconnect:
         case None:
-            return Trigger.CONNECTION_LOST
+            return SessionTrigger.CONNECTION_LOST
         case Disconnect.ABNORMAL:
-            return Trigger.DISCONNECT_ABNORMAL
+            return SessionTrigger.DISCONNECT_ABNORMAL
     if session.unnamed:
         # No client can mean this session any more; the others can be told apart again.
-        return Trigger.DISCONNECT_CLEAN_UNNAMED
-    return Trigger.DISCONNECT_CLEAN
+        return SessionTrigger.DISCONNECT_CLEAN_UNNAMED
+    return SessionTrigger.DISCONNECT_CLEAN

@@ -38,7 +38,7 @@ from relay.bridge.session_table import ClientSession
 _INFO = "kernel_info_request"
 
 
-class KernelProcess(enum.Enum):
+class KernelPresence(enum.Enum):
     """What there is to send to."""
 
     NONE = "none"
@@ -54,7 +54,7 @@ class Submissions:
     """
 
     def __init__(self, limit: int) -> None:
-        self.kernel = KernelProcess.NONE
+        self.kernel = KernelPresence.NONE
         self.informed = False
         """Whether the present kernel process has replied to a kernel_info_request."""
         self.info_known = False
@@ -68,22 +68,22 @@ class Submissions:
         """Take note of what happens to the kernel process."""
         match event:
             case KernelLaunched():
-                self.kernel, self.informed = KernelProcess.RUNNING, False
+                self.kernel, self.informed = KernelPresence.RUNNING, False
             case KernelAdopted():
-                self.kernel, self.informed = KernelProcess.RECOVERING, False
+                self.kernel, self.informed = KernelPresence.RECOVERING, False
             case KernelLost():
-                self.kernel = KernelProcess.NONE
+                self.kernel = KernelPresence.NONE
                 self.requests.clear()
             case KernelInfoLearnt():
                 return self._learn_info()
-            case KernelRecovered() if self.kernel is KernelProcess.RECOVERING:
-                self.kernel = KernelProcess.RUNNING
+            case KernelRecovered() if self.kernel is KernelPresence.RECOVERING:
+                self.kernel = KernelPresence.RUNNING
                 return [SendDeferred()]
         return []
 
     def holder_lost(self) -> None:
         """Only what the kernel was asked outlives the holder."""
-        self.kernel = KernelProcess.NONE
+        self.kernel = KernelPresence.NONE
         self.informed = self.info_known = False
         self._awaiting_info.clear()
 
@@ -96,9 +96,9 @@ class Submissions:
         if self.informed and event.busy and _asks_for_info(event):
             # The kernel has no time to repeat what it has replied before.
             return [AnswerInfo(event.connection, event)]
-        if self.kernel is KernelProcess.NONE:
+        if self.kernel is KernelPresence.NONE:
             return [Drop()]
-        waits = self.kernel is KernelProcess.RECOVERING and _queue(event) == MAIN
+        waits = self.kernel is KernelPresence.RECOVERING and _queue(event) == MAIN
         decided: list[Action] = [Defer() if waits else Forward()]
         if not event.answered and is_answered(event.channel, event.msg_type):
             decided += self._remember(event, session)

@@ -18,7 +18,7 @@ class SessionState(enum.Enum):
     AWAY = "it is remembered, and nobody reads"
 
 
-class Trigger(enum.Enum):
+class SessionTrigger(enum.Enum):
     """What happens to a session."""
 
     ATTACH = "a client attaches"
@@ -49,27 +49,25 @@ class Transition(NamedTuple):
     steps: tuple[Step, ...] = ()
 
 
+_UNKNOWN, _ATTACHED, _AWAY = SessionState.UNKNOWN, SessionState.ATTACHED, SessionState.AWAY
+
 TRANSITIONS: Final = {
-    (SessionState.UNKNOWN, Trigger.ATTACH): Transition(
-        SessionState.ATTACHED, (Step.START_READING,)
+    (_UNKNOWN, SessionTrigger.ATTACH): Transition(_ATTACHED, (Step.START_READING,)),
+    (_AWAY, SessionTrigger.ATTACH): Transition(_ATTACHED, (Step.START_READING,)),
+    (_ATTACHED, SessionTrigger.ATTACH): Transition(
+        _ATTACHED, (Step.CLOSE_REPLACED, Step.START_READING)
     ),
-    (SessionState.AWAY, Trigger.ATTACH): Transition(SessionState.ATTACHED, (Step.START_READING,)),
-    (SessionState.ATTACHED, Trigger.ATTACH): Transition(
-        SessionState.ATTACHED, (Step.CLOSE_REPLACED, Step.START_READING)
+    (_AWAY, SessionTrigger.ATTACH_REPLACED): Transition(_AWAY, (Step.REJECT,)),
+    (_ATTACHED, SessionTrigger.ATTACH_REPLACED): Transition(_ATTACHED, (Step.REJECT,)),
+    (_ATTACHED, SessionTrigger.DISCONNECT_CLEAN): Transition(
+        _AWAY, (Step.LEAVE, Step.SKIP_CLOSE_TRIGGER)
     ),
-    (SessionState.AWAY, Trigger.ATTACH_REPLACED): Transition(SessionState.AWAY, (Step.REJECT,)),
-    (SessionState.ATTACHED, Trigger.ATTACH_REPLACED): Transition(
-        SessionState.ATTACHED, (Step.REJECT,)
+    (_ATTACHED, SessionTrigger.DISCONNECT_CLEAN_UNNAMED): Transition(_UNKNOWN),
+    (_ATTACHED, SessionTrigger.DISCONNECT_ABNORMAL): Transition(
+        _AWAY, (Step.LEAVE, Step.COUNT_FAILURE)
     ),
-    (SessionState.ATTACHED, Trigger.DISCONNECT_CLEAN): Transition(
-        SessionState.AWAY, (Step.LEAVE, Step.SKIP_CLOSE_TRIGGER)
-    ),
-    (SessionState.ATTACHED, Trigger.DISCONNECT_CLEAN_UNNAMED): Transition(SessionState.UNKNOWN),
-    (SessionState.ATTACHED, Trigger.DISCONNECT_ABNORMAL): Transition(
-        SessionState.AWAY, (Step.LEAVE, Step.COUNT_FAILURE)
-    ),
-    (SessionState.ATTACHED, Trigger.CONNECTION_LOST): Transition(SessionState.AWAY, (Step.LEAVE,)),
-    (SessionState.AWAY, Trigger.EXPIRE): Transition(SessionState.UNKNOWN),
-    (SessionState.AWAY, Trigger.EVICT): Transition(SessionState.UNKNOWN),
+    (_ATTACHED, SessionTrigger.CONNECTION_LOST): Transition(_AWAY, (Step.LEAVE,)),
+    (_AWAY, SessionTrigger.EXPIRE): Transition(_UNKNOWN),
+    (_AWAY, SessionTrigger.EVICT): Transition(_UNKNOWN),
 }
 """A pair that is missing cannot happen."""

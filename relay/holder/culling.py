@@ -46,7 +46,7 @@ async def cull(broker: Broker, lifecycle: Lifecycle, settings: CullSettings) -> 
         activity = broker.activity
         usage = Usage(activity.last, activity.state, broker.sessions.connections)
         if lifecycle.phase is Phase.READY and is_idle(usage, settings, time.time()):
-            log.warning("culled", setting="culling.cull_idle_timeout")
+            log.warning("kernel_culled", setting="culling.cull_idle_timeout")
             limits.record("culling.cull_idle_timeout")
             broker.say(
                 "[relay] This kernel is shut down: nobody has used it for "

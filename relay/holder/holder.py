@@ -45,7 +45,7 @@ class Holder:
     """Runs one kernel, of this machine unless another ``backend`` is given.
 
     ``agents`` are the OS users that it serves. ``left`` is the record of a holder that died: its
-    kernel is adopted.
+    kernel is adopted. ``on_serving`` is called once the socket is served.
     """
 
     def __init__(
@@ -54,10 +54,12 @@ class Holder:
         config: HolderConfig,
         agents: frozenset[int],
         left: KernelRecord | None = None,
+        on_serving: Callable[[], None] = lambda: None,
         backend: KernelBackend | None = None,
     ) -> None:
         self._config = config
         self._left = left
+        self._on_serving = on_serving
         self._record = RecordFile(kernel_folder)
         if left is not None:
             self._record.note_version(left)
@@ -94,6 +96,7 @@ class Holder:
         else:
             await self._lifecycle.adopt(self._left, NOTICE)
         await self._server.listen(Path(self._config.socket))
+        self._on_serving()
         async with asyncio.TaskGroup() as tasks:
             culling = cull(self._broker, self._lifecycle, self._config.culling)
             watchers = [
@@ -106,7 +109,7 @@ class Holder:
             for watcher in watchers:
                 watcher.cancel()
         await self._close()
-        log.info("ended", phase=self._lifecycle.phase)
+        log.info("holder_ended", phase=self._lifecycle.phase)
 
     async def _close(self) -> None:
         self._broker.outbound.end_all(1000, "the kernel was shut down")

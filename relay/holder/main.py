@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.holder")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--lock", type=int, required=True, help="descriptor of the taken lock")
+    parser.add_argument("--serving", type=int, help="descriptor to close when the socket is served")
     parser.add_argument("--agent-uid", type=int, help="the OS user of agents; ours by default")
     parser.add_argument("--no-new-privileges", action="store_true", help="for the kernel, too")
     arguments = parser.parse_args()
@@ -45,12 +46,14 @@ def main() -> None:
     kernel_folder = KernelFolder(arguments.folder)
     # The lock is held by this process alone, for as long as it lives: no child inherits it.
     os.set_inheritable(arguments.lock, False)
+    if arguments.serving is not None:
+        os.set_inheritable(arguments.serving, False)
     config = _read_config(kernel_folder)
     logging.configure(config.log.level, config.log.format, component="holder")
     structlog.contextvars.bind_contextvars(
         kernel_id=kernel_folder.kernel_id, request_id=config.request_id
     )
-    uvloop.run(_run(kernel_folder, config, frozenset(agents)))
+    uvloop.run(_run(kernel_folder, config, frozenset(agents), arguments.serving))
 
 
 def _read_config(kernel_folder: KernelFolder) -> HolderConfig:
@@ -62,8 +65,16 @@ def _read_config(kernel_folder: KernelFolder) -> HolderConfig:
     return msgspec.json.decode(kernel_folder.request.read_bytes(), type=HolderConfig)
 
 
-async def _run(kernel_folder: KernelFolder, config: HolderConfig, agents: frozenset[int]) -> None:
-    holder = Holder(kernel_folder, config, agents, kernel_folder.read_record())
+async def _run(
+    kernel_folder: KernelFolder, config: HolderConfig, agents: frozenset[int], serving: int | None
+) -> None:
+    def on_serving() -> None:
+        """Tell the agent that started this holder: it waits for the end of a pipe."""
+        if serving is not None:
+            os.close(serving)
+
+    left = kernel_folder.read_record()
+    holder = Holder(kernel_folder, config, agents, left, on_serving)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
 

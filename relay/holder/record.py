@@ -51,7 +51,7 @@ class RecordFile:
         except OSError as error:
             # A holder is no worse without it, unless it dies: until there is room again.
             if not self.is_behind:
-                log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
+                log.error("record_write_failed", problem=str(error))  # noqa: TRY400 - says it all
             self.is_behind = True
         else:
             self.is_behind = False

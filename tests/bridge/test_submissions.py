@@ -34,7 +34,7 @@ from relay.bridge.messages import Channel
 from relay.bridge.records import Attach
 from relay.bridge.session import ClientSessions, SessionsSnapshot
 from relay.bridge.session_table import BROADCAST, SessionLimits, session_key
-from relay.bridge.submissions import KernelProcess
+from relay.bridge.submissions import KernelPresence
 from tests.playbook import Playbook
 
 SHELL, IOPUB, STDIN, CONTROL = Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL
@@ -140,7 +140,7 @@ def test_what_was_deferred_is_unfinished_for_the_next_holder() -> None:
     sessions = new()
     play(sessions) >> come(1) >> KernelAdopted() >> ask(1) >> HolderLost()
     assert [each.msg_id for each in sessions.unfinished] == ["m"]
-    assert sessions.submissions.kernel is KernelProcess.NONE
+    assert sessions.submissions.kernel is KernelPresence.NONE
 
 
 # kernel_info

@@ -8,7 +8,7 @@ from relay.bridge.events import ClientAttached, ClientDetached, Event, StartRead
 from relay.bridge.records import Attach, Disconnect
 from relay.bridge.session import ClientSessions
 from relay.bridge.session_table import SessionLimits
-from relay.bridge.transitions import TRANSITIONS, SessionState, Step, Trigger
+from relay.bridge.transitions import TRANSITIONS, SessionState, SessionTrigger, Step
 from tools import session_diagram
 
 UNKNOWN, ATTACHED, AWAY = SessionState.UNKNOWN, SessionState.ATTACHED, SessionState.AWAY
@@ -27,7 +27,7 @@ def test_every_state_can_be_reached_and_left() -> None:
 
 
 def test_everything_that_can_happen_or_be_done_is_in_the_table() -> None:
-    assert {trigger for _, trigger in TRANSITIONS} == set(Trigger)
+    assert {trigger for _, trigger in TRANSITIONS} == set(SessionTrigger)
     steps = itertools.chain.from_iterable(each.steps for each in TRANSITIONS.values())
     assert set(steps) == set(Step)
 

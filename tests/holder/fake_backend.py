@@ -11,6 +11,7 @@ from relay.bridge.messages import Channel, Message
 from relay.errors import StartFailed
 from relay.holder.backends.base import KernelBackend, KernelChannel, MessageHandler
 from relay.kernel_folders import KernelRecord
+from tests.virtualtime import settle
 
 
 class FakeChannel:
@@ -61,7 +62,7 @@ class FakeChannel:
         """Answer the probes of a queue until none comes; how many there were."""
         answered = 0
         while True:
-            await asyncio.sleep(0.01)
+            await settle()
             mine = [
                 header
                 for sent, header in self.sent

@@ -62,6 +62,8 @@ class Bench:
         self.folder = KernelFolder(folder)
         self.backend = FakeBackend()
         self.holder: Holder
+        self.serving: list[bool] = []
+        """Once for each holder that has been served."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -70,7 +72,8 @@ class Bench:
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(self.holder.run())
             # The socket of a holder that was killed is still there.
-            await until(lambda: self.holder._server._server is not None)
+            served = len(self.serving)
+            await until(lambda: len(self.serving) > served)
             try:
                 yield task
             finally:
@@ -86,7 +89,12 @@ class Bench:
     def _made(self) -> Holder:
         record = self.folder.read_record()
         return Holder(
-            self.folder, config(self.folder.path), frozenset({_uid()}), record, self.backend
+            self.folder,
+            config(self.folder.path),
+            frozenset({_uid()}),
+            record,
+            lambda: self.serving.append(True),
+            self.backend,
         )
 
     async def connect(self, opening: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -123,7 +123,7 @@ def test_nobody_without_an_os_user_starts_a_kernel(two: Site) -> None:
     assert sorted((two.state / "alpha" / "kernels").iterdir()) == before
 
 
-def test_nothing_but_the_launcher_is_root(two: Site, alices: str) -> None:
+def test_nothing_but_the_privileged_helper_is_root(two: Site, alices: str) -> None:
     agent = psutil.Process(two.agent_pid())
     assert set(agent.uids()) == {two.agent_user.uid}
     status = Path(f"/proc/{agent.pid}/status").read_text()
@@ -237,7 +237,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         **{f"Bob's {path.suffix or path.name}": str(path) for path in ipc},
     }
     processes = {
-        "launcher": two.agent.pid,
+        "privileged helper": two.agent.pid,
         "agent": two.agent_pid(),
         "edge": two.edge.pid,
         "Bob's holder": record.holder_pid,
@@ -269,7 +269,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         assert control[what] in ("EACCES", "EPERM"), (what, control[what])
     with two.connect(two.bob, bobs) as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
-    assert "refused_peer" in two.place(alices).holder_log.read_text()
+    assert "peer_rejected" in two.place(alices).holder_log.read_text()
 
 
 def test_bobs_files_stay_out_of_reach_by_their_modes(two: Site, bobs: str) -> None:
@@ -540,7 +540,7 @@ def test_a_socket_that_leads_to_bobs_holder_is_not_used(two: Site, bobs: str) ->
         channels.submit("raise SystemExit")
         time.sleep(2)
     assert two.record(bobs) == before
-    assert "refused_holder" in two.agent.log.read_text()
+    assert "holder_rejected" in two.agent.log.read_text()
     with two.connect(two.bob, bobs) as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
     assert two.ask(two.alice, "DELETE", f"/alpha/api/kernels/{alices}").status == 204
@@ -561,11 +561,11 @@ def test_a_kernel_outlives_its_agent_and_its_holder(two: Site, alices: str) -> N
     with two.connect(two.alice, alices) as channels:
         channels.execute("kept = 'in memory'")
         agent = two.agent_pid()
-        launcher = two.agent.pid
+        helper = two.agent.pid
         os.kill(agent, signal.SIGKILL)
         assert channels.execute("print(kept)").stdout == "in memory\n"
         assert two.agent_pid(other_than=agent) != agent
-        assert psutil.Process(launcher).is_running()
+        assert psutil.Process(helper).is_running()
         old = two.record(alices)
         os.kill(old.holder_pid, signal.SIGKILL)
         assert channels.execute("print(kept)").stdout == "in memory\n"
@@ -631,7 +631,7 @@ def test_a_culled_kernel_leaves_nothing(two: Site) -> None:
     wait_for("no folder", lambda: not two.place(kernel).path.exists())
 
 
-def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
+def test_kernels_outlive_the_privileged_helper_and_end_when_root_says_so() -> None:
     with site() as two:
         alices, bobs = two.start_kernel(two.alice), two.start_kernel(two.bob)
         agent = two.agent_pid()
@@ -641,7 +641,7 @@ def test_kernels_outlive_the_launcher_and_end_when_root_says_so() -> None:
         wait_for("the agent to end with it", lambda: gone(agent))
         old = two.record(alices)
         assert not gone(old.holder_pid)
-        # One that nobody buried, nor an agent heard of.
+        # One that nobody cleaned up, nor an agent heard of.
         os.kill(old.holder_pid, signal.SIGKILL)
         two.start_again()
         with two.connect(two.alice, alices) as channels:

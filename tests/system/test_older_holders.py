@@ -1,4 +1,4 @@
-"""HolderRegistry run for as long as their kernels: what one of 0.1 says, and leaves, is understood.
+"""Holders run for as long as their kernels: what one of 0.1 says, and leaves, is understood.
 
 For ever: none of these tests, and no byte under ``fixtures/holder-0.1/``, is to be changed for a
 later version's sake.
@@ -22,14 +22,15 @@ from aiohttp.test_utils import RawTestServer, TestClient
 from websockets.frames import Frame
 from websockets.protocol import OPEN, Protocol, Side
 
-from relay.agent.api.access import Admission
 from relay.agent.api.messages import JournalMessages
 from relay.agent.channels.transcoder import Transcoder
-from relay.agent.holders.client import HolderClient, HolderEndpoint
+from relay.agent.holders.adopt import adopt
+from relay.agent.holders.client import AdmittedPrincipal, HolderClient, HolderEndpoint
 from relay.agent.holders.create import StartRequest
 from relay.agent.holders.registry import HolderRegistry
 from relay.agent.holders.stop_all import end_kernels
-from relay.agent.launchers.local import LocalLauncher, replace
+from relay.agent.launchers.local import LocalLauncher
+from relay.agent.launchers.own_user import OwnUserRunner
 from relay.auth.ownership import Grant
 from relay.bridge.events import ClientAttached, StartReading
 from relay.bridge.messages import Channel
@@ -121,15 +122,15 @@ async def test_an_agent_finds_and_commands_a_holder_of_0_1(tmp_path: Path) -> No
     address.socket.parent.mkdir()
     lock = place.try_lock()
     assert lock is not None
-    starter = LocalLauncher(tmp_path, "alpha", str(tmp_path / "run"))
+    launcher = launcher_of(tmp_path)
     async with played("line", address.socket) as player, asyncio.TaskGroup() as tasks:
-        holders = HolderRegistry(config(tmp_path), starter, LIMIT, tasks)
+        holders = HolderRegistry(config(tmp_path), launcher, LIMIT, tasks)
         line = await holders.start(start_request())
         assert line.status.phase is Phase.READY
         assert (line.model.name, line.model.execution_state) == ("python3", "idle")
         assert await holders.get(KERNEL) is line
         assert await holders.all() == [line]
-        kernel = holders.possession(KERNEL)
+        kernel = holders.ownership(KERNEL)
         assert kernel is not None
         assert (kernel.owner, kernel.grants) == (str(ALICE), {"token:bob": Grant.VIEW})
         await line.call("interrupt", "r1", WAIT)
@@ -147,6 +148,10 @@ async def test_an_agent_finds_and_commands_a_holder_of_0_1(tmp_path: Path) -> No
     assert [call.request_id for call in player.heard[1:]] == ["r1", "r2", "r3"]
     assert await holders.all() == []
     os.close(lock)
+
+
+def launcher_of(state: Path) -> LocalLauncher:
+    return LocalLauncher(state, "alpha", OwnUserRunner(state, "alpha", str(state / "run")))
 
 
 def start_request() -> StartRequest:
@@ -173,7 +178,7 @@ async def test_a_line_to_a_holder_of_0_1_follows_it_to_the_end(tmp_path: Path) -
         line = await HolderClient.open(place)
         assert line.status.phase is Phase.STARTING
         running = tasks.create_task(line.run())
-        await line.settled(WAIT)
+        await line.wait_started(WAIT)
         assert line.status.knows_viewers
         assert line.status.figures is not None
         assert line.status.figures.messages == 5
@@ -242,7 +247,7 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
         max_record=LIMIT,
         is_busy=lambda: False,
     )
-    admission = Admission(str(ALICE), views_only=False, granted=False)
+    admission = AdmittedPrincipal(str(ALICE), views_only=False, granted=False)
     position = msgspec.json.decode(recorded("channels", RecordKind.ATTACHED))["position"]
     last = msgspec.json.decode(recorded("channels", RecordKind.DETACH))["seq"]
     async with played("channels", tmp_path / "s") as player, asyncio.TaskGroup() as tasks:
@@ -268,7 +273,7 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
     assert (submitted.number, submitted.channel) == (1, 0)
     assert json.loads(submitted.parts[0])["msg_id"] == "m1"
     assert json.loads(submitted.parts[3])["code"] == CODE
-    assert (proved, detached.seq, detached.departure) == (last, last, "goodbye")
+    assert (proved, detached.seq, detached.disconnect) == (last, last, "goodbye")
 
 
 async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
@@ -277,7 +282,7 @@ async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         target = parse_target(request.raw_path)
-        return await past.answer(request, target, address, Admission(str(ALICE)), "r1")
+        return await past.answer(request, target, address, AdmittedPrincipal(str(ALICE)), "r1")
 
     client: TestClient[Any, Any] = TestClient(RawTestServer(handle))
     async with played("past", tmp_path / "s") as player, client:
@@ -448,11 +453,9 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
 @asynccontextmanager
 async def replaced(place: KernelFolder, state: Path) -> AsyncIterator[HolderClient]:
     """A line to a holder of this version, in the place of the one that died."""
-    lock = place.try_lock()
-    assert lock is not None
-    starter = LocalLauncher(state, "alpha", str(state / "run"))
-    assert await replace(starter, place, lock) == ""
-    os.close(lock)
+    launcher = launcher_of(state)
+    launcher.open_folders()
+    assert await adopt(launcher, place) == ""
     try:
         yield await until(lambda: HolderClient.open(place))
     finally:

@@ -1,6 +1,6 @@
 """The kernelspecs of this machine, as Jupyter's REST API shows them.
 
-To whom may not start kernels of a kernelspec it does not exist.
+A kernelspec of which a caller may not start kernels does not exist for that caller.
 """
 
 from __future__ import annotations
@@ -25,40 +25,41 @@ class KernelSpecs:
         self._manager = KernelSpecManager()
 
     async def all(self, rights: Rights) -> dict[str, Any]:
-        """``{"default": name, "kernelspecs": {name: model}}``.
+        """Return ``{"default": name, "kernelspecs": {name: model}}``.
 
-        Raises `NotFound` where there is none: JupyterLab takes an empty list for an error too, but
-        does not say what is wrong.
+        Raises:
+            NotFound: there is none. JupyterLab takes an empty list for an error too, but does not
+                show what is wrong.
         """
         found = await asyncio.to_thread(self._manager.get_all_specs)
         models = {
             name: self._model(name, item)
             for name, item in found.items()
-            if rights.cover(Action.START, name)
+            if rights.allows(Action.START, name)
         }
         return {"default": _default(list(models)), "kernelspecs": models}
 
     async def get(self, name: str, rights: Rights) -> dict[str, Any]:
-        """One kernelspec's model, under its own name. Raises `NotFound`.
+        """Return one kernelspec's model, under its own name. Raises `NotFound`.
 
         As everywhere in Jupyter, upper and lower case are the same.
         """
         found = await asyncio.to_thread(self._manager.get_all_specs)
         own = name.lower()
-        if own not in found or not rights.cover(Action.START, own):
+        if own not in found or not rights.allows(Action.START, own):
             msg = f"There is no kernelspec named {name!r}."
             raise NotFound(msg)
         return self._model(own, found[own])
 
     async def default(self, rights: Rights) -> str:
-        """The kernelspec of those who name none. Raises `NotFound` where there is not any."""
+        """Return the default kernelspec's name. Raises `NotFound` where there is no kernelspec."""
         found = await asyncio.to_thread(self._manager.find_kernel_specs)
-        return _default([name for name in found if rights.cover(Action.START, name)])
+        return _default([name for name in found if rights.allows(Action.START, name)])
 
     async def resource(self, name: str, file: tuple[str, ...], rights: Rights) -> Path:
-        """The file of a kernelspec, such as its logo. Raises `NotFound`."""
+        """Return the path of a kernelspec's file, such as its logo. Raises `NotFound`."""
         msg = "There is no such kernelspec resource."
-        if not rights.cover(Action.START, name.lower()):
+        if not rights.allows(Action.START, name.lower()):
             raise NotFound(msg)
         try:
             spec = await asyncio.to_thread(self._manager.get_kernel_spec, name)
@@ -91,7 +92,7 @@ class KernelSpecs:
 
 
 def _default(names: list[str]) -> str:
-    """Raises `NotFound` where there is not any."""
+    """Return the default among ``names``. Raises `NotFound` where there are none."""
     if not names:
         raise NotFound("This cluster has no kernelspecs of which you may start kernels.")
     return _USUAL_DEFAULT if _USUAL_DEFAULT in names else min(names)

@@ -1,7 +1,7 @@
-"""What a kernel has said, read over HTTP: one JSON object per line, at the reader's own pace.
+"""A kernel's journal over HTTP: one JSON object per line, at the reader's own pace.
 
 Messages are spliced from the bytes that the holder's journal has. A stream that breaks off ends
-without HTTP's end (RFC 9112 §7.1, the last chunk), so that nobody takes it for whole.
+without HTTP's last chunk (RFC 9112 §7.1), so that no reader takes it for complete.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import structlog
 from aiohttp import web
 
 from relay import limits
-from relay.agent.api.access import Admission
-from relay.agent.holders.client import HolderEndpoint, connect
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
 from relay.bridge.messages import Buffer
 from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
 from relay.bridge.records import (
@@ -35,15 +34,15 @@ from relay.bridge.records import (
 )
 from relay.config import PastSettings
 from relay.errors import AgentUnavailable, BadRequest, Conflict
-from relay.http import TakenOver
+from relay.http import NoResponse
 from relay.routing.paths import Target
-from relay.streams import read_head, read_record
+from relay.streams import read_header, read_record
 
 log = structlog.get_logger(__name__)
 
 CONTENT_TYPE: Final = "application/x-ndjson"
 _ANSWER: Final = 5.0
-"""Seconds in which a holder says what it has."""
+"""Seconds that a holder has to tell what is in its journal."""
 _CHUNK: Final = 64 * 1024
 """Bytes that are sent at once, about."""
 _BASE64: Final = 3 * 16 * 1024
@@ -55,10 +54,10 @@ _FLAGS: Final = {"true": True, "false": False}
 
 
 class MessagesQuery(NamedTuple):
-    """What a request asks for."""
+    """The query of one request."""
 
     epoch: str | None
-    """The journal that the client speaks of; None where it does not say."""
+    """The journal to which ``after`` belongs; None where the client does not name it."""
     after: int
     limit: int | None
     follow: bool
@@ -67,7 +66,7 @@ class MessagesQuery(NamedTuple):
 
 
 def parse(target: Target, settings: PastSettings) -> MessagesQuery:
-    """Read the query. Raises `BadRequest`, in words that help."""
+    """Read the query. Raises `BadRequest` with what is expected."""
     since = _SINCE.fullmatch(_one(target, "since", "0"))
     if since is None:
         raise BadRequest(
@@ -77,7 +76,7 @@ def parse(target: Target, settings: PastSettings) -> MessagesQuery:
     follow = _FLAGS.get(_one(target, "follow", "false"))
     if follow is None:
         raise BadRequest("follow is true or false.")
-    # Who follows wants all that comes, unless it says otherwise.
+    # A follower wants all that comes, unless it names a limit.
     limit = None if follow else settings.limit
     text = _one(target, "limit", "")
     if text or target.values("limit"):
@@ -100,7 +99,7 @@ def _one(target: Target, name: str, default: str) -> str:
 
 
 class JournalMessages:
-    """Answers requests for kernels' pasts.
+    """Answers requests for what kernels have sent before.
 
     ``message_bytes`` bounds one message, ``max_record`` one record from a holder.
     """
@@ -111,8 +110,8 @@ class JournalMessages:
         self._max_record = max_record
         self._following: set[asyncio.StreamWriter] = set()
 
-    def cut(self) -> None:
-        """Break off who would stay for ever; they come back with the last seq they have."""
+    def break_off(self) -> None:
+        """End the streams of followers, which have no end; clients ask again with their seq."""
         for writer in list(self._following):
             writer.close()
 
@@ -121,34 +120,36 @@ class JournalMessages:
         request: web.BaseRequest,
         target: Target,
         holder: HolderEndpoint,
-        admission: Admission,
+        admitted: AdmittedPrincipal,
         request_id: str,
     ) -> web.StreamResponse:
-        """Stream what is asked for. Raises `RelayError` before the first byte only."""
-        wanted = parse(target, self._settings)
+        """Stream the messages. Raises `RelayError` before the first byte only."""
+        query = parse(target, self._settings)
         reader, writer = await _connect(holder)
         try:
             read = Read(
-                after=wanted.after,
-                limit=wanted.limit,
-                follow=wanted.follow,
+                after=query.after,
+                limit=query.limit,
+                follow=query.follow,
                 message_bytes=self._message_bytes,
-                principal=admission.principal,
-                granted=admission.granted,
+                principal=admitted.principal,
+                granted=admitted.granted,
                 request_id=request_id,
             )
             writer.write(struct_record(RecordKind.READ, read))
-            epoch = await self._begin(reader, wanted)
+            epoch = await self._begin(reader, query)
             if request.method == "HEAD":
                 return web.Response(content_type=CONTENT_TYPE)
-            if wanted.follow:
+            if query.follow:
                 self._following.add(writer)
-            return await self._stream(request, _Lines(reader, epoch, self._max_record), wanted)
+            return await self._stream(
+                request, _MessageLines(reader, epoch, self._max_record), query
+            )
         finally:
             self._following.discard(writer)
             writer.close()
 
-    async def _begin(self, reader: asyncio.StreamReader, wanted: MessagesQuery) -> str:
+    async def _begin(self, reader: asyncio.StreamReader, query: MessagesQuery) -> str:
         """The journal's epoch, where it has the place that the client means.
 
         Raises `AgentUnavailable` and `Conflict`.
@@ -163,8 +164,8 @@ class JournalMessages:
         if kind is not RecordKind.READING:
             raise _unavailable()
         reading = read_opening(payload, Reading, HOLDER, AGENT)
-        if wanted.epoch not in {None, reading.epoch} or wanted.after > reading.last_seq:
-            # Beginning anew by ourselves would look as if it went on.
+        if query.epoch not in {None, reading.epoch} or query.after > reading.last_seq:
+            # A beginning from the start would look as if the stream went on.
             raise Conflict(
                 "The kernel has said nothing with the seq that since names: it is now at "
                 f"{reading.epoch}-{reading.last_seq}. since=0 is the beginning."
@@ -172,24 +173,24 @@ class JournalMessages:
         return reading.epoch
 
     async def _stream(
-        self, request: web.BaseRequest, lines: _Lines, wanted: MessagesQuery
+        self, request: web.BaseRequest, lines: _MessageLines, query: MessagesQuery
     ) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = CONTENT_TYPE
         response.enable_chunked_encoding()
         await response.prepare(request)
         try:
-            async with contextlib.aclosing(lines.run(wanted.heartbeat)) as chunks:
+            async with contextlib.aclosing(lines.run(query.heartbeat)) as chunks:
                 async for chunk in chunks:
                     await response.write(chunk)
         except (OSError, EOFError, RecordError) as error:
-            log.info("past_broken_off", problem=str(error) or type(error).__name__)
-            return TakenOver()
+            log.info("messages_broken_off", problem=str(error) or type(error).__name__)
+            return NoResponse()
         await response.write_eof()
         return response
 
 
-class _Lines:
+class _MessageLines:
     """The lines of one answer, in pieces, as the holder's records come in."""
 
     def __init__(self, reader: asyncio.StreamReader, epoch: str, max_record: int) -> None:
@@ -198,11 +199,11 @@ class _Lines:
         self._max_record = max_record
 
     async def run(self, heartbeat: float) -> AsyncGenerator[bytes, None]:
-        """Raises ``EOFError``, ``OSError`` and `RecordError` where they do not come to an end."""
+        """Yield pieces of lines. A bad end raises ``EOFError``, ``OSError`` or `RecordError`."""
         while True:
             try:
                 async with asyncio.timeout(heartbeat or None):
-                    length, kind = await read_head(self._reader, self._max_record)
+                    length, kind = await read_header(self._reader, self._max_record)
             except TimeoutError:
                 yield b"\n"
                 continue
@@ -232,7 +233,7 @@ class _Lines:
 
 
 def message_line(seq: str, entry: Entry) -> Iterator[Buffer]:
-    """One message as a line of JSON, in pieces; its buffers in base64."""
+    """Yield one message as a line of JSON, in pieces; its buffers are in base64."""
     header, parent, metadata, content, *buffers = entry.parts
     yield f'{{"seq":"{seq}","channel":"{entry.channel.wire}"'.encode()
     parts = {"header": header, "parent_header": parent, "metadata": metadata, "content": content}
@@ -249,7 +250,7 @@ def message_line(seq: str, entry: Entry) -> Iterator[Buffer]:
 
 
 def _on_one_line(part: Buffer) -> Buffer:
-    """JSON without line breaks, which it can only have between its tokens (RFC 8259 §2, §7)."""
+    """Return JSON without line breaks, which only stand between its tokens (RFC 8259 §2, §7)."""
     found = bytes(part)
     if b"\n" in found or b"\r" in found:
         return found.replace(b"\n", b" ").replace(b"\r", b" ")

@@ -1,4 +1,4 @@
-"""Parameterized kernelspecs (JEP 87): what a client may choose when it starts a kernel.
+"""Parameterized kernelspecs (JEP 87): values that a client chooses when it starts a kernel.
 
 A kernelspec's ``metadata.parameters`` is a JSON Schema; the chosen values, as text, stand in for
 ``{name}`` in the kernelspec's argv and env. A free text could become anything there, an option of
@@ -21,10 +21,13 @@ _CONSTRAINED: Final = frozenset({"boolean", "integer", "number"})
 def choose(
     kernelspec: Mapping[str, Any], asked: Mapping[str, Any] | None, *, allow_free: bool
 ) -> dict[str, str]:
-    """The value of each parameter of a kernelspec (its REST model): asked for, or the default.
+    """Return the value of each parameter of a kernelspec: the one asked for, or the default.
 
-    Raises `BadRequest` for a parameter that the kernelspec does not have, a value that its schema
-    refuses, and one that is missing without a default.
+    ``kernelspec`` is the REST model. ``allow_free`` permits parameters that take any text.
+
+    Raises:
+        BadRequest: the kernelspec has no such parameter, its schema refuses a value, or a value is
+            missing that has no default.
     """
     schema = (kernelspec["spec"].get("metadata") or {}).get("parameters") or {}
     properties: dict[str, Any] = schema.get("properties") or {}

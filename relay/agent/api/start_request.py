@@ -1,4 +1,4 @@
-"""What it takes to start a kernel: the request understood, the environment built, a place found."""
+"""Requests for kernels: read, checked, and completed with environment and working folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from relay.agent.holders.registry import HolderRegistry
 from relay.auth.tickets import Ticket
 from relay.config import AgentConfig, KernelEnvironment
 from relay.errors import BadRequest
-from relay.routing.routes import is_kernel_id, is_kernelspec_name
+from relay.routing.names import is_kernel_id, is_kernelspec_name
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CLIENTS: Final = "KERNEL_"
@@ -30,18 +30,18 @@ _IDENTITIES: Final = frozenset(
         _USER,
         *("KERNEL_USER", "KERNEL_USERID", "KERNEL_USER_ID", "KERNEL_UID"),
         *("KERNEL_GROUP", "KERNEL_GROUPS", "KERNEL_GID", "KERNEL_TENANT_ID"),
-        # What Enterprise Gateway and its provisioners make of the user: who a pod is, and where.
+        # Enterprise Gateway and its provisioners derive a pod's identity and place from these.
         *("KERNEL_ID", "KERNEL_POD_NAME", "KERNEL_NAMESPACE", "KERNEL_SERVICE_ACCOUNT_NAME"),
     }
 )
-"""Names by which kernels and provisioners know who somebody is: no client ever says so."""
+"""Variables by which kernels and provisioners know the user: no client sets them."""
 _LAUNCH_TIMEOUT: Final = "KERNEL_LAUNCH_TIMEOUT"
 _UNFIT: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Categories of Unicode: control characters, halves of a pair, separators of lines."""
 
 
 class StartBody(msgspec.Struct, frozen=True):
-    """What ``POST /api/kernels`` takes; fields of other servers are ignored."""
+    """The body of ``POST /api/kernels``; fields of other servers are ignored."""
 
     name: Annotated[str, msgspec.Meta(max_length=128)] | None = None
     kernel_id: Annotated[str, msgspec.Meta(max_length=64)] | None = None
@@ -51,7 +51,7 @@ class StartBody(msgspec.Struct, frozen=True):
 
 
 class KernelStarts:
-    """KernelStarts kernels for whoever holds a ticket for it."""
+    """Starts kernels for callers that hold a ticket."""
 
     def __init__(
         self, config: AgentConfig, holders: HolderRegistry, kernelspecs: KernelSpecs
@@ -63,7 +63,10 @@ class KernelStarts:
     async def start(self, body: StartBody, ticket: Ticket) -> HolderClient:
         """Start a kernel, or find the one with the id that was asked for.
 
-        Raises `BadRequest`, `NotFound`, `Forbidden`, `Conflict`, `TooMany` and `StartFailed`.
+        Raises:
+            BadRequest: something in ``body`` is malformed.
+            NotFound: there is no such kernelspec, or the caller may not start its kernels.
+            RelayError: as `HolderRegistry.start`.
         """
         name = body.name or await self._kernelspecs.default(ticket.rights)
         if not is_kernelspec_name(name):
@@ -73,7 +76,7 @@ class KernelStarts:
         kernelspec = await self._kernelspecs.get(name, ticket.rights)
         settings = self._config.environment
         client_env = client_environment(body.env or {}, settings)
-        # Who it is, the ticket says.
+        # The user is the ticket's, whatever the client sent.
         client_env[_USER] = ticket.principal.subject
         return await self._holders.start(
             StartRequest(
@@ -96,7 +99,7 @@ class KernelStarts:
         )
 
     def _launch_timeout(self, client_env: dict[str, str]) -> float:
-        """Seconds: ours, or the client's where it gives up earlier than we would."""
+        """Return the launch timeout in seconds: the setting, or the client's if that is shorter."""
         limit = self._config.kernels.launch_timeout
         try:
             asked = float(client_env[_LAUNCH_TIMEOUT])
@@ -106,10 +109,10 @@ class KernelStarts:
 
 
 def working_folder(root: str | None, path: str | None) -> str | None:
-    """Where a kernel starts: the deepest folder that exists on the way to ``path`` below ``root``.
+    """Return where a kernel starts: the deepest folder that exists on ``path`` below ``root``.
 
-    ``path`` is what clients send: a folder or a file, with slashes, from the root of what they
-    see. Raises `BadRequest` for one that leads out of ``root``.
+    ``path`` comes from the client: a folder or a file, with slashes, from the root of what the
+    client sees. None: wherever the agent runs. Raises `BadRequest` for a path out of ``root``.
     """
     folder = Path(root or ".").resolve()
     if path is None or "\0" in path:
@@ -134,11 +137,14 @@ def _is_folder(path: Path) -> bool:
 
 
 def client_environment(asked: dict[str, Any], settings: KernelEnvironment) -> dict[str, str]:
-    """What a client may set of a kernel's environment; other names are left out, as elsewhere.
+    """Return the variables of ``asked`` that a client may set; others are left out, as elsewhere.
 
-    None of those by which code is loaded (PATH, LD_*, PYTHON*, BASH_ENV, …) begins with KERNEL_:
-    they pass where the configuration names them. Raises `BadRequest` for a value that is no text,
-    too long or has control characters, and for too many or too much of them.
+    No variable by which code is loaded (PATH, LD_*, PYTHON*, BASH_ENV, …) begins with KERNEL_: such
+    variables pass where the configuration names them.
+
+    Raises:
+        BadRequest: a value is no text, too long or has control characters, or there are too many
+            variables or bytes.
     """
     if len(asked) > settings.variables:
         raise _too_much(f"env has over {settings.variables} variables", "variables")

@@ -1,8 +1,8 @@
-"""What a Jupyter Server in gateway mode can take of a kernel's messages.
+"""Messages for a Jupyter Server in gateway mode, without what its WebSocket client cannot take.
 
-Its WebSocket client (Tornado's) reads every frame as text and hangs up on a message over its
-limit, only to come back and meet it again. So such a client gets no buffers, which only the binary
-form could carry, and word of a message that is too large in its place.
+That client (Tornado's) reads every frame as text. It closes the connection on a message over its
+limit, connects again and meets the same message. So it gets no buffers, which only the binary form
+could carry, and a notice in the place of a message that is too large.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ENVELOPE: Final = 1024
 
 
 def fitting(message: Message, limit: int) -> Message:
-    """The message, without its buffers, or a notice where it is over ``limit`` bytes.
+    """Return the message without its buffers, or a notice where it is over ``limit`` bytes.
 
-    The same message always gives the same one: agents take over from each other in between.
+    The same message always gives the same result: agents take over from each other in between.
     """
     if message.buffers:
-        log.info("buffers_left_out", count=len(message.buffers))
+        log.info("buffers_dropped", count=len(message.buffers))
         message = msgspec.structs.replace(message, buffers=())
     if message.size + _ENVELOPE <= limit:
         return message

@@ -1,4 +1,4 @@
-"""One client's channels at the agent: records of frames one way, of messages the other.
+"""The transcoder of one client's channels: messages to frames one way, frames to messages back.
 
 Between the edge, which knows bytes, and the holder, which knows messages: here a message becomes
 WebSocket frames of the client's subprotocol and back. Frames are a fixed function of message and
@@ -16,9 +16,8 @@ import msgspec
 import structlog
 
 from relay import limits
-from relay.agent.api.access import Admission
 from relay.agent.channels.gateway_mode import fitting
-from relay.agent.holders.client import HolderEndpoint, connect
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
 from relay.bridge import ws_codec
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out, with_seq
@@ -73,18 +72,18 @@ class Transcoder:
         self._max_record = max_record
         self._gateway_bytes = gateway_bytes
         self._gateway = False
-        self._resumes = False
+        self._counts = False
         self._epoch = ""
         self._subprotocol = ws_codec.Subprotocol.LEGACY
         self._after = 0
-        """The last message that the client has whole."""
+        """The seq of the last message that the client has whole."""
         self._skip = 0
-        """Frames of the message after that which it has already."""
+        """Frames of the next message that the client has already."""
 
-    async def run(self, holder: HolderEndpoint, admission: Admission) -> None:
-        """Serve until one of the sides hangs up."""
+    async def run(self, holder: HolderEndpoint, admitted: AdmittedPrincipal) -> None:
+        """Serve until one of the sides closes its connection."""
         try:
-            await self._attach(holder, admission)
+            await self._attach(holder, admitted)
             async with asyncio.TaskGroup() as tasks:
                 both = [
                     tasks.create_task(self._towards_client(), name="towards client"),
@@ -94,35 +93,35 @@ class Transcoder:
                 for task in both:
                     task.cancel()
         except* (OSError, EOFError):
-            # One side is gone; the edge attaches again, the holder's session waits for it.
+            # One side is gone. The edge attaches again; the holder's session waits for that.
             pass
         except* OtherVersion as group:
             await self._refuse_version(str(group.exceptions[0]))
         except* RecordError as group:
-            log.warning("bad_record", problem=str(group.exceptions[0]))
+            log.warning("malformed_record", problem=str(group.exceptions[0]))
         finally:
             self._edge.close()
             if hasattr(self, "_holder"):
                 self._holder.close()
 
     def close(self) -> None:
-        """Hang up on the edge; the rest follows."""
+        """Close the connection to the edge; the rest follows."""
         self._edge.close()
 
-    async def _attach(self, holder: HolderEndpoint, admission: Admission) -> None:
+    async def _attach(self, holder: HolderEndpoint, admitted: AdmittedPrincipal) -> None:
         kind, payload = await read_record(self._edge_reader, self._max_record)
         if kind is not RecordKind.ATTACH:
             msg = f"a link begins with ATTACH, not {kind.name}"
             raise RecordError(msg)
-        # Who it is and what they may, the ticket says.
+        # Principal and rights are the ticket's, whatever the edge's record says.
         attach = read_opening(payload, Attach, EDGE, AGENT)
-        attach = msgspec.structs.replace(attach, **admission._asdict())
+        attach = msgspec.structs.replace(attach, **admitted._asdict())
         try:
             self._subprotocol = ws_codec.Subprotocol(attach.subprotocol)
         except ValueError as error:
             msg = "no such subprotocol"
             raise RecordError(msg) from error
-        self._gateway, self._resumes = attach.gateway, attach.resumes
+        self._gateway, self._counts = attach.gateway, attach.resumes
         streams = await connect(holder, 2 * _BATCH)
         self._holder_reader, self._holder = streams
         self._holder.write(struct_record(RecordKind.ATTACH, attach))
@@ -132,7 +131,7 @@ class Transcoder:
             try:
                 kind, payload = await read_record(self._holder_reader, self._max_record)
             except RecordTooLarge as error:
-                # Ending the link alone would make the edge ask for the same again, for ever.
+                # The end of the link alone would make the edge ask for the same message for ever.
                 self._refuse(_too_large(error.size, self._message_bytes))
                 return
             match kind:
@@ -140,7 +139,7 @@ class Transcoder:
                     try:
                         await self._send_entries(payload)
                     except ClientError as error:
-                        # A holder takes no such message from its kernel.
+                        # The message cannot be a frame; a holder lets none through.
                         self._refuse(error)
                         return
                 case RecordKind.ATTACHED:
@@ -181,7 +180,7 @@ class Transcoder:
     def _encode(self, message: Message, seq: int) -> ws_codec.Payload:
         if self._gateway:
             message = fitting(message, self._gateway_bytes)
-        if self._resumes:
+        if self._counts:
             message = with_seq(message, f"{self._epoch}-{seq}")
         payload = ws_codec.encode(self._subprotocol, message)
         if payload.size > self._message_bytes:
@@ -200,12 +199,12 @@ class Transcoder:
                 kind, payload = await read_record(self._edge_reader, self._max_record)
             except RecordTooLarge as error:
                 self._refuse(_too_large(error.size, self._message_bytes))
-                await self._hear_out()
+                await self._drain_edge()
                 return
             match kind:
                 case RecordKind.MESSAGE:
                     if not self._submit(payload):
-                        await self._hear_out()
+                        await self._drain_edge()
                         return
                 case RecordKind.PROVED:
                     self._holder.write(record(kind, payload))
@@ -220,10 +219,10 @@ class Transcoder:
                     raise RecordError(msg)
             await self._holder.drain()
 
-    async def _hear_out(self) -> None:
-        """Read on until the edge hangs up, as it does when it is refused something.
+    async def _drain_edge(self) -> None:
+        """Read until the edge closes the connection, as it does after a refusal.
 
-        A connection that is closed over unread bytes is reset, and the reason lost with it.
+        A connection that is closed with bytes unread is reset, and the reason is lost with it.
         """
         await self._edge.drain()
         while await self._edge_reader.read(_BATCH):
@@ -234,7 +233,7 @@ class Transcoder:
         try:
             decoded = ws_codec.decode(self._subprotocol, text, message)
         except ClientError as error:
-            log.warning("bad_message", problem=error.message)
+            log.warning("malformed_message", problem=error.message)
             self._refuse(error)
             return False
         self._holder.write(submit_record(number, decoded))
@@ -244,7 +243,7 @@ class Transcoder:
         log.warning("version_refused", problem=problem)
         self._edge.write(refusal_record(problem))
         with contextlib.suppress(OSError):
-            await self._hear_out()
+            await self._drain_edge()
 
     def _refuse(self, error: RelayError) -> None:
         self._edge.write(struct_record(RecordKind.CLOSE, Close(error.close_code, error.message)))

@@ -1,5 +1,7 @@
-"""The holder processes of this node.
+"""The holders of this node's kernels.
 
-`registry` finds and keeps them; `client` calls one of them; `create` makes a new kernel's folder
-and holder; `stop_all` ends every kernel; `stats` adds up their figures.
+`registry` knows them and keeps a `client` of each; `connect` leads to a kernel's holder. It has a
+kernel created (`create`, where `admission` finds room, under the `starts_lock`), or the kernel of a
+dead holder adopted (`adopt`). `ended` remembers what is no more, `single_flight` does once what
+several ask for, `stats` adds up figures, `stop_all` ends every kernel.
 """

@@ -1,4 +1,4 @@
-"""A line to one holder: its status as it changes, and calls with their answers."""
+"""The client of one holder: its status as it changes, and calls with their results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from relay.bridge.records import (
     Call,
     Failure,
     GrantChange,
+    Operation,
     Phase,
     RecordError,
     RecordKind,
@@ -42,11 +43,19 @@ _BY_STATUS: Final[dict[int, type[RelayError]]] = {
 }
 _READ_AHEAD: Final = 64 * 1024
 _MAX_RECORD: Final = 1024 * 1024
-"""Bytes of a record on a line: calls, results and statuses."""
+"""Bytes of one record: a call, a result or a status."""
+
+
+class AdmittedPrincipal(NamedTuple):
+    """Who reads a kernel's messages, and what they may: fields of `bridge.records.Attach`."""
+
+    principal: str
+    views_only: bool = False
+    granted: bool = False
 
 
 class HolderEndpoint(NamedTuple):
-    """Where a holder serves, and the OS user who has to be there."""
+    """Where a holder serves, and the OS user whose process it has to be."""
 
     path: Path
     uid: int
@@ -57,19 +66,20 @@ async def connect(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to a holder; ``limit`` in bytes is how much is read ahead.
 
-    Raises ``OSError``, also where somebody else's process listens there: what the path names is in
-    the hands of the kernel's user.
+    Raises:
+        OSError: nothing listens there, or another OS user's process does: the kernel's user can
+            put anything in the place of the socket.
     """
     reader, writer = await asyncio.open_unix_connection(address.path, limit=limit)
     if peer_uid(writer) != address.uid:
         writer.close()
-        log.warning("refused_holder", path=str(address.path), uid=peer_uid(writer))
+        log.warning("holder_rejected", path=str(address.path), uid=peer_uid(writer))
         raise PermissionError("the holder's socket is served by another OS user")
     return reader, writer
 
 
 async def _first_status(reader: asyncio.StreamReader) -> Status:
-    """What a holder answers whoever opens a line. Raises as `HolderClient.open`."""
+    """Return the status that a holder sends first. Raises as `HolderClient.open`."""
     while True:
         kind, payload = await read_record(reader, _MAX_RECORD)
         if kind is RecordKind.CLOSE:
@@ -79,7 +89,7 @@ async def _first_status(reader: asyncio.StreamReader) -> Status:
 
 
 class HolderClient:
-    """One holder, for as long as both it and this agent live."""
+    """One holder, for as long as the connection to it lasts."""
 
     def __init__(
         self,
@@ -92,7 +102,7 @@ class HolderClient:
         self.socket = socket
         self.status = status
         self.closed = False
-        """Whether this side hung up."""
+        """Whether this side closed the connection."""
         self._reader, self._writer = streams
         self._calls: dict[int, asyncio.Future[Failure | None]] = {}
         self._ids = itertools.count(1)
@@ -100,9 +110,13 @@ class HolderClient:
 
     @classmethod
     async def open(cls, kernel_folder: KernelFolder) -> HolderClient:
-        """Connect and hear the first status.
+        """Connect and read the first status.
 
-        Raises `OtherVersion`, `RecordError`, ``OSError`` and ``EOFError``.
+        Raises:
+            OtherVersion: the folder, or its holder, is of a version that is not known here.
+            RecordError: what answers there is no holder.
+            OSError: nothing answers there, or another OS user's process does.
+            EOFError: the connection ends before there is a status.
         """
         kernel_folder.check_versions()
         address = kernel_folder.read_address()
@@ -130,15 +144,15 @@ class HolderClient:
         )
 
     async def run(self) -> None:
-        """Follow the holder until either side hangs up."""
+        """Follow the holder until either side closes the connection."""
         try:
             while self.status.phase not in {Phase.GONE, Phase.FAILED}:
                 self._take(*await read_record(self._reader, _MAX_RECORD))
         except (OSError, EOFError):
-            # How it ended is for the owner to find out.
+            # Why it ended, the caller finds out.
             pass
         except RecordError as error:
-            log.warning("bad_record", problem=error.message)
+            log.warning("malformed_record", problem=error.message)
         finally:
             self._changed.set()
             self._writer.close()
@@ -172,7 +186,7 @@ class HolderClient:
                 msg = f"{kind.name} is not for this connection"
                 raise RecordError(msg)
 
-    async def settled(self, timeout: float) -> None:
+    async def wait_started(self, timeout: float) -> None:
         """Wait until the kernel has started or failed to. Raises ``TimeoutError``."""
         async with asyncio.timeout(timeout):
             while self.status.phase is Phase.STARTING and not self._writer.is_closing():
@@ -180,12 +194,14 @@ class HolderClient:
                 await self._changed.wait()
 
     async def call(
-        self, op: str, request_id: str, timeout: float, *, grant: GrantChange | None = None
+        self, op: Operation, request_id: str, timeout: float, *, grant: GrantChange | None = None
     ) -> None:
-        """Have the holder do something.
+        """Have the holder perform one operation.
 
-        Raises `AgentTimeout`, and what the holder says: `KernelError`, or for a grant `NotFound`,
-        `TooMany` or `DiskFull`.
+        Raises:
+            AgentTimeout: there is no result after ``timeout`` seconds.
+            AgentUnavailable: the connection ended first.
+            KernelError: the holder failed; for a grant also `NotFound`, `TooMany` or `DiskFull`.
         """
         call = Call(id=next(self._ids), op=op, grant=grant, request_id=request_id)
         waiting = asyncio.get_running_loop().create_future()
@@ -202,6 +218,6 @@ class HolderClient:
             raise _BY_STATUS.get(failure.http_status, KernelError)(failure.message)
 
     def close(self) -> None:
-        """Hang up; the holder and its kernel live on."""
+        """Close the connection; the holder and its kernel live on."""
         self.closed = True
         self._writer.close()

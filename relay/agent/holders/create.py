@@ -1,39 +1,31 @@
-"""A kernel's folder and first holder, made where there is room for one more.
+"""Creation of kernels: a folder and a first holder, where there is room for one more.
 
-The agents of a node do this one after the other: each counts what the others have made.
+The agents of a node create kernels one after the other: each counts what the others have created.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 
-from relay import limits
-from relay.agent.launchers.local import Launcher, RuntimeInfo, spawn
+from relay.agent.holders.admission import AdmissionControl
+from relay.agent.holders.starts_lock import StartsLock
+from relay.agent.launchers.base import Launcher
 from relay.config import AgentConfig, CullSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Forbidden, OtherVersion, TooMany
-from relay.files import first_come, try_flock
-from relay.kernel_folders import KernelFolder, find_folders, kernels_folder, remove, socket_name
+from relay.kernel_folders import KernelFolder, kernels_folder
 from relay.model import Principal
 
-log = structlog.get_logger(__name__)
-
 _TURN: Final = 30.0
-"""Seconds that a start waits for other agents' starts to be begun."""
-_RETRY: Final = 0.02
+"""Seconds that a start waits for other starts to be begun."""
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A kernel somebody wants; ``environment`` is the kernel's whole environment."""
+    """A kernel to start; ``environment`` is the kernel's whole environment."""
 
     kernel_id: str
     name: str
@@ -44,127 +36,52 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     cull: CullSettings
     launch_timeout: float
     max_kernels: int | None = None
-    """How many kernels the owner may have on this cluster; None: as many as it takes."""
+    """How many kernels the owner may have on this cluster; None: any number."""
     request_id: str
 
 
 class KernelCreator:
-    """Makes the kernels of one cluster on this node.
+    """Creates the kernels of one cluster on this node.
 
-    ``replace`` gets a folder in which a holder has died, and its lock, which it closes.
+    ``max_record`` in bytes bounds one record from an agent to a holder.
     """
 
-    def __init__(
-        self,
-        config: AgentConfig,
-        launcher: Launcher,
-        max_record: int,
-        replace: Callable[[KernelFolder, int], Awaitable[None]],
-    ) -> None:
+    def __init__(self, config: AgentConfig, launcher: Launcher, max_record: int) -> None:
         self._config = config
         self._launcher = launcher
         self._max_record = max_record
-        self._replace = replace
-        self._state_dir = Path(config.state_dir)
+        self._admission = AdmissionControl(config, launcher)
+        folder = kernels_folder(Path(config.state_dir), config.cluster)
+        self._starts = StartsLock(folder.with_name("starts.lock"))
 
-    async def make(
-        self, kernel_folder: KernelFolder, request: StartRequest, gone: Container[str]
+    async def create(
+        self, kernel_folder: KernelFolder, request: StartRequest, ended: Container[str]
     ) -> None:
-        """Have a folder and a holder for a kernel, unless they are there.
+        """Submit a kernel to the launcher, unless that was done before.
 
-        ``gone`` are the ids of kernels that have ended. Raises `AgentUnavailable`, `TooMany`,
-        `Conflict`, `Forbidden` and ``OSError``.
+        ``ended`` are the ids of kernels that have ended.
+
+        Raises:
+            RelayError: there is no room, or it is not the requester's kernel (`TooMany`,
+                `Forbidden`, `Conflict`), or the launcher cannot be reached.
+            OSError: the kernel's folder or holder cannot be made.
         """
-        async with self._alone():
+        async with self._starts.held(_TURN):
             if not kernel_folder.exists():
-                self._check_room(request, gone)
-            try:
-                quarters = await self._launcher.prepare(kernel_folder, request.owner)
-                await self._spawn_unless_taken(kernel_folder, request, quarters)
-            except OSError:
-                _discard(kernel_folder)
-                raise
+                self._admission.check(str(request.owner), request.max_kernels, ended)
+            await self._launcher.submit(kernel_folder, self._holder_config(request))
 
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Have the agents of this node count and start kernels one after the other.
-
-        Raises `AgentUnavailable`.
-        """
-        path = kernels_folder(self._state_dir, self._config.cluster).with_name("starts.lock")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            deadline = time.monotonic() + _TURN
-            while not try_flock(descriptor):
-                if time.monotonic() > deadline:
-                    raise AgentUnavailable("Another agent is busy starting kernels.", retry_after=1)
-                await asyncio.sleep(_RETRY)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _check_room(self, request: StartRequest, gone: Container[str]) -> None:
-        """Raise `TooMany` and `Forbidden` where there is no room for one more kernel."""
-        owner = str(request.owner)
-        alone = not self._config.shared_uid and self._config.launch_as is None
-        if alone and first_come(self._state_dir / "principal", owner) != owner:
-            raise Forbidden(
-                "All kernels of this relay run under one user id, and it is another user's: there "
-                "would be no isolation between you (shared_uid, --shared-uid)."
-            )
-        found = [
-            address.owner
-            for kernel_folder in find_folders(self._state_dir, self._config.cluster)
-            if kernel_folder.kernel_id not in gone
-            and (address := kernel_folder.read_address()) is not None
-            and self._launcher.believes(kernel_folder, address.owner)
-            # One that is being ended leaves its clients the time to read the rest.
-            and not kernel_folder.is_ending()
-        ]
-        limit, quota = self._config.kernels.max_kernels, request.max_kernels
-        if limit and len(found) >= limit:
-            log.warning("too_many_kernels", limit=limit, setting="kernels.max_kernels")
-            limits.record("kernels.max_kernels")
-            raise TooMany(f"This cluster runs {limit} kernels already (kernels.max_kernels).")
-        if quota is not None and found.count(owner) >= quota:
-            log.warning("too_many_kernels", limit=quota, setting="quotas.user_kernels")
-            limits.record("quotas.user_kernels")
-            raise TooMany(
-                f"You have {quota} kernels on this cluster already (quotas.user_kernels)."
-            )
-
-    async def _spawn_unless_taken(
-        self, kernel_folder: KernelFolder, request: StartRequest, quarters: RuntimeInfo
-    ) -> None:
-        lock = kernel_folder.try_lock()
-        if lock is None:
-            return
-        try:
-            left = kernel_folder.read_record()
-            if left is None:
-                config = self._holder_config(request, quarters)
-                await spawn(self._launcher, kernel_folder, config, lock)
-        except BaseException:
-            os.close(lock)
-            raise
-        if left is None:
-            os.close(lock)
-        else:
-            await self._replace(kernel_folder, lock)
-
-    def _holder_config(self, request: StartRequest, quarters: RuntimeInfo) -> HolderConfig:
-        working_folder = request.working_folder
-        if quarters.working_folder is not None and self._config.root_dir is None:
-            working_folder = quarters.working_folder
+    def _holder_config(self, request: StartRequest) -> HolderConfig:
         return HolderConfig(
             name=request.name,
             owner=str(request.owner),
             request_id=request.request_id,
             created=time.time(),
-            socket=str(quarters.runtime / f"{socket_name()}.sock"),
-            environment={**request.environment, **quarters.environment},
+            # The launcher's to choose.
+            socket="",
+            environment=request.environment,
             parameters=request.parameters,
-            working_folder=working_folder,
+            working_folder=request.working_folder,
             culling=request.cull,
             max_record=self._max_record,
             kernels=msgspec.structs.replace(
@@ -174,18 +91,3 @@ class KernelCreator:
             sessions=self._config.sessions,
             log=self._config.log,
         )
-
-
-def _discard(kernel_folder: KernelFolder) -> None:
-    """Remove the folder of a kernel that could not be started."""
-    with contextlib.suppress(OSError, OtherVersion):
-        lock = kernel_folder.try_lock()
-        if lock is not None:
-            try:
-                if kernel_folder.read_record() is None:
-                    remove(kernel_folder)
-            finally:
-                os.close(lock)
-    with contextlib.suppress(OSError):
-        # There was no room for the lock either.
-        kernel_folder.path.rmdir()

@@ -1,7 +1,7 @@
-"""What an agent's kernels come to together, for its metrics.
+"""Figures of all kernels of an agent, for its metrics.
 
 Holders count from their own start, an agent from its own: of a holder that is older than the agent
-only what it has counted since they met is added.
+only what it has counted since they connected is added.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ class HolderStats:
         self.starts = 0
         self.start_failures = 0
         self.holder_deaths = 0
-        self._seen: dict[str, HolderFigures] = {}
+        self._counted: dict[str, HolderFigures] = {}
         self._counts: Counter[str] = Counter()
         self._limit_hits: Counter[str] = Counter()
 
-    def meet(self, line: HolderClient) -> None:
-        """A line was opened: what its holder has counted so far is not of our time."""
-        self._seen[line.kernel_folder.kernel_id] = _figures(line)
+    def add(self, client: HolderClient) -> None:
+        """Begin to count for a holder, from what it has counted so far."""
+        self._counted[client.kernel_folder.kernel_id] = _figures(client)
 
-    def part(self, line: HolderClient) -> None:
-        """A line is closed: what its holder said last counts still."""
-        self._add(line)
-        self._seen.pop(line.kernel_folder.kernel_id, None)
+    def remove(self, client: HolderClient) -> None:
+        """Add what a holder has counted last; its connection is closed."""
+        self._add(client)
+        self._counted.pop(client.kernel_folder.kernel_id, None)
 
-    def figures(self, lines: Iterable[HolderClient], limit_hits: Counter[str]) -> AgentFigures:
-        """All figures as they are, with the limits that the agent itself has hit."""
-        ready = list(lines)
-        for line in ready:
-            self._add(line)
-        told = [_figures(line) for line in ready]
-        sizes = [figures.journal_bytes for figures in told]
+    def figures(self, clients: Iterable[HolderClient], limit_hits: Counter[str]) -> AgentFigures:
+        """Return all figures as they are, with the limits that the agent itself has met."""
+        ready = list(clients)
+        for client in ready:
+            self._add(client)
+        reported = [_figures(client) for client in ready]
+        sizes = [figures.journal_bytes for figures in reported]
         return AgentFigures(
             kernels=len(ready),
-            sessions=sum(figures.sessions for figures in told),
-            connections=sum(line.status.connections for line in ready),
+            sessions=sum(figures.sessions for figures in reported),
+            connections=sum(client.status.connections for client in ready),
             journal_bytes=sum(sizes),
             largest_journal=max(sizes, default=0),
-            journals_failing=sum(figures.journal_problem is not None for figures in told),
+            journals_failing=sum(figures.journal_problem is not None for figures in reported),
             starts=self.starts,
             start_failures=self.start_failures,
             holder_deaths=self.holder_deaths,
@@ -59,22 +59,24 @@ class HolderStats:
             **{name: self._counts[name] for name in _COUNTS},
         )
 
-    def _add(self, line: HolderClient) -> None:
-        now = _figures(line)
-        before = self._seen.get(line.kernel_folder.kernel_id, now)
-        self._seen[line.kernel_folder.kernel_id] = now
+    def _add(self, client: HolderClient) -> None:
+        now = _figures(client)
+        before = self._counted.get(client.kernel_folder.kernel_id, now)
+        self._counted[client.kernel_folder.kernel_id] = now
         for name in _COUNTS:
             self._counts[name] += max(getattr(now, name) - getattr(before, name), 0)
         # Counters keep nothing below zero.
         self._limit_hits += Counter(now.limit_hits) - Counter(before.limit_hits)
 
 
-def _figures(line: HolderClient) -> HolderFigures:
-    """What a holder said of itself; those that an older version started say nothing."""
-    return line.status.figures or _NOTHING
+def _figures(client: HolderClient) -> HolderFigures:
+    """Return what a holder counts; holders that an older version started do not."""
+    return client.status.figures or _NOTHING
 
 
-def failing(lines: Iterable[HolderClient]) -> dict[str, str]:
-    """The kernels whose journals cannot be written, and why."""
-    problems = {line.kernel_folder.kernel_id: _figures(line).journal_problem for line in lines}
+def failing(clients: Iterable[HolderClient]) -> dict[str, str]:
+    """Return the kernels whose journals cannot be written, by id, and why."""
+    problems = {
+        client.kernel_folder.kernel_id: _figures(client).journal_problem for client in clients
+    }
     return {kernel_id: problem for kernel_id, problem in problems.items() if problem is not None}

@@ -3,105 +3,71 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 from pathlib import Path
-from typing import Final
 
 import structlog
 
 from relay.agent.holders.client import HolderClient
-from relay.agent.launchers.local import bury, is_free
-from relay.agent.privsep.cleanup import bury_as_owner, kill_holder
+from relay.agent.launchers.base import HolderState, Launcher
+from relay.agent.launchers.local import LocalLauncher
+from relay.agent.launchers.own_user import OwnUserRunner
 from relay.errors import OtherVersion, RelayError
-from relay.files import NotPlain
-from relay.kernel_folders import KernelFolder, find_folders
+from relay.kernel_folders import KernelFolder
 
 log = structlog.get_logger(__name__)
 
-_RETRY: Final = 0.02
-"""Seconds that the lock of a holder that was killed takes to be free, about."""
-
 
 async def end_kernels(state_dir: Path, timeout: float) -> int:
-    """End every kernel of every cluster in a state folder, agents or not; returns how many.
+    """End every kernel of every cluster in a state folder, agents or not; return how many.
 
-    ``timeout`` in seconds is what one kernel may take; one that takes longer is killed.
+    ``timeout`` in seconds is what one kernel may take; one that takes longer is killed. Kernels of
+    other OS users take root's rights.
     """
-    found = [
-        kernel_folder
-        for folder in state_dir.glob("*/kernels")
-        for kernel_folder in find_folders(state_dir, folder.parent.name)
+    clusters = [folder.parent.name for folder in state_dir.glob("*/kernels")]
+    launchers = [
+        LocalLauncher(state_dir, cluster, OwnUserRunner(state_dir, cluster, None))
+        for cluster in clusters
     ]
-    ended = await asyncio.gather(*(_end_somehow(kernel_folder, timeout) for kernel_folder in found))
+    ended = await asyncio.gather(
+        *(
+            _end(launcher, kernel_folder, timeout)
+            for launcher in launchers
+            for kernel_folder in launcher.list()
+        )
+    )
     return sum(ended)
 
 
-async def _end_somehow(kernel_folder: KernelFolder, timeout: float) -> bool:
+async def _end(launcher: Launcher, kernel_folder: KernelFolder, timeout: float) -> bool:
+    """End one kernel; return whether there was one, and it has ended."""
+    status = await launcher.watch(kernel_folder)
+    if status.state is HolderState.UNKNOWN:
+        # The kernel's user may have put something else in the place of its files.
+        log.warning("holder_unidentified", kernel_id=kernel_folder.kernel_id, problem=status.reason)
+    elif status.state is HolderState.RUNNING and await _shut_down(kernel_folder, timeout):
+        return True
     try:
-        kernel_folder.check_versions()
-        return await _end(kernel_folder, timeout)
+        await launcher.cancel(kernel_folder)
     except OtherVersion as error:
-        # What it holds, and what runs for it, its own version can end.
+        # What the folder holds, and what runs for it, a relay of that version can end.
         log.warning("version_refused", kernel_id=kernel_folder.kernel_id, problem=error.message)
         return False
-    except NotPlain as error:
-        # Its user has put something else in the place of its files.
-        log.warning("not_a_kernels_folder", kernel_id=kernel_folder.kernel_id, problem=str(error))
-        await _bury(kernel_folder)
-        return True
+    except (RelayError, OSError) as error:
+        log.warning("kernel_not_ended", kernel_id=kernel_folder.kernel_id, problem=str(error))
+        return False
+    return status.state is not HolderState.ABSENT
 
 
-async def _end(kernel_folder: KernelFolder, timeout: float) -> bool:
-    unwilling = False
-    if not is_free(kernel_folder):
-        try:
-            async with asyncio.timeout(timeout):
-                line = await HolderClient.open(kernel_folder)
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(line.run(), name="line")
-                    await line.call("shutdown", "", timeout)
-        except* (OSError, EOFError, RelayError, TimeoutError) as group:
-            problem = repr(group.exceptions[0])
-            log.warning("holder_unwilling", kernel_id=kernel_folder.kernel_id, problem=problem)
-            unwilling = True
-        else:
-            return True
-    if unwilling and _is_ours(kernel_folder):
-        _kill_holder(kernel_folder)
-    elif unwilling:
-        # As its user, which ends the holder too.
-        await _bury(kernel_folder)
-        return True
-    await asyncio.sleep(_RETRY)
-    with contextlib.suppress(FileNotFoundError):
-        lock = kernel_folder.try_lock()
-        if lock is not None:
-            ran = kernel_folder.exists()
-            try:
-                await _bury(kernel_folder)
-            finally:
-                os.close(lock)
-            return ran
-    return False
-
-
-def _is_ours(kernel_folder: KernelFolder) -> bool:
-    return kernel_folder.uid == os.geteuid()
-
-
-def _kill_holder(kernel_folder: KernelFolder) -> None:
+async def _shut_down(kernel_folder: KernelFolder, timeout: float) -> bool:
+    """Ask a holder to end its kernel and itself; return whether it does."""
+    stopping = False
     try:
-        kill_holder(kernel_folder)
-    except OSError as error:
-        log.warning("holder_unknown", kernel_id=kernel_folder.kernel_id, problem=str(error))
-
-
-async def _bury(kernel_folder: KernelFolder) -> None:
-    try:
-        if _is_ours(kernel_folder):
-            bury(kernel_folder)
-        else:
-            await bury_as_owner(kernel_folder, kernel_folder.uid)
-    except OSError as error:
-        log.warning("not_buried", kernel_id=kernel_folder.kernel_id, problem=str(error))
+        async with asyncio.timeout(timeout), asyncio.TaskGroup() as tasks:
+            client = await HolderClient.open(kernel_folder)
+            tasks.create_task(client.run(), name="holder")
+            await client.call("shutdown", "", timeout)
+        stopping = True
+    except* (OSError, EOFError, RelayError) as group:
+        problem = repr(group.exceptions[0])
+        log.warning("holder_not_stopping", kernel_id=kernel_folder.kernel_id, problem=problem)
+    return stopping

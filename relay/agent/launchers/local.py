@@ -1,9 +1,8 @@
-"""Holders' processes: started, replaced when they died, and what is left of them buried.
+"""Holders on this machine: the folder's lock tells whether one runs.
 
-Everything here is done with the folder's lock taken; a holder that is started inherits it, so
-that there is no moment in which nobody has it. Whatever takes the rights of the kernel's own OS
-user is a `Launcher`'s to do: the agent itself where they share one, else its launcher
-(``agent/launchers/other_user.py``).
+The process that has a kernel's lock decides about the kernel. A holder inherits the lock from the
+process that starts it, so that the lock is never free in between. A runner does what takes the
+rights of the kernel's OS user.
 """
 
 from __future__ import annotations
@@ -11,253 +10,234 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
-from relay import limits
+from relay.agent.holder_process import HolderFiles, kill, open_log, open_process, wait_for_end
+from relay.agent.launchers.base import Claim, HolderState, HolderStatus
+from relay.agent.launchers.start_signals import StartSignals
 from relay.config.holder import HolderConfig
-from relay.config.values import THE_RELAYS
-from relay.files import open_plain, private_folder, read_struct, read_tail, write_shared
-from relay.kernel_folders import (
-    KernelFolder,
-    kernels_folder,
-    process_started,
-    remove,
-    runtime_folder,
-    sweep,
-)
-from relay.model import Principal
+from relay.errors import AgentUnavailable, OtherVersion
+from relay.files import NotRegularFile, write_shared
+from relay.kernel_folders import KernelFolder, find_folders, remove, socket_name
 
 log = structlog.get_logger(__name__)
 
-_ALLOCATOR: Final = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "524288",
-    "MALLOC_TRIM_THRESHOLD_": "16777216",
-}
-"""Variables for a holder, which is no kernel: an allocator that gives back.
-
-Else glibc, having freed a few large messages, keeps the next ones' memory for itself
-(``mallopt(3)``, M_MMAP_THRESHOLD).
-"""
-_TAIL: Final = 250
-"""Bytes of a failed holder's log that go into the agent's."""
+_LOOK: Final = 0.25
+"""Seconds between looks at a holder that some other process started, and that tells us nothing."""
+_DEATH: Final = 5.0
+"""Seconds that a holder may take to end once it was killed."""
 
 
 class RuntimeInfo(NamedTuple):
     """What a kernel's OS user brings along."""
 
-    runtime: Path
+    sockets: Path
     """The folder of its unix sockets."""
     environment: Mapping[str, str] = {}
-    """Variables that take the place of others."""
+    """Variables that replace others."""
     working_folder: str | None = None
-    """Where its kernels start unless somebody says otherwise; None: where the agent runs."""
+    """Where its kernels start, whatever was asked for; None: no such rule."""
 
 
-class Launcher(Protocol):
-    """Does what takes the rights of a kernel's OS user."""
+class HolderRunner(Protocol):
+    """Does what takes the rights of a kernel's OS user, on this machine."""
 
     def open_folders(self) -> None:
-        """Make what the kernels' folders stand in. Raises ``OSError`` and `FolderError`."""
+        """As in `Launcher`."""
 
-    async def prepare(self, kernel_folder: KernelFolder, owner: Principal) -> RuntimeInfo:
+    async def prepare(self, kernel_folder: KernelFolder, owner: str) -> RuntimeInfo:
         """Make a kernel's folder. Raises `Forbidden`, `Conflict` and ``OSError``."""
 
-    async def start(self, kernel_folder: KernelFolder, owner: str, lock: int) -> int:
-        """Start a holder, which keeps the lock: its pid. Raises `Forbidden` and ``OSError``."""
+    async def run(self, kernel_folder: KernelFolder, owner: str, files: HolderFiles) -> int:
+        """Run a holder and return its pid. Raises `Forbidden` and ``OSError``."""
 
-    async def bury(self, kernel_folder: KernelFolder, lock: int) -> None:
-        """End what a dead holder left, and free the kernel's id. Raises ``OSError``."""
+    async def clean_up(self, kernel_folder: KernelFolder, lock: int | None) -> None:
+        """End what runs for a kernel and free its id. Raises ``OSError``.
 
-    def believes(self, kernel_folder: KernelFolder, owner: str) -> bool:
-        """Whether a folder can hold a kernel of ``owner``, whatever is written in it."""
+        Another OS user's holder is ended too. ``lock`` is the folder's lock, where it is taken.
+        """
+
+    def owner_matches(self, kernel_folder: KernelFolder, owner: str) -> bool:
+        """As in `Launcher`."""
 
 
 class LocalLauncher:
-    """The `Launcher` where agent, holders and kernels share one OS user."""
+    """The `Launcher` of holders on this machine."""
 
-    def __init__(self, state_dir: Path, cluster: str, runtime_dir: str | None) -> None:
+    def __init__(self, state_dir: Path, cluster: str, runner: HolderRunner) -> None:
         self._state_dir = state_dir
         self._cluster = cluster
-        self._runtime = runtime_folder(state_dir, runtime_dir)
+        self._runner = runner
+        self._signals = StartSignals()
 
     def open_folders(self) -> None:
         """As in `Launcher`."""
-        private_folder(kernels_folder(self._state_dir, self._cluster))
-        sweep(self._state_dir, self._cluster)
+        self._runner.open_folders()
 
-    async def prepare(self, kernel_folder: KernelFolder, owner: Principal) -> RuntimeInfo:
+    def list(self) -> Sequence[KernelFolder]:
         """As in `Launcher`."""
-        del owner
-        private_folder(kernel_folder.path)
-        return RuntimeInfo(self._runtime)
+        return find_folders(self._state_dir, self._cluster)
 
-    async def start(self, kernel_folder: KernelFolder, owner: str, lock: int) -> int:
+    def owner_matches(self, kernel_folder: KernelFolder, owner: str) -> bool:
         """As in `Launcher`."""
-        del owner
-        log_file = open_log(kernel_folder)
+        return self._runner.owner_matches(kernel_folder, owner)
+
+    async def submit(self, kernel_folder: KernelFolder, config: HolderConfig) -> None:
+        """As in `Launcher`."""
         try:
-            return run_holder(kernel_folder, lock, log_file, _own_environment())
+            info = await self._runner.prepare(kernel_folder, config.owner)
+            with _locked(kernel_folder) as lock:
+                if lock is not None and kernel_folder.read_record() is None:
+                    noted = msgspec.json.encode(_complete(config, info))
+                    write_shared(kernel_folder.request, noted)
+                    await self._claim(kernel_folder, lock).resume(config.owner)
+        except OSError:
+            _discard(kernel_folder)
+            raise
+
+    async def watch(
+        self, kernel_folder: KernelFolder, seen: HolderStatus | None = None
+    ) -> HolderStatus:
+        """As in `Launcher`."""
+        status = self._look(kernel_folder)
+        if status == seen:
+            if self._signals.is_expected(kernel_folder.kernel_id):
+                await self._signals.wait(kernel_folder.kernel_id)
+            else:
+                await _pause(kernel_folder)
+            status = self._look(kernel_folder)
+        return status
+
+    @contextlib.asynccontextmanager
+    async def claim(self, kernel_folder: KernelFolder) -> AsyncIterator[Claim | None]:
+        """As in `Launcher`."""
+        with _locked(kernel_folder) as lock:
+            yield None if lock is None else self._claim(kernel_folder, lock)
+
+    async def cancel(self, kernel_folder: KernelFolder) -> None:
+        """As in `Launcher`."""
+        kernel_folder.check_versions()
+        if kernel_folder.uid != os.geteuid():
+            # With the rights of the folder's user, which suffice for the holder too.
+            await self._runner.clean_up(kernel_folder, None)
+            return
+        await _end_holder(kernel_folder)
+        try:
+            with _locked(kernel_folder) as lock:
+                if lock is None:
+                    raise AgentUnavailable("The kernel has another holder.", retry_after=1)
+                await self._runner.clean_up(kernel_folder, lock)
+        except NotRegularFile:
+            # Something else is in the place of the lock, so no holder can have it.
+            await self._runner.clean_up(kernel_folder, None)
+
+    def _claim(self, kernel_folder: KernelFolder, lock: int) -> _LocalClaim:
+        return _LocalClaim(self._runner, self._signals, kernel_folder, lock)
+
+    def _look(self, kernel_folder: KernelFolder) -> HolderStatus:
+        try:
+            if not kernel_folder.exists():
+                return HolderStatus(HolderState.ABSENT)
+            if self._signals.is_expected(kernel_folder.kernel_id):
+                return HolderStatus(HolderState.STARTING)
+            if kernel_folder.is_locked():
+                return HolderStatus(HolderState.RUNNING)
+            record = kernel_folder.read_record()
+        except FileNotFoundError:
+            return HolderStatus(HolderState.ABSENT)
+        except OSError as error:
+            return HolderStatus(HolderState.UNKNOWN, str(error))
+        return HolderStatus(HolderState.UNSTARTED if record is None else HolderState.LOST)
+
+
+class _LocalClaim:
+    """The `Claim` of a process that has the folder's lock."""
+
+    def __init__(
+        self, runner: HolderRunner, signals: StartSignals, kernel_folder: KernelFolder, lock: int
+    ) -> None:
+        self._runner = runner
+        self._signals = signals
+        self._kernel_folder = kernel_folder
+        self._lock = lock
+
+    async def resume(self, owner: str) -> None:
+        """As in `Claim`."""
+        kernel_id = self._kernel_folder.kernel_id
+        log_file = open_log(self._kernel_folder)
+        try:
+            with self._signals.of_start(kernel_id) as serving:
+                files = HolderFiles(self._lock, log_file, serving)
+                pid = await self._runner.run(self._kernel_folder, owner, files)
         finally:
             os.close(log_file)
+        log.info("holder_started", kernel_id=kernel_id, holder_pid=pid)
 
-    async def bury(self, kernel_folder: KernelFolder, lock: int) -> None:
-        """As in `Launcher`."""
-        del lock
-        bury(kernel_folder)
-
-    def believes(self, kernel_folder: KernelFolder, owner: str) -> bool:
-        """As in `Launcher`."""
-        del kernel_folder, owner
-        return True
+    async def cancel(self) -> None:
+        """As in `Claim`."""
+        await self._runner.clean_up(self._kernel_folder, self._lock)
 
 
-async def spawn(
-    launcher: Launcher, kernel_folder: KernelFolder, config: HolderConfig, lock: int
-) -> None:
-    """Start the first holder of a folder. Raises as `Launcher.start`."""
-    write_shared(kernel_folder.request, msgspec.json.encode(config))
-    pid = await launcher.start(kernel_folder, config.owner, lock)
-    log.info("holder_started", kernel_id=kernel_folder.kernel_id, holder_pid=pid)
+@contextlib.contextmanager
+def _locked(kernel_folder: KernelFolder) -> Iterator[int | None]:
+    """Lock a kernel's folder: the descriptor, or None where the lock is taken.
 
-
-async def replace(launcher: Launcher, kernel_folder: KernelFolder, lock: int) -> str:
-    """Start another holder, which adopts the kernel of one that died, or bury what is left.
-
-    Returns why it was buried, where that is worth telling; "" otherwise. Raises ``OSError``.
+    A holder that was started with the lock keeps it. Raises `OtherVersion` and ``OSError``.
     """
-    record, config = kernel_folder.read_record(), read_struct(kernel_folder.request, HolderConfig)
-    if record is None or config is None or not record.adoptable:
-        await launcher.bury(kernel_folder, lock)
-        return ""
-    if not launcher.believes(kernel_folder, config.owner):
-        log.error("owner_not_believed", kernel_id=kernel_folder.kernel_id, owner=config.owner)
-        await launcher.bury(kernel_folder, lock)
-        return ""
-    limit, window = config.kernels.holder_restart_limit, config.kernels.holder_restart_window
-    now = time.monotonic()
-    recent = [then for then in _replacements(kernel_folder) if now - window < then <= now]
-    if len(recent) >= limit:
-        log.error(
-            "holder_given_up",
-            kernel_id=kernel_folder.kernel_id,
-            deaths=len(recent) + 1,
-            window=window,
-            setting="kernels.holder_restart_limit",
-        )
-        limits.record("kernels.holder_restart_limit")
-        await launcher.bury(kernel_folder, lock)
-        return (
-            f"The kernel was ended: its holder died {len(recent) + 1} times within {window:g} s "
-            "(kernels.holder_restart_limit)."
-        )
-    # Noted before it is done, whoever dies.
-    write_shared(kernel_folder.replacements, msgspec.json.encode([*recent, now]))
-    pid = await launcher.start(kernel_folder, config.owner, lock)
-    log.warning("holder_replaced", kernel_id=kernel_folder.kernel_id, holder_pid=pid)
-    return ""
-
-
-def _replacements(kernel_folder: KernelFolder) -> list[float]:
-    """Seconds since the machine started, a clock that all its processes share."""
+    lock = kernel_folder.try_lock()
     try:
-        return read_struct(kernel_folder.replacements, list[float]) or []
-    except OSError:
-        return []
+        yield lock
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
-def run_holder(
-    kernel_folder: KernelFolder,
-    lock: int,
-    log_file: int,
-    environment: Mapping[str, str],
-    arguments: Sequence[str] = (),
-    *,
-    ended: Callable[[], object] = lambda: None,
-    **user: Any,  # noqa: ANN401 - Popen's own
-) -> int:
-    """Run a holder, which keeps ``lock``: its pid. ``ended`` is called when it has ended.
-
-    ``user`` are arguments of ``subprocess.Popen`` that say as whom it runs. Raises ``OSError``.
-    """
-    # -P: the folder we happen to be in is no place to import from.
-    command = (sys.executable, "-P", "-m", "relay.holder", "--folder", str(kernel_folder.path))
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [*command, "--lock", str(lock), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log_file,
-        stderr=log_file,
-        pass_fds=(lock,),
-        start_new_session=True,
-        env={**environment, **_ALLOCATOR},
-        **user,
+def _complete(config: HolderConfig, info: RuntimeInfo) -> HolderConfig:
+    """Add what the kernel's OS user brings along."""
+    return msgspec.structs.replace(
+        config,
+        socket=str(info.sockets / f"{socket_name()}.sock"),
+        environment={**config.environment, **info.environment},
+        working_folder=info.working_folder or config.working_folder,
     )
-    when_ended(process, ended)
-    return process.pid
 
 
-def open_log(kernel_folder: KernelFolder) -> int:
-    """The file that a holder writes its log to: a descriptor. Raises ``OSError``."""
-    return open_plain(kernel_folder.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-
-def _own_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(THE_RELAYS)}
-
-
-def is_free(kernel_folder: KernelFolder) -> bool:
-    """Whether nobody holds a kernel's folder: its holder ended before it served."""
-    try:
-        lock = kernel_folder.try_lock()
-    except FileNotFoundError:
-        return True
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
-
-
-def bury(kernel_folder: KernelFolder) -> None:
-    """End what a holder that died left running. Call it with the folder's lock taken."""
-    record = kernel_folder.read_record()
-    if record is not None and record.kernel_pid and record.kernel_started is not None:
-        alive = process_started(record.kernel_pid) == record.kernel_started
-        log.warning("holder_died", kernel_id=kernel_folder.kernel_id, kernel_alive=alive)
-        if alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(record.kernel_pid, signal.SIGKILL)
-    address = kernel_folder.read_address()
-    if address is not None:
-        for socket in address.socket.parent.glob(f"{address.socket.stem}*"):
-            socket.unlink(missing_ok=True)
-    remove(kernel_folder)
-
-
-def when_ended(process: subprocess.Popen[bytes], ended: Callable[[], object]) -> None:
-    """Collect a child's exit status when it ends, so that it leaves no zombie; then call that."""
-    loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(process.pid)
-
-    def collect() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        process.wait()
-        ended()
-
-    loop.add_reader(descriptor, collect)
-
-
-def log_tail(kernel_folder: KernelFolder) -> str:
-    """The end of what a holder wrote before it ended."""
+def _discard(kernel_folder: KernelFolder) -> None:
+    """Remove the folder of a kernel whose first holder could not be started."""
+    with contextlib.suppress(OSError, OtherVersion), _locked(kernel_folder) as lock:
+        if lock is not None and kernel_folder.read_record() is None:
+            remove(kernel_folder)
     with contextlib.suppress(OSError):
-        return read_tail(kernel_folder.holder_log, _TAIL).decode(errors="replace")
-    return ""
+        # There was no room for the lock either.
+        kernel_folder.path.rmdir()
+
+
+async def _pause(kernel_folder: KernelFolder) -> None:
+    """Wait for the end of the holder that the folder names, or for a moment."""
+    record = None
+    with contextlib.suppress(OSError):
+        record = kernel_folder.read_record()
+    if record is None:
+        await asyncio.sleep(_LOOK)
+        return
+    with open_process(record.holder_pid, record.holder_started) as pidfd:
+        if pidfd is None:
+            await asyncio.sleep(_LOOK)
+        else:
+            await wait_for_end(pidfd, _LOOK)
+
+
+async def _end_holder(kernel_folder: KernelFolder) -> None:
+    """Kill the holder that the folder names, and wait for its end. Raises ``OSError``."""
+    record = kernel_folder.read_record()
+    if record is None:
+        return
+    with open_process(record.holder_pid, record.holder_started) as pidfd:
+        if pidfd is not None:
+            kill(pidfd)
+            await wait_for_end(pidfd, _DEATH)

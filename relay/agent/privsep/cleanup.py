@@ -1,8 +1,8 @@
-"""Ends what a dead holder left, as the OS user whose folder it is.
+"""Cleanup of kernels whose holders have died, as the OS user of the kernel's folder.
 
-What that user has written there is believed no further than the user's own rights go: a pid that
-is read from it may name anybody's process. So whoever has more rights runs this as a program, as
-that user.
+A pid that is read from a kernel's folder may name anybody's process. So a process with more rights
+than the folder's user runs this module as a program, as that user: the user's own rights then bound
+what can be signalled and deleted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import os
 import pwd
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,66 +19,65 @@ from typing import Final
 
 import structlog
 
-from relay.agent.launchers.local import bury, when_ended
-from relay.kernel_folders import KernelFolder, hidden_name, process_started
+from relay.agent.holder_process import clean_up, kill, open_process, reap
+from relay.kernel_folders import KernelFolder, hidden_name
 
 log = structlog.get_logger(__name__)
 
 _NOBODY: Final = 65534
-_PATIENCE: Final = 30.0
-"""Seconds that a burial may take: its user can stop it as any other process of his."""
+_TIMEOUT: Final = 30.0
+"""Seconds that a cleanup may take: the folder's user can stop it like any process of theirs."""
 
 
 def main() -> None:
-    """Bury what is in the folder given on the command line."""
+    """Clean up the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="relay.agent.privsep.cleanup")
     parser.add_argument("--folder", type=Path, required=True)
     kernel_folder = KernelFolder(parser.parse_args().folder)
-    kill_holder(kernel_folder)
-    bury(kernel_folder)
-
-
-def kill_holder(kernel_folder: KernelFolder) -> None:
-    """End the holder that the folder names, where it still runs. Raises ``OSError``."""
     record = kernel_folder.read_record()
-    if record is None or record.holder_pid <= 0:
-        return
-    if process_started(record.holder_pid) == record.holder_started:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(record.holder_pid, signal.SIGKILL)
+    if record is not None:
+        with open_process(record.holder_pid, record.holder_started) as pidfd:
+            if pidfd is not None:
+                kill(pidfd)
+    clean_up(kernel_folder)
 
 
-async def bury_as_owner(kernel_folder: KernelFolder, uid: int) -> None:
-    """Free the kernel's id and end what is left of it, holder included, as the OS user ``uid``.
+async def clean_up_as_owner(kernel_folder: KernelFolder) -> None:
+    """Free the kernel's id, then end its holder and kernel as the folder's OS user.
 
-    Needs root's rights. Raises ``OSError`` where the folder cannot be moved aside.
+    Needs root's rights.
+
+    Raises:
+        OSError: the folder cannot be moved aside, or is root's.
     """
+    uid = kernel_folder.uid
     if uid == 0:
         raise PermissionError("nothing is run as root")
-    doomed = KernelFolder(kernel_folder.path.with_name(hidden_name(kernel_folder.kernel_id)))
-    kernel_folder.path.rename(doomed.path)
-    await empty_as_owner(doomed, uid)
+    hidden = KernelFolder(kernel_folder.path.with_name(hidden_name(kernel_folder.kernel_id)))
+    kernel_folder.path.rename(hidden.path)
+    await empty_as_owner(hidden, uid)
     with contextlib.suppress(OSError):
-        doomed.path.rmdir()
+        hidden.path.rmdir()
 
 
-async def empty_as_owner(doomed: KernelFolder, uid: int) -> None:
-    """End what is left of a kernel whose folder was moved aside, and delete what is in that.
+async def empty_as_owner(hidden: KernelFolder, uid: int) -> None:
+    """End what runs for a kernel whose folder was moved aside, and delete the folder's contents.
 
-    Raises ``OSError`` where no process can be started.
+    Raises:
+        OSError: no process can be started.
     """
     try:
         gid = pwd.getpwuid(uid).pw_gid
     except KeyError:
         gid = _NOBODY
-    process = _run(doomed.path, uid, gid)
+    process = _run(hidden.path, uid, gid)
     ended = asyncio.Event()
-    when_ended(process, ended.set)
+    reap(process, ended.set)
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             await ended.wait()
     except TimeoutError:
-        log.warning("burial_given_up", folder=doomed.kernel_id, uid=uid, seconds=_PATIENCE)
+        log.warning("cleanup_timed_out", folder=hidden.kernel_id, uid=uid, seconds=_TIMEOUT)
         process.kill()
         await ended.wait()
 

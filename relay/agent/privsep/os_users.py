@@ -1,6 +1,6 @@
-"""As which OS user a principal's kernels run: what the configuration and the user database say.
+"""The OS users of principals' kernels, by the configuration and the user database.
 
-Agent and launcher both ask here, and the launcher does not take the agent's word for it.
+Agent and privileged helper both ask here: the helper trusts no uid that an agent names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OsUser(NamedTuple):
 
     @property
     def groups(self) -> list[int]:
-        """All groups that it is in."""
+        """The ids of all its groups."""
         return os.getgrouplist(self.name, self.gid)
 
     @property
@@ -66,7 +66,7 @@ class OsUser(NamedTuple):
 class OsUsers:
     """The OS users of principals.
 
-    ``agent`` is the one that the agent runs as, whose files no kernel may read.
+    ``agent`` is the agent's own user, whose files no kernel may read.
     """
 
     def __init__(self, settings: LaunchAs, agent: OsUser) -> None:
@@ -75,7 +75,7 @@ class OsUsers:
 
     @classmethod
     def of_config(cls, settings: LaunchAs, agent: str) -> Self:
-        """Raises `StartError` where the agent's user is not one."""
+        """Look up the agent's user. Raises `StartError` where there is none, or it is root."""
         user = OsUser.find(agent)
         if user is None:
             raise StartError(f"user: there is no OS user named {agent}")
@@ -84,17 +84,17 @@ class OsUsers:
         return cls(settings, user)
 
     def of(self, principal: Principal) -> OsUser:
-        """As whom this principal's kernels run. Raises `Forbidden`, and logs why."""
+        """Return the OS user of a principal's kernels. Raises `Forbidden`, and logs why."""
         name = self._name(principal)
         user = None if name is None else OsUser.find(name)
         problem = self._problem(name, user)
         if user is None or problem:
-            log.warning("no_os_user", principal=str(principal), os_user=name, problem=problem)
-            raise Forbidden("You have no OS user here as whom a kernel could run (launch_as).")
+            log.warning("os_user_missing", principal=str(principal), os_user=name, problem=problem)
+            raise Forbidden("You have no OS user here that a kernel could run as (launch_as).")
         return user
 
     def uid_of(self, owner: str) -> int | None:
-        """The uid of the kernels of ``owner``, ``authenticator:subject``; None for nobody's."""
+        """Return the uid of kernels of ``owner``, ``authenticator:subject``; None without one."""
         try:
             return self.of(Principal.parse(owner)).uid
         except (ValueError, Forbidden):
@@ -126,7 +126,7 @@ class OsUsers:
 
 
 def _uid(user: int | str) -> int | None:
-    """One user may have several names."""
+    """Return a user's uid: one user may have several names."""
     if isinstance(user, int):
         return user
     found = OsUser.find(user)
@@ -134,7 +134,7 @@ def _uid(user: int | str) -> int | None:
 
 
 def own_variables(environ: Mapping[str, str], user: OsUser) -> dict[str, str]:
-    """Our variables for a program that runs as another user."""
+    """Return this process's variables for a program that runs as another user."""
     theirs = {"XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "MAIL"}
     kept = {name: value for name, value in environ.items() if name not in theirs}
     return kept | user.environment

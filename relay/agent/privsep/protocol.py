@@ -1,6 +1,7 @@
-"""What an agent and its launcher say to each other: one packet each way, with open files.
+"""The protocol between an agent and its privileged helper: one packet each way, with open files.
 
-Over a socket pair that the agent inherits (``SOCK_SEQPACKET``), so nobody else can say anything.
+The packets go over a socket pair that the agent inherits (``SOCK_SEQPACKET``), so no other process
+can send any.
 """
 
 from __future__ import annotations
@@ -14,44 +15,50 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
-CHANNEL: Final = "launcher"
+CHANNEL: Final = "privileged-helper"
 """The name under which an agent inherits its end."""
 _PACKET: Final = 64 * 1024
 """Bytes of one packet."""
-_ROOM: Final = socket.CMSG_SPACE(2 * array("i").itemsize)
-"""Bytes for two files."""
+_MAX_FILES: Final = 3
+_ANCILLARY: Final = socket.CMSG_SPACE(_MAX_FILES * array("i").itemsize)
+"""Bytes for the descriptors of one packet."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 class HelperRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent wants done with one kernel's folder.
+    """One operation on one kernel's folder.
 
-    ``prepare``: make it, for the OS user of ``owner``. ``start``: run a holder in it, with the
-    lock and the log that come along. ``bury``: end what is left of it, with the lock taken.
+    ``prepare``: make the folder, for the OS user of ``owner``. ``start``: run a holder in it, with
+    the files that come along (`HolderFiles`). ``clean_up``: end what runs for the kernel and delete
+    the folder; the lock comes along where the agent has it, so that it stays taken.
     """
 
     id: str
-    op: Literal["prepare", "start", "bury"]
+    op: Literal["prepare", "start", "clean_up"]
     kernel_id: str
     owner: str = ""
 
 
 class HelperResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an order: a ``problem`` of the ``kind`` named, or none."""
+    """The result of the request with the same ``id``: a ``problem`` of some ``kind``, or none."""
 
     id: str
     kind: Literal["", "forbidden", "conflict", "os"] = ""
     problem: str = ""
     errno: int = 0
     pid: int = 0
-    """Of the holder that was started."""
+    """The holder that was started."""
 
 
 def send(
     channel: socket.socket, message: HelperRequest | HelperResponse, files: Sequence[int] = ()
 ) -> None:
-    """Send one packet, at once. Raises ``OSError``, also where the other side does not read."""
+    """Send one packet without waiting.
+
+    Raises:
+        OSError: the other side is gone or does not read (``BlockingIOError``).
+    """
     data = msgspec.json.encode(message)
     if files:
         socket.send_fds(channel, [data], list(files))
@@ -60,12 +67,14 @@ def send(
 
 
 def receive(channel: socket.socket, struct_type: type[T]) -> tuple[T | None, list[int]]:
-    """The next packet and its files, which are to be closed; None for what is not understood.
+    """Return the next packet, None for one that cannot be decoded, and its files, to be closed.
 
-    Raises ``BlockingIOError`` where there is none, ``EOFError`` at the end.
+    Raises:
+        BlockingIOError: there is no packet.
+        EOFError: the other side is gone.
     """
     # Before Python 3.12 `socket.recv_fds` leaves its flags out.
-    data, ancillary, flags, _ = channel.recvmsg(_PACKET, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = channel.recvmsg(_PACKET, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
     files = [each for found in ancillary for each in _files(*found)]
     if not data:
         close(files)

@@ -84,7 +84,7 @@ class ActivityReporter:
                 del self._open[place]
 
     async def run(self) -> None:
-        """ActivityReport until cancelled."""
+        """Report until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
             await self.round()

@@ -52,7 +52,7 @@ class KernelLog:
             if self._path.stat().st_size > limit:
                 # The kernel appends: it goes on at the new end.
                 os.truncate(self._path, 0)
-                log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
+                log.warning("kernel_log_truncated", limit=limit, setting="kernels.log_bytes")
                 limits.record("kernels.log_bytes")
 
     def tail(self) -> str:

@@ -62,7 +62,7 @@ class ZmqChannel:
         try:
             message = self._signer.parse(channel, parts)
         except BadKernelMessage as error:
-            log.warning("bad_kernel_message", channel=channel.wire, problem=str(error))
+            log.warning("malformed_kernel_message", channel=channel.wire, problem=str(error))
             return
         self._on_message(message)
 

@@ -183,7 +183,7 @@ class Broker:
             header = parse_header(message.header)
             parent = parse_header(message.parent_header)
         except MalformedMessage as error:
-            log.warning("bad_kernel_message", channel=channel.wire, problem=str(error))
+            log.warning("malformed_kernel_message", channel=channel.wire, problem=str(error))
             return
         if channel is Channel.IOPUB:
             self.heard.set()
@@ -244,9 +244,9 @@ class Broker:
                 self._queue.defer(message)
             case Drop():
                 # Between two kernel processes: clients learn of the new one from its status.
-                log.info("dropped_request", reason="no kernel process")
+                log.info("request_dropped", reason="no kernel process")
             case Discard():
-                log.debug("unasked_reply", channel=message.channel.wire)
+                log.debug("unmatched_reply", channel=message.channel.wire)
             case _:
                 return False
         return True
@@ -268,7 +268,7 @@ class Broker:
             case SendDeferred():
                 self._queue.send_deferred()
             case Evicted():
-                log.warning("forgotten", setting=action.setting)
+                log.warning("session_evicted", setting=action.setting)
                 limits.record(action.setting)
 
     def _answer_info(self, connection: int, request: MessageSubmitted) -> None:

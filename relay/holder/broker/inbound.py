@@ -150,7 +150,7 @@ class Inbound:
         Raises `NotFound`, `TooMany` and `DiskFull`.
         """
         for connection, reason in self._grants.change(principal, grant).items():
-            log.info("sent_away", principal=principal, problem=reason)
+            log.info("access_revoked", principal=principal, problem=reason)
             reader = self._readers.pop(connection, None)
             # What it sends from now on is ignored, though it may hang up later.
             self._perform(ClientDetached(connection), None)

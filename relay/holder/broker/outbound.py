@@ -106,9 +106,9 @@ class Outbound:
         if failed != self._disk_failed:
             self._disk_failed = failed
             if failed:
-                log.error("journal_not_written", problem=str(self.journal.failed))
+                log.error("journal_write_failed", problem=str(self.journal.failed))
             else:
-                log.info("journal_written_again", unsaved=self.journal.unsaved)
+                log.info("journal_write_recovered", unsaved=self.journal.unsaved)
             self._on_trouble()
 
     def read(self, after: int, max_bytes: int) -> Batch:
@@ -117,7 +117,7 @@ class Outbound:
 
     def note_gap(self, messages: int, setting: str | None = "journal.bytes") -> None:
         """A reader misses messages, because of ``setting`` or, without one, of the disk."""
-        log.warning("gap", messages=messages, setting=setting)
+        log.warning("journal_gap", messages=messages, setting=setting)
         self.gaps += 1
         self.gap_messages += messages
         if setting is not None:

@@ -173,7 +173,7 @@ class ClientReader:
     def _left_out(self, entry: Entry, why: str) -> Entry:
         message = entry.message
         notice = left_out(message, why)
-        log.warning("left_out", seq=entry.seq, size=message.size, why=why)
+        log.warning("message_replaced_by_notice", seq=entry.seq, size=message.size, why=why)
         return Entry(entry.seq, notice.channel, notice.parts)
 
     def _bridge_gap(self, batch: Batch, fragment: int) -> bool:

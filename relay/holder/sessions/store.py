@@ -148,7 +148,7 @@ class SessionStore:
 
     def _fail(self, error: OSError) -> None:
         if self.failed is None:
-            log.error("sessions_not_written", problem=str(error))
+            log.error("sessions_write_failed", problem=str(error))
         self.failed = error
 
 
@@ -165,7 +165,7 @@ def _read(
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("sessions_not_read", problem=str(error))
+        log.warning("sessions_damaged", problem=str(error))
         return None
     sessions = ClientSessions.restore(snapshot, limits)
     is_version1 = snapshot.requests is None

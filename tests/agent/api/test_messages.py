@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.agent.api.access import Admission
 from relay.agent.api.messages import JournalMessages, MessagesQuery, message_line, parse
-from relay.agent.holders.client import HolderEndpoint
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint
 from relay.bridge.messages import Channel
 from relay.bridge.records import Entry, RecordKind, record
 from relay.config import PastSettings
@@ -148,7 +147,7 @@ async def test_a_holder_of_another_version_is_told_apart_from_one_that_is_away(
             request,
             parse_target("/x"),
             HolderEndpoint(tmp_path / "s", os.geteuid()),
-            Admission("token:ada"),
+            AdmittedPrincipal("token:ada"),
             "r",
         )
     server.close()

@@ -30,10 +30,10 @@ class FakeKernels:
         self.bodies: list[StartBody] = []
 
     async def all(self, wanted: Callable[[KernelOwnership], bool]) -> list[Any]:
-        return [line for line in self.running.values() if wanted(line.possession)]
+        return [line for line in self.running.values() if wanted(line.ownership)]
 
-    def possession(self, kernel_id: str) -> KernelOwnership | None:
-        return self.running[kernel_id].possession if kernel_id in self.running else None
+    def ownership(self, kernel_id: str) -> KernelOwnership | None:
+        return self.running[kernel_id].ownership if kernel_id in self.running else None
 
     def exists(self, kernel_id: str) -> bool:
         return kernel_id in self.running
@@ -54,10 +54,10 @@ class FakeKernels:
         line = SimpleNamespace(
             model=model,
             kernel_folder=SimpleNamespace(kernel_id=kernel_id),
-            possession=KernelOwnership(owner=str(ticket.principal), kernelspec=model.name),
+            ownership=KernelOwnership(owner=str(ticket.principal), kernelspec=model.name),
         )
         found = self.running.setdefault(kernel_id, line)
-        if found.possession.owner != line.possession.owner:
+        if found.ownership.owner != line.ownership.owner:
             raise Conflict("taken")
         return found
 
@@ -297,7 +297,7 @@ async def test_who_may_use_a_kernel_makes_a_session_of_their_own(
 ) -> None:
     hers = await sessions.create(new(), ticket(ADA))
     line = kernels.running[hers["kernel"].id]
-    line.possession = replace(line.possession, grants={"token:bob": Grant.USE})
+    line.ownership = replace(line.ownership, grants={"token:bob": Grant.USE})
     assert await sessions.all(ticket(BOB)) == []
     his = await sessions.create(new(id=hers["kernel"].id), ticket(BOB))
     assert his["id"] != hers["id"]
@@ -311,7 +311,7 @@ async def test_who_may_use_a_kernel_makes_a_session_of_their_own(
     await sessions.change(
         his["id"], SessionChange(kernel=KernelChoice(id=hers["kernel"].id)), ticket(BOB)
     )
-    line.possession = replace(line.possession, grants={})
+    line.ownership = replace(line.ownership, grants={})
     assert await sessions.all(ticket(BOB)) == []
     for ask in (sessions.get(his["id"], ticket(BOB)), sessions.delete(his["id"], ticket(BOB))):
         with pytest.raises(NotFound, match="There is no such session"):
@@ -324,7 +324,7 @@ async def test_who_may_only_view_a_kernel_makes_no_session_on_it(
 ) -> None:
     hers = await sessions.create(new(), ticket(ADA))
     line = kernels.running[hers["kernel"].id]
-    line.possession = replace(line.possession, grants={"token:bob": Grant.VIEW})
+    line.ownership = replace(line.ownership, grants={"token:bob": Grant.VIEW})
     with pytest.raises(Forbidden):
         await sessions.create(new(id=hers["kernel"].id), ticket(BOB))
     assert await sessions.all(ticket(BOB)) == []

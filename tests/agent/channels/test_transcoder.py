@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.agent.api.access import Admission
 from relay.agent.channels.transcoder import Transcoder
-from relay.agent.holders.client import HolderEndpoint
+from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint
 from relay.bridge import ws_codec
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
@@ -41,7 +40,7 @@ from relay.streams import read_record
 from tests.virtualtime import settle, virtual
 
 V1, LEGACY = Subprotocol.V1, Subprotocol.LEGACY
-ADA = Admission("token:ada")
+ADA = AdmittedPrincipal("token:ada")
 EPOCH = "e1"
 HEAD = Position(EPOCH, 0)
 MAX_RECORD = 2**23
@@ -72,7 +71,7 @@ class End:
 
 
 class Bench:
-    """Transcoder between an edge and a holder, both in the hands of the test."""
+    """Channels between an edge and a holder, both in the hands of the test."""
 
     edge: End
     holder: End
@@ -104,9 +103,9 @@ async def connected(
     *,
     message_bytes: int = MAX_RECORD,
     max_record: int = MAX_RECORD,
-    admission: Admission = ADA,
+    admission: AdmittedPrincipal = ADA,
 ) -> AsyncIterator[Bench]:
-    """Transcoder that have been started but not asked for anything."""
+    """Channels that have been started but not asked for anything."""
     bench = Bench()
     path = tmp_path / "holder.sock"
 
@@ -147,7 +146,7 @@ async def attached(
     message_bytes: int = MAX_RECORD,
     max_record: int = MAX_RECORD,
 ) -> AsyncIterator[Bench]:
-    """Transcoder that edge and holder have agreed on."""
+    """Channels that edge and holder have agreed on."""
     async with connected(tmp_path, message_bytes=message_bytes, max_record=max_record) as bench:
         attach = Attach(link="ab", principal="token:ada", subprotocol=subprotocol.value)
         bench.edge.send(struct_record(RecordKind.ATTACH, attach))
@@ -205,7 +204,7 @@ async def test_who_attaches_and_what_they_may_the_ticket_says(
         position=Position(EPOCH, 3, 1),
         request_id="r",
     )
-    admission = Admission("token:ada", views_only, granted)
+    admission = AdmittedPrincipal("token:ada", views_only, granted)
     async with connected(tmp_path, admission=admission) as bench:
         bench.edge.send(struct_record(RecordKind.ATTACH, attach))
         await settle()

@@ -14,6 +14,7 @@ from relay.errors import OtherVersion
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder
 from relay.streams import peer_uid
+from tests.agent.launching import eventually
 
 STATUS = Status(
     phase=Phase.READY,
@@ -66,26 +67,24 @@ def kernel_folder(tmp_path: Path) -> KernelFolder:
     return KernelFolder(folder)
 
 
-async def test_a_line_is_to_the_folders_own_user(
+async def test_a_client_is_of_the_folders_own_user(
     holder: Holder, kernel_folder: KernelFolder
 ) -> None:
-    line = await HolderClient.open(kernel_folder)
-    assert line.socket == HolderEndpoint(kernel_folder.path.parent / "s", os.geteuid())
-    assert line.status == STATUS
-    line.close()
+    client = await HolderClient.open(kernel_folder)
+    assert client.socket == HolderEndpoint(kernel_folder.path.parent / "s", os.geteuid())
+    assert client.status == STATUS
+    client.close()
 
 
 async def test_another_users_process_gets_not_a_byte(holder: Holder, tmp_path: Path) -> None:
     address = HolderEndpoint(tmp_path / "s", os.geteuid() + 1)
     with pytest.raises(PermissionError):
         await connect(address, 1024)
-    await asyncio.sleep(0.05)
-    assert holder.connected == 1
-    assert holder.writer.is_closing()
+    await eventually(lambda: holder.connected == 1 and holder.writer.is_closing())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
-async def test_a_folder_that_is_another_users_has_no_line(
+async def test_a_folder_that_is_another_users_has_no_client(
     holder: Holder, kernel_folder: KernelFolder
 ) -> None:
     os.chown(kernel_folder.path, os.geteuid() + 1, -1)
@@ -96,9 +95,9 @@ async def test_a_folder_that_is_another_users_has_no_line(
 async def test_a_kernel_does_not_change_hands(holder: Holder, kernel_folder: KernelFolder) -> None:
     stolen = msgspec.structs.replace(STATUS, owner="token:bob")
     holder.says = [STATUS, stolen]
-    line = await HolderClient.open(kernel_folder)
-    await asyncio.wait_for(line.run(), 5)
-    assert line.status.owner == "token:alice"
+    client = await HolderClient.open(kernel_folder)
+    await asyncio.wait_for(client.run(), 5)
+    assert client.status.owner == "token:alice"
 
 
 async def test_the_other_end_has_a_user(holder: Holder, tmp_path: Path) -> None:

@@ -20,17 +20,17 @@ def pair() -> Iterator[Pair]:
         yield one, other
 
 
-def order(name: str = "k") -> HelperRequest:
+def request(name: str = "k") -> HelperRequest:
     return HelperRequest(id="1", op="start", kernel_id=name, owner="token:alice")
 
 
-def test_an_order_comes_with_its_files_which_are_not_inherited(pair: Pair) -> None:
+def test_a_request_comes_with_its_files_which_are_not_inherited(pair: Pair) -> None:
     reading, writing = os.pipe()
-    send(pair[0], order(), (reading, writing))
+    send(pair[0], request(), (reading, writing))
     os.close(reading)
     os.close(writing)
     received, files = receive(pair[1], HelperRequest)
-    assert received == order()
+    assert received == request()
     assert len(files) == 2
     assert not any(os.get_inheritable(each) for each in files)
     os.write(files[1], b"x")
@@ -39,10 +39,10 @@ def test_an_order_comes_with_its_files_which_are_not_inherited(pair: Pair) -> No
 
 
 def test_packets_stay_apart(pair: Pair) -> None:
-    send(pair[0], order("a"))
-    send(pair[0], order("b"))
-    assert receive(pair[1], HelperRequest) == (order("a"), [])
-    assert receive(pair[1], HelperRequest) == (order("b"), [])
+    send(pair[0], request("a"))
+    send(pair[0], request("b"))
+    assert receive(pair[1], HelperRequest) == (request("a"), [])
+    assert receive(pair[1], HelperRequest) == (request("b"), [])
     with pytest.raises(BlockingIOError):
         receive(pair[1], HelperRequest)
 
@@ -84,7 +84,7 @@ def test_the_end(pair: Pair) -> None:
 def test_nobody_waits_for_somebody_who_does_not_read(pair: Pair) -> None:
     def send_on() -> None:
         for _ in range(10000):
-            send(pair[0], order())
+            send(pair[0], request())
 
     with pytest.raises(BlockingIOError):
         send_on()

@@ -20,7 +20,7 @@ from relay.bridge.events import (
 from relay.bridge.messages import Channel
 from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.session_table import SessionLimits
-from relay.bridge.submissions import KernelProcess
+from relay.bridge.submissions import KernelPresence
 from relay.holder.sessions import store as module
 from relay.holder.sessions.store import SessionStore
 
@@ -41,7 +41,7 @@ def ask(connection: int, number: int = 1) -> MessageSubmitted:
 
 def remember(path: Path, seq: int = 0, now: float = 0.0) -> SessionStore:
     store = SessionStore.open(path, LIMITS, seq, now)
-    if store.sessions.submissions.kernel is KernelProcess.NONE:
+    if store.sessions.submissions.kernel is KernelPresence.NONE:
         store.handle(KernelLaunched(), now)
     return store
 
