@@ -127,7 +127,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def requests(self) -> Path:
-        """Requests that the kernel has not finished (``holder/sessions/requests.py``)."""
+        """Of version 1: what the kernel has been asked and has not finished."""
         return self.path / "requests.log"
 
     @property
@@ -137,7 +137,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
 
     @property
     def sessions(self) -> Path:
-        """The sessions of the holder's clients (``holder/sessions/store.py``)."""
+        """The log of clients and their requests (``holder/sessions/store.py``)."""
         return self.path / "sessions.jsonl"
 
     @property

@@ -132,7 +132,7 @@ def test_the_lock_keeps_other_processes_out_and_is_not_inherited(
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{}", b"[]", b"{", b'{"version":1}', b'{"version":"2"}', b'{"journal":null}']
+    "text", [b"", b"{}", b"[]", b"{", b'{"version":1}', b'{"version":"3"}', b'{"journal":null}']
 )
 def test_what_bears_no_version_is_of_the_first_or_nothing(
     kernel_folder: KernelFolder, text: bytes
@@ -144,9 +144,9 @@ def test_what_bears_no_version_is_of_the_first_or_nothing(
 @pytest.mark.parametrize(
     ("name", "text", "of"),
     [
-        ("request.json", b'{"version":2}', "files"),
+        ("request.json", b'{"version":3}', "files"),
         ("request.json", b'{"version":0,"owner":{}}', "files"),
-        ("record.json", b'{"version":2}', "files"),
+        ("record.json", b'{"version":3}', "files"),
         ("record.json", b'{"version":1,"journal":2}', "journal"),
     ],
 )
@@ -154,7 +154,7 @@ def test_the_lock_of_a_folder_of_another_version_is_nobodys(
     kernel_folder: KernelFolder, name: str, text: bytes, of: str
 ) -> None:
     (kernel_folder.path / name).write_bytes(text)
-    with pytest.raises(OtherVersion, match=f"of its {of}, the relay has version 1"):
+    with pytest.raises(OtherVersion, match=rf"of its {of}, the relay has version \d\."):
         kernel_folder.check_versions()
     with pytest.raises(OtherVersion):
         kernel_folder.try_lock()
@@ -168,7 +168,7 @@ def test_the_lock_of_a_folder_of_another_version_is_nobodys(
 def test_what_is_noted_bears_the_versions(kernel_folder: KernelFolder) -> None:
     kernel_folder.record.write_bytes(msgspec.json.encode(RECORD))
     noted = msgspec.json.decode(kernel_folder.record.read_bytes())
-    assert (noted["version"], noted["journal"]) == (1, 1)
+    assert (noted["version"], noted["journal"]) == (2, 1)
 
 
 # Notes

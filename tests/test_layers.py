@@ -64,7 +64,22 @@ def test_every_room_keeps_the_rules() -> None:
             "from os import path",
             "auth, routing, bridge and backoff do no I/O",
         ),
-        ("agent/planted.py", "import zmq.asyncio", "Only the holder imports zmq"),
+        ("agent/planted.py", "import zmq.asyncio", "Only holder.backends imports zmq"),
+        ("holder/broker/planted.py", "import zmq", "Only holder.backends imports zmq"),
+        (
+            "holder/broker/planted.py",
+            "from relay.bridge import zmq_codec",
+            "Only holder.backends imports the codec",
+        ),
+        ("holder/broker/planted.py", "import relay.holder.serve", "Within the holder"),
+        ("holder/journal/planted.py", "import relay.holder.sessions", "Within the holder"),
+        ("holder/backends/planted.py", "import relay.holder.broker", "Within the holder"),
+        ("holder/unplaced.py", "", "Within the holder"),
+        (
+            "holder/broker/planted.py",
+            "from relay.holder.backends import local",
+            "What speaks to kernels",
+        ),
         (
             "agent/planted.py",
             "import jupyter_client",

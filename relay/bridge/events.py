@@ -6,39 +6,48 @@ the format of a holder's files: they stay when a class gets another name.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from relay.bridge.messages import Channel
 from relay.bridge.records import Attach, Disconnect, Position
 
+NO_HEADER: Final = msgspec.Raw(b"{}")
+
 # Events: what happened.
 
 
 class ClientAttached(msgspec.Struct, frozen=True, tag="Attached"):
-    """A connection (the holder's own number for it) asks for a session."""
+    """A connection (the holder's own number for it) asks for a session.
+
+    Of a connection with ``views_only`` nothing gets to the kernel.
+    """
 
     connection: int
     attach: Attach
+    views_only: bool = False
 
 
 class ClientDetached(msgspec.Struct, frozen=True, tag="Detached"):
     """A connection ended.
 
-    ``departure`` is how the client left, as far as its edge could tell; ``None`` where the edge,
+    ``disconnect`` is how the client left, as far as its edge could tell; ``None`` where the edge,
     or the agent, did not live to tell. ``sent`` is the last message that had been written to the
     client whole, ``begun`` says whether any of the next one had.
     """
 
     connection: int
-    departure: Disconnect | None = None
+    disconnect: Disconnect | None = msgspec.field(default=None, name="departure")
     sent: int = 0
     begun: bool = False
 
 
-class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted"):
-    """A client's message ``number``, with the ids from its header.
+class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted", omit_defaults=True):
+    """A client's message ``number``, with what the holder has read of its header.
 
-    ``answered`` says that the holder answers it itself: no reply of the kernel's will.
+    ``header`` is the header itself, shortened (`short_header`). ``busy`` says that the kernel was
+    busy when the message came. ``answered`` is of version 1: the holder has answered by itself.
     """
 
     connection: int
@@ -49,13 +58,15 @@ class MessageSubmitted(msgspec.Struct, frozen=True, tag="Submitted"):
     msg_type: str = ""
     subshell: str = ""
     answered: bool = False
+    header: msgspec.Raw = NO_HEADER
+    busy: bool = False
 
 
-class MessagePublished(msgspec.Struct, frozen=True, tag="Published"):
-    """A kernel's message, with the ids from its parent header.
+class MessagePublished(msgspec.Struct, frozen=True, tag="Published", omit_defaults=True):
+    """A message to clients, with the ids from its parent header.
 
-    ``connection`` is the only one that shall hear it, where there is such a one. ``farewell`` says
-    that clients close their WebSocket when they hear it.
+    With a ``connection`` it is for that one's session only. Clients close their WebSocket when
+    they receive a ``close_trigger``. ``idle`` says that it is the status after a request.
     """
 
     channel: Channel
@@ -63,7 +74,8 @@ class MessagePublished(msgspec.Struct, frozen=True, tag="Published"):
     parent_session: str
     subshell: str = ""
     connection: int | None = None
-    farewell: bool = False
+    close_trigger: bool = msgspec.field(default=False, name="farewell")
+    idle: bool = False
 
 
 class DeliveryProved(msgspec.Struct, frozen=True, tag="Proved"):
@@ -71,6 +83,22 @@ class DeliveryProved(msgspec.Struct, frozen=True, tag="Proved"):
 
     connection: int
     seq: int
+
+
+class KernelLaunched(msgspec.Struct, frozen=True, tag=True):
+    """There is a new kernel process."""
+
+
+class KernelAdopted(msgspec.Struct, frozen=True, tag=True):
+    """There is a kernel process that still works off what an earlier holder sent it."""
+
+
+class KernelRecovered(msgspec.Struct, frozen=True, tag=True):
+    """The main shell of an adopted kernel has worked off what an earlier holder sent it."""
+
+
+class KernelInfoLearnt(msgspec.Struct, frozen=True, tag=True):
+    """The kernel has replied to a kernel_info_request on shell: its reply is known from now on."""
 
 
 class KernelLost(msgspec.Struct, frozen=True, tag=True):
@@ -81,13 +109,14 @@ class HolderLost(msgspec.Struct, frozen=True, tag=True):
     """The process that held the connections is gone, and they with it."""
 
 
+KernelEvent = KernelLaunched | KernelAdopted | KernelRecovered | KernelInfoLearnt | KernelLost
 Event = (
     ClientAttached
     | ClientDetached
     | MessageSubmitted
     | MessagePublished
     | DeliveryProved
-    | KernelLost
+    | KernelEvent
     | HolderLost
 )
 
@@ -121,6 +150,32 @@ class Forward(msgspec.Struct, frozen=True):
     """Send the submitted message to the kernel."""
 
 
+class Defer(msgspec.Struct, frozen=True):
+    """Keep the submitted message until the deferred ones are sent."""
+
+
+class SendDeferred(msgspec.Struct, frozen=True):
+    """Send what was deferred, in order."""
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Do nothing with the submitted message: there is no kernel process."""
+
+
+class AnswerInfo(msgspec.Struct, frozen=True):
+    """Answer a kernel_info_request of this connection by the last reply that is known."""
+
+    connection: int
+    request: MessageSubmitted
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Answer a request of this connection by an error: its client may only view the kernel."""
+
+    connection: int
+    request: MessageSubmitted
+
+
 class Acknowledge(msgspec.Struct, frozen=True):
     """Tell the connection that ``number`` needs no repeating."""
 
@@ -140,9 +195,22 @@ class Discard(msgspec.Struct, frozen=True):
 
 
 class Evicted(msgspec.Struct, frozen=True):
-    """To make room, the oldest was forgotten: ``setting`` says of what there is too much."""
+    """To make room, the oldest was forgotten: ``setting`` names the limit."""
 
     setting: str
 
 
-Action = StartReading | CloseConnection | Forward | Acknowledge | Append | Discard | Evicted
+Action = (
+    StartReading
+    | CloseConnection
+    | Forward
+    | Defer
+    | SendDeferred
+    | Drop
+    | AnswerInfo
+    | Refuse
+    | Acknowledge
+    | Append
+    | Discard
+    | Evicted
+)

@@ -8,8 +8,8 @@ https://jupyter-client.readthedocs.io/en/stable/messaging.html
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeAlias
 
 import msgspec
 
@@ -60,13 +60,21 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     content: Buffer
     buffers: tuple[Buffer, ...] = ()
 
+    @classmethod
+    def from_parts(cls, channel: Channel, parts: Sequence[Buffer]) -> Self:
+        """The message made of `parts`. Raises ``ValueError`` where one of the first four lacks."""
+        header, parent_header, metadata, content, *buffers = parts
+        return cls(channel, header, parent_header, metadata, content, tuple(buffers))
+
+    @property
+    def parts(self) -> tuple[Buffer, ...]:
+        """Header, parent header, metadata, content, then the buffers: the order of every wire."""
+        return (self.header, self.parent_header, self.metadata, self.content, *self.buffers)
+
     @property
     def size(self) -> int:
         """Total of all parts, in bytes."""
-        json_size = (
-            len(self.header) + len(self.parent_header) + len(self.metadata) + len(self.content)
-        )
-        return json_size + sum(map(len, self.buffers))
+        return sum(map(len, self.parts))
 
 
 class Header(msgspec.Struct, frozen=True, gc=False):

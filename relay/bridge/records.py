@@ -12,17 +12,14 @@ import enum
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from relay.bridge.messages import Buffer, Channel
+from relay.bridge.messages import Buffer, Channel, Message
 from relay.bridge.versions import Opening
 from relay.errors import RelayError
 from relay.model import ExecutionState
-
-if TYPE_CHECKING:
-    from relay.bridge.messages import Message
 
 HEADER: Final = struct.Struct("<IB")
 _FRAMES: Final = struct.Struct("<QI")
@@ -96,8 +93,8 @@ class Attach(Opening, frozen=True, kw_only=True):
     """Whether the client is a Jupyter Server in gateway mode, whose WebSocket takes text only."""
     position: Position | None = None
     """The position up to which the edge has sent the journal on this WebSocket already."""
-    asks: bool = False
-    """Whether the client wants to hear the seq of every message, and repeats its requests."""
+    resumes: bool = msgspec.field(default=False, name="asks")
+    """Whether the client wants the seq of every message, and repeats its requests."""
     last_seq: Position | None = None
     """The position that the client states for itself."""
     views_only: bool = False
@@ -127,19 +124,19 @@ class Close(Opening, frozen=True):
 class Disconnect(enum.StrEnum):
     """How a client's connection ended."""
 
-    GOODBYE = "goodbye"
+    CLEAN = "goodbye"
     """The client closed its WebSocket cleanly."""
-    BROKEN = "broken"
+    ABNORMAL = "broken"
     """The connection was lost, or the client closed it because of a message it was sent."""
 
 
 class Detach(msgspec.Struct, frozen=True, kw_only=True):
-    """The client's WebSocket ended; ``departure`` is None where the edge ended it.
+    """The client's WebSocket ended; ``disconnect`` is None where the edge ended it.
 
     The client was sent everything up to ``seq``, and ``fragment`` frames of the next message.
     """
 
-    departure: Disconnect | None = None
+    disconnect: Disconnect | None = msgspec.field(default=None, name="departure")
     seq: int = 0
     fragment: int = 0
 
@@ -285,7 +282,12 @@ class Entry(NamedTuple):
     seq: int
     channel: Channel
     parts: tuple[Buffer, ...]
-    """header, parent_header, metadata, content, *buffers"""
+    """As `Message.parts`."""
+
+    @property
+    def message(self) -> Message:
+        """The message that the parts are."""
+        return Message.from_parts(self.channel, self.parts)
 
 
 Payload = TypeVar("Payload", bound=msgspec.Struct)
@@ -362,8 +364,7 @@ def read_message(payload: Buffer) -> tuple[int, bool, memoryview]:
 
 def submit_record(number: int, message: Message) -> bytes:
     """Encode a SUBMIT record with the parts of the client's message ``number``."""
-    parts = message.header, message.parent_header, message.metadata, message.content
-    body = _pack_parts((*parts, *message.buffers))
+    body = _pack_parts(message.parts)
     head = HEADER.pack(_CLIENT.size + sum(map(len, body)), RecordKind.SUBMIT)
     return b"".join((head, _CLIENT.pack(number, message.channel), *body))
 

@@ -47,7 +47,7 @@ class Format(NamedTuple):
 
 
 RECORDS: Final = Format("the relay's records", writes=1, reads=(1,))
-FOLDER: Final = Format("its files", writes=1, reads=(1,))
+FOLDER: Final = Format("its files", writes=2, reads=(1, 2))
 JOURNAL: Final = Format("its journal", writes=1, reads=(1,))
 
 

@@ -105,18 +105,12 @@ def _decode_v1(payload: Buffer) -> Message:
     channel = _CHANNELS.get(bytes(parts[0][:8]))
     if channel is None:
         raise MalformedMessage("The message is for no known channel")
-    return Message(channel, parts[1], parts[2], parts[3], parts[4], tuple(parts[5:]))
+    return Message.from_parts(channel, parts[1:])
 
 
 def _encode_v1(message: Message) -> Payload:
     name = _CHANNEL_NAMES[message.channel]
-    parts = (
-        message.header,
-        message.parent_header,
-        message.metadata,
-        message.content,
-        *message.buffers,
-    )
+    parts = message.parts
     count = len(parts) + 2
     start = _U64.size * (1 + count)
     offsets = list(accumulate(map(len, parts), initial=start + len(name)))

@@ -35,14 +35,8 @@ class Signer:
 
     def serialize(self, message: Message) -> list[Buffer]:
         """Give the multipart to send, without identities; the parts are not copied."""
-        header, parent, metadata, content = (
-            message.header,
-            message.parent_header,
-            message.metadata,
-            message.content,
-        )
-        signature = self._sign(header, parent, metadata, content)
-        return [DELIMITER, signature, header, parent, metadata, content, *message.buffers]
+        parts = message.parts
+        return [DELIMITER, self._sign(parts), *parts]
 
     def parse(self, channel: Channel, parts: Sequence[Buffer]) -> Message:
         """Cut a multipart from the kernel, whatever identities precede the delimiter.
@@ -56,18 +50,19 @@ class Signer:
             raise BadKernelMessage("The kernel sent a multipart without a delimiter") from None
         if len(parts) - start < _FIXED_PARTS:
             raise BadKernelMessage("The kernel sent a multipart with too few parts")
-        signature, header, parent, metadata, content, *buffers = parts[start:]
-        expected = self._sign(header, parent, metadata, content)
-        if self._keyed is not None and not hmac.compare_digest(signature, expected):
+        signature, *signed = parts[start:]
+        if self._keyed is not None and not hmac.compare_digest(signature, self._sign(signed)):
             raise BadKernelMessage("The kernel sent a message with a wrong signature")
-        return Message(channel, header, parent, metadata, content, tuple(buffers))
+        return Message.from_parts(channel, signed)
 
-    def _sign(self, header: Buffer, parent: Buffer, metadata: Buffer, content: Buffer) -> bytes:
+    def _sign(self, parts: Sequence[Buffer]) -> bytes:
+        """The signature of a message's parts: of the four that are JSON."""
         if self._keyed is None:
             return b""
         code = self._keyed.copy()
+        header, parent_header, metadata, content, *_ = parts
         code.update(header)
-        code.update(parent)
+        code.update(parent_header)
         code.update(metadata)
         code.update(content)
         return code.hexdigest().encode()

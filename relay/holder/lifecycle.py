@@ -1,4 +1,4 @@
-"""A kernel's life: launched, heard, watched, restarted, ended."""
+"""A kernel's lifecycle: launched, watched, restarted, ended."""
 
 from __future__ import annotations
 
@@ -10,26 +10,17 @@ import structlog
 
 from relay import limits
 from relay.bridge.records import Failure, Phase
-from relay.bridge.zmq_codec import Signer
 from relay.config import KernelSettings
 from relay.errors import KernelError, StartFailed
-from relay.holder.backends.kernel_process import KernelProcess
-from relay.holder.backends.sockets import Endpoints, KernelSockets
+from relay.holder.backends.base import KernelBackend
 from relay.holder.broker.broker import Broker
+from relay.holder.startup import EndedEarly, until_answered
 from relay.kernel_folders import KernelRecord, KernelState
 
 log = structlog.get_logger(__name__)
 
 _POLL: Final = 0.2
 """Seconds between two looks at the kernel process."""
-_START_POLL: Final = 0.02
-"""Seconds between two looks at a kernel that has not answered yet."""
-_NUDGE: Final = 0.1
-"""Seconds between two requests to a kernel that answers but is not heard on iopub."""
-
-
-class _EndedEarly(StartFailed):
-    """The process ended before it was heard."""
 
 
 class Lifecycle:
@@ -42,23 +33,19 @@ class Lifecycle:
 
     def __init__(
         self,
-        process: KernelProcess,
+        backend: KernelBackend,
         broker: Broker,
         settings: KernelSettings,
         *,
-        identity: str,
         on_change: Callable[[], None],
         on_note: Callable[[], None],
     ) -> None:
         self.phase = Phase.STARTING
         self.state: KernelState = "starting"
         self.failure: Failure | None = None
-        self._process = process
+        self._backend = backend
         self._broker = broker
         self._settings = settings
-        self._identity = identity
-        self.identities = [identity]
-        """The holder's own, and those of dead ones that it stands in for (`KernelRecord`)."""
         self._on_change = on_change
         self._on_note = on_note
         self._lock = asyncio.Lock()
@@ -69,20 +56,17 @@ class Lifecycle:
     async def adopt(self, record: KernelRecord, notice: str) -> None:
         """Take over the kernel that an earlier holder left; `run` then goes on with it.
 
-        Whether it lives is found out there. Raises what its provisioner raises.
+        Whether it lives is found out there. Raises what its backend raises.
         """
-        endpoints = await self._process.adopt(record)
-        self.identities = [self._identity, *record.identities]
-        sockets = self._connect(endpoints)
-        signer = Signer(self._process.key, self._process.signature_scheme)
-        self._broker.adopt(sockets, signer, notice)
+        channel = await self._backend.adopt(record, self._broker.on_message)
+        self._broker.adopt(channel, notice)
         if record.state == "dead":
             self._broker.close()
             self._broker.activity.enter("dead")
         self._up_since = asyncio.get_running_loop().time()
         self._note(record.state)
         self._enter(Phase.READY)
-        log.info("kernel_adopted", kernel_pid=self._process.pid, transport=self._process.transport)
+        log.info("kernel_adopted", **self._backend.log_fields)
 
     async def run(self) -> None:
         """Start the kernel, unless it was adopted, and stay until it has ended for good."""
@@ -101,10 +85,10 @@ class Lifecycle:
 
     async def interrupt(self) -> None:
         """Interrupt what the kernel runs. Raises `KernelError`."""
-        if await self._process.exit_code() is not None:
+        if await self._backend.poll() is not None:
             msg = "The kernel is not running, so it cannot be interrupted."
             raise KernelError(msg)
-        await self._process.interrupt()
+        await self._backend.interrupt()
 
     async def restart(self) -> None:
         """End the kernel process and launch a new one. Raises `KernelError`."""
@@ -113,7 +97,7 @@ class Lifecycle:
             self._restarts = 0
             self._note("ready")
             self._broker.activity.enter("restarting")
-            await self._process.stop(now=False, restart=True)
+            await self._backend.end(now=False, relaunch=True)
             self._broker.close()
             try:
                 await self._launch()
@@ -131,7 +115,7 @@ class Lifecycle:
             # Nobody is to adopt what is being ended.
             self._note("ending")
             self._broker.activity.enter("terminating")
-            await self._process.stop(now=False)
+            await self._backend.end(now=False)
             self._broker.close()
             self._broker.announce("dead")
             self._ended.set()
@@ -142,14 +126,10 @@ class Lifecycle:
             msg = "The kernel has ended."
             raise KernelError(msg)
 
-    def made_up(self) -> None:
+    def recovered(self) -> None:
         """Nothing that earlier holders asked for is missing any more."""
-        self.identities = [self._identity]
+        self._backend.forget_predecessors()
         self._on_note()
-
-    def _connect(self, endpoints: Endpoints) -> KernelSockets:
-        own, *inherited = (identity.encode() for identity in self.identities)
-        return KernelSockets(endpoints, own, self._broker.on_multipart, inherited)
 
     def _note(self, state: KernelState) -> None:
         self.state = state
@@ -170,67 +150,29 @@ class Lifecycle:
     async def _start_first(self) -> None:
         try:
             await self._launch()
-        except _EndedEarly:
-            if self._process.transport == "tcp":
+        except EndedEarly:
+            # Some kernels' ZeroMQ has no ipc; they end when they try to bind.
+            if not await self._backend.fall_back():
                 raise
-            # Some kernels' ZMQ cannot do ipc; they end when they try to bind.
-            log.info("retry_over_tcp")
-            await self._process.stop(now=True)
+            log.info("transport_fallback")
             self._broker.close()
-            self._process.use_tcp()
             await self._launch()
 
     async def _launch(self) -> None:
         loop = asyncio.get_running_loop()
         self._up_since = loop.time()
-        endpoints = await self._process.launch()
+        channel = await self._backend.launch(self._broker.on_message)
         self._on_note()
-        self.identities = [self._identity]
-        sockets = self._connect(endpoints)
-        self._broker.open(sockets, Signer(self._process.key, self._process.signature_scheme))
-        await self._until_heard(sockets, loop.time() + self._settings.launch_timeout)
+        self._broker.open(channel)
+        await until_answered(self._backend, channel, self._broker, self._settings.launch_timeout)
         self._up_since = loop.time()
-        process = self._process
-        log.info("kernel_started", kernel_pid=process.pid, transport=process.transport)
-
-    async def _until_heard(self, sockets: KernelSockets, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        # Waits in ZMQ until the kernel listens. Asked again only after an answer: requests that
-        # pile up before a slow kernel would all be answered later.
-        self._broker.ask()
-        while not (self._broker.heard.is_set() and self._broker.answered.is_set()):
-            code = await self._process.exit_code()
-            if code is not None:
-                raise _EndedEarly(self._ended_early(code))
-            if loop.time() > deadline:
-                limits.record("kernels.launch_timeout")
-                raise StartFailed(self._not_heard(sockets))
-            sockets.beat()
-            if self._broker.answered.is_set():
-                self._broker.ask()
-            await asyncio.sleep(_NUDGE if self._broker.answered.is_set() else _START_POLL)
-
-    def _ended_early(self, code: int) -> str:
-        return f"The kernel ended with exit code {code} before it answered.{self._last_words()}"
-
-    def _not_heard(self, sockets: KernelSockets) -> str:
-        missing = "its kernel_info reply" if sockets.heard_beat else "its heartbeat"
-        if self._broker.answered.is_set():
-            missing = "anything on iopub"
-        return (
-            f"The kernel did not come up within {self._settings.launch_timeout:g} s "
-            f"(kernels.launch_timeout): waited for {missing}.{self._last_words()}"
-        )
-
-    def _last_words(self) -> str:
-        tail = self._process.log_tail().strip()
-        return f" Its last output: {tail}" if tail else ""
+        log.info("kernel_started", **self._backend.log_fields)
 
     async def _give_up(self, error: StartFailed) -> None:
         log.warning("start_failed", problem=error.message)
         self._note("ending")
         self.failure = Failure(error.message, error.reason, error.http_status)
-        await self._process.stop(now=True)
+        await self._backend.end(now=True)
         self._broker.close()
         self._broker.activity.enter("dead")
         self._ended.set()
@@ -242,7 +184,7 @@ class Lifecycle:
         async with self._lock:
             if self._ended.is_set() or self._broker.activity.state == "dead":
                 return
-            code = await self._process.exit_code()
+            code = await self._backend.poll()
             if code is not None:
                 log.warning("kernel_died", exit_code=code)
                 await self._autorestart()
@@ -251,7 +193,7 @@ class Lifecycle:
         self._broker.close()
         uptime = asyncio.get_running_loop().time() - self._up_since
         self._restarts = 1 if uptime > self._settings.restart_window else self._restarts + 1
-        await self._process.collect()
+        await self._backend.clean_up()
         if self._restarts > self._settings.restart_limit:
             log.error(
                 "kernel_restart_limit_reached",
@@ -271,5 +213,5 @@ class Lifecycle:
             await self._end_failed_launch()
 
     async def _end_failed_launch(self) -> None:
-        await self._process.stop(now=True, restart=True)
+        await self._backend.end(now=True, relaunch=True)
         self._broker.close()

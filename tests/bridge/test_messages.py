@@ -132,3 +132,24 @@ def test_a_synthetic_message_keeps_the_bytes_of_its_parent() -> None:
         Channel.SHELL, "reply", {}, session="", msg_id="", date="", parent_header=parent
     )
     assert message.parent_header is parent
+
+
+@given(
+    channel=st.sampled_from(Channel),
+    parts=st.lists(st.binary(max_size=20), min_size=4, max_size=9),
+)
+def test_a_message_is_its_parts_in_wire_order(channel: Channel, parts: list[bytes]) -> None:
+    message = Message.from_parts(channel, parts)
+    assert message.parts == tuple(parts)
+    assert (message.header, message.content, message.buffers) == (
+        parts[0],
+        parts[3],
+        tuple(parts[4:]),
+    )
+    assert message.size == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_a_message_has_four_parts_at_least(count: int) -> None:
+    with pytest.raises(ValueError, match="not enough values"):
+        Message.from_parts(Channel.SHELL, [b"{}"] * count)

@@ -70,7 +70,7 @@ STRUCTS: list[tuple[RecordKind, msgspec.Struct]] = [
     ),
     (RecordKind.ATTACHED, Attached(position=POSITION, acknowledged=2**63)),
     (RecordKind.CLOSE, Close(1011, 'why "so"')),
-    (RecordKind.DETACH, Detach(departure=Disconnect.GOODBYE, seq=4, fragment=1)),
+    (RecordKind.DETACH, Detach(disconnect=Disconnect.CLEAN, seq=4, fragment=1)),
     (RecordKind.CALL, Call(id=7, op="interrupt", request_id="r")),
     (RecordKind.RESULT, Result(id=7)),
     (RecordKind.RESULT, Result(id=7, failure=Failure("no", "Kernel error", 504))),

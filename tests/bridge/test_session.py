@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from relay.bridge.events import (
     Acknowledge,
     Action,
+    AnswerInfo,
     Append,
     ClientAttached,
     ClientDetached,
@@ -21,6 +22,8 @@ from relay.bridge.events import (
     Evicted,
     Forward,
     HolderLost,
+    KernelInfoLearnt,
+    KernelLaunched,
     KernelLost,
     MessagePublished,
     MessageSubmitted,
@@ -28,14 +31,8 @@ from relay.bridge.events import (
 )
 from relay.bridge.messages import Channel
 from relay.bridge.records import Attach, Disconnect, Position
-from relay.bridge.session import (
-    BROADCAST,
-    REPLACED,
-    ClientSessions,
-    SessionLimits,
-    SessionsSnapshot,
-    session_key,
-)
+from relay.bridge.session import REPLACED, ClientSessions, SessionsSnapshot
+from relay.bridge.session_table import BROADCAST, SessionLimits, session_key
 from tests.playbook import Playbook
 
 EPOCH = "e1"
@@ -87,7 +84,14 @@ def limits(sessions: int = 10, requests: int = 10, repeats: int = 10) -> Session
 
 
 def play(seq: int = 0, limit: int = 10, request_limit: int = 10) -> Playbook[Event, Action]:
-    return played(ClientSessions(EPOCH, limits(limit, request_limit), seq))
+    return played(launched(limits(limit, request_limit), seq))
+
+
+def launched(bounds: SessionLimits, seq: int = 0) -> ClientSessions:
+    """The sessions of a kernel that is up."""
+    sessions = ClientSessions(EPOCH, bounds, seq)
+    assert sessions.handle(KernelLaunched(), 0.0) == []
+    return sessions
 
 
 def played(sessions: ClientSessions, now: float = 0.0) -> Playbook[Event, Action]:
@@ -269,7 +273,7 @@ def test_a_new_link_of_the_same_session_counts_from_one() -> None:
         play()
         >> ClientAttached(1, attach(link="l1"))
         >> ask(1, 1)
-        >> ClientDetached(1, Disconnect.GOODBYE)
+        >> ClientDetached(1, Disconnect.CLEAN)
         >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(0), 0)]
         >> ask(2, 1, "n")
@@ -290,7 +294,7 @@ def test_the_newest_connection_of_a_session_wins() -> None:
         >> PRINT
         >> DeliveryProved(1, 1)
         << []
-        >> ClientDetached(1, Disconnect.GOODBYE)
+        >> ClientDetached(1, Disconnect.CLEAN)
         << []
         >> ask(2, 1, "o")
         << [Forward(), Acknowledge(2, 1)]
@@ -387,7 +391,7 @@ def test_a_link_without_session_id_lives_on_when_it_breaks_off() -> None:
         >> ClientDetached(1)
         >> ClientAttached(2, attach("", "l1"))
         << [start(2, key_of_link("l1"), at(1), 0)]
-        >> ClientDetached(2, Disconnect.GOODBYE)
+        >> ClientDetached(2, Disconnect.CLEAN)
         # Nobody can mean it now: a new one begins at the head.
         >> ClientAttached(3, attach("", "l1"))
         << [start(3, key_of_link("l1"), at(2), 0)]
@@ -399,7 +403,7 @@ def test_a_named_session_outlives_a_goodbye() -> None:
         play()
         >> ClientAttached(1, attach())
         >> PRINT
-        >> ClientDetached(1, Disconnect.GOODBYE)
+        >> ClientDetached(1, Disconnect.CLEAN)
         >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(0), 0)]
     )
@@ -487,6 +491,7 @@ def test_a_lost_kernel_takes_its_requests_along() -> None:
         << []
         >> reply()
         << [Discard()]
+        >> KernelLaunched()
         # Sessions, numbers and seqs are the holder's and stay.
         >> ask(1, 1)
         << [Acknowledge(1, 1)]
@@ -515,12 +520,12 @@ def test_past_the_limit_the_reply_to_the_oldest_request_finds_nobody() -> None:
 
 
 def test_requests_with_the_same_ids_count_each() -> None:
-    sessions = ClientSessions(EPOCH, limits(requests=3))
+    sessions = launched(limits(requests=3))
     book = played(sessions) >> ClientAttached(1, attach())
     book >> ask(1, 1, "a")
     for number in range(2, 50):
         book >> ask(1, number, "same")
-    assert sum(map(len, sessions._requests.values())) <= 3
+    assert len(sessions.unfinished) <= 3
     book >> reply("a") << [Discard()]
 
 
@@ -535,7 +540,8 @@ def test_forgotten_requests_make_room_for_as_many() -> None:
 
 def test_a_lost_kernel_makes_room_for_requests() -> None:
     book = play(request_limit=2) >> ClientAttached(1, attach())
-    book >> ask(1, 1, "a") >> ask(1, 2, "b") >> KernelLost() >> ask(1, 3, "c") >> ask(1, 4, "d")
+    book >> ask(1, 1, "a") >> ask(1, 2, "b") >> KernelLost() >> KernelLaunched()
+    book >> ask(1, 3, "c") >> ask(1, 4, "d")
     book >> reply("c") << [Append(1, key())] >> reply("d") << [Append(2, key())]
 
 
@@ -576,7 +582,7 @@ def test_a_session_that_is_attached_is_never_forgotten() -> None:
         >> ClientDetached(2)
         >> ClientAttached(3, attach("", "l2"))
         << [start(3, key_of_link("l2"), at(1), 0)]
-        >> ClientDetached(3, Disconnect.GOODBYE)
+        >> ClientDetached(3, Disconnect.CLEAN)
         << []
         >> ClientAttached(4, attach("a", "l4"))
         << [CloseConnection(1, *REPLACED), start(4, key("a"), at(0), 0)]
@@ -584,7 +590,7 @@ def test_a_session_that_is_attached_is_never_forgotten() -> None:
 
 
 def test_connections_are_counted() -> None:
-    sessions = ClientSessions(EPOCH, limits())
+    sessions = launched(limits())
     counts = []
     for event in (
         ClientAttached(1, attach("a")),
@@ -592,8 +598,8 @@ def test_connections_are_counted() -> None:
         ClientAttached(3, attach("a", "l2")),
         ClientDetached(1),
         ClientDetached(1),
-        ClientDetached(3, Disconnect.GOODBYE),
-        ClientDetached(2, Disconnect.GOODBYE),
+        ClientDetached(3, Disconnect.CLEAN),
+        ClientDetached(2, Disconnect.CLEAN),
     ):
         sessions.handle(event, 0.0)
         counts.append(sessions.connections)
@@ -612,7 +618,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions = ClientSessions(EPOCH, limits(1000, 1000))
+        self.sessions = launched(limits(1000, 1000))
         self.connections = 0
         self.seq = 0
         self.keys: dict[int, bytes] = {}
@@ -705,6 +711,7 @@ class Traffic(RuleBasedStateMachine):
     @rule()
     def lose_the_kernel(self) -> None:
         assert self.sessions.handle(KernelLost(), 0.0) == []
+        assert self.sessions.handle(KernelLaunched(), 0.0) == []
         self.waiting.clear()
 
     @invariant()
@@ -750,7 +757,7 @@ def test_the_place_of_somebody_else_is_not_to_be_had() -> None:
         play()
         >> ClientAttached(1, attach("", "l1", ADA))
         >> PRINT
-        >> ClientDetached(1, Disconnect.BROKEN)
+        >> ClientDetached(1, Disconnect.ABNORMAL)
         >> ClientAttached(2, attach("", "l2", BOB))
         << [start(2, key_of_link("l2", BOB), at(1), 0)]
     )
@@ -795,7 +802,7 @@ def test_whose_place_was_taken_goes_on_where_it_was() -> None:
 
 
 def test_however_often_it_breaks_off_it_costs_no_more() -> None:
-    sessions = ClientSessions(EPOCH, limits())
+    sessions = launched(limits())
     book = played(sessions)
     for number in range(1, 200):
         book >> ClientAttached(number, attach("", f"l{number}")) >> PRINT >> ClientDetached(number)
@@ -812,7 +819,7 @@ def test_what_breaks_a_client_without_a_name_is_left_out_too() -> None:
     book = play() >> ClientAttached(9, attach("", "l9")) >> ClientDetached(9) >> PRINT
     for connection in range(1, 4):
         book >> ClientAttached(connection, attach("", f"l{connection}"))
-        book >> ClientDetached(connection, Disconnect.BROKEN, 1)
+        book >> ClientDetached(connection, Disconnect.ABNORMAL, 1)
     (
         book
         >> ClientAttached(4, attach("", "l4"))
@@ -839,13 +846,15 @@ def test_a_reply_in_a_subshell_answers_nothing_in_the_main_shell() -> None:
 
 
 def test_what_the_holder_answers_itself_takes_nobodys_reply() -> None:
+    info_request = MessageSubmitted(2, 1, SHELL, "m", "k", "kernel_info_request", busy=True)
     (
         play()
         >> ClientAttached(1, attach("a"))
         >> ClientAttached(2, attach("b", "l2"))
         >> ask(1, 1)
-        >> MessageSubmitted(2, 1, SHELL, "m", "k", "kernel_info_request", answered=True)
-        << [Forward(), Acknowledge(2, 1)]
+        >> KernelInfoLearnt()
+        >> info_request
+        << [AnswerInfo(2, info_request), Acknowledge(2, 1)]
         >> MessagePublished(SHELL, "m", "k", connection=2)
         << [Append(1, key("b"))]
         >> MessagePublished(STDIN, "m", "k")
@@ -858,7 +867,7 @@ def test_what_the_holder_answers_itself_takes_nobodys_reply() -> None:
 @pytest.mark.parametrize(("session", "lifetime"), [("s", 1000.0), ("", 100.0)])
 def test_who_stays_away_for_too_long_is_forgotten(session: str, lifetime: float) -> None:
     for away, begins in ((lifetime, 0), (lifetime + 1, 1)):
-        sessions = ClientSessions(EPOCH, limits())
+        sessions = launched(limits())
         played(sessions) >> ClientAttached(1, attach(session, "l1")) >> PRINT
         # While it is there, it may take its time.
         played(sessions, 5000.0) >> ClientAttached(2, attach("other")) >> ClientDetached(1)
@@ -869,7 +878,7 @@ def test_who_stays_away_for_too_long_is_forgotten(session: str, lifetime: float)
 
 # Goodbyes and messages that nobody can take.
 
-FAREWELL = MessagePublished(IOPUB, "", "", farewell=True)
+CLOSE_TRIGGER = MessagePublished(IOPUB, "", "", close_trigger=True)
 
 
 def test_a_goodbye_says_that_what_clients_leave_on_was_heard() -> None:
@@ -878,18 +887,18 @@ def test_a_goodbye_says_that_what_clients_leave_on_was_heard() -> None:
         play()
         >> ClientAttached(1, attach())
         >> PRINT
-        >> FAREWELL
+        >> CLOSE_TRIGGER
         >> PRINT
-        >> ClientDetached(1, Disconnect.GOODBYE, sent=3)
+        >> ClientDetached(1, Disconnect.CLEAN, sent=3)
         >> ClientAttached(2, attach(link="l2"))
         << [start(2, key(), at(2), 0)]
         # A later one that had not been sent yet was not what it left on.
-        >> FAREWELL
-        >> ClientDetached(2, Disconnect.GOODBYE, sent=3)
+        >> CLOSE_TRIGGER
+        >> ClientDetached(2, Disconnect.CLEAN, sent=3)
         >> ClientAttached(3, attach(link="l3"))
         << [start(3, key(), at(2), 0)]
         # Broken off is no goodbye.
-        >> ClientDetached(3, Disconnect.BROKEN, sent=4)
+        >> ClientDetached(3, Disconnect.ABNORMAL, sent=4)
         >> ClientAttached(4, attach(link="l4"))
         << [start(4, key(), at(2), 0)]
     )
@@ -898,21 +907,21 @@ def test_a_goodbye_says_that_what_clients_leave_on_was_heard() -> None:
 def break_off(book: Playbook[Event, Action], times: int, sent: int = 1, **how: bool) -> None:
     for connection in range(1, times + 1):
         book >> ClientAttached(connection, attach(link=f"l{connection}"))
-        book >> ClientDetached(connection, Disconnect.BROKEN, sent, **how)
+        book >> ClientDetached(connection, Disconnect.ABNORMAL, sent, **how)
 
 
 def test_a_message_on_which_three_connections_ended_is_left_out() -> None:
     book = play() >> ClientAttached(9, attach()) >> ClientDetached(9) >> PRINT >> PRINT
     break_off(book, 2)
     book >> ClientAttached(7, attach(link="l7")) << [start(7, key(), at(0), 0)]
-    book >> ClientDetached(7, Disconnect.BROKEN, 0, begun=True)
+    book >> ClientDetached(7, Disconnect.ABNORMAL, 0, begun=True)
     (
         book
         >> ClientAttached(8, attach(link="l8"))
         << [start(8, key(), at(0), 0, poison=True)]
         # The notice in its place arrived: so much for that one.
         >> DeliveryProved(8, 1)
-        >> ClientDetached(8, Disconnect.BROKEN, 1)
+        >> ClientDetached(8, Disconnect.ABNORMAL, 1)
         >> ClientAttached(9, attach(link="l9"))
         << [start(9, key(), at(1), 0)]
     )
@@ -928,8 +937,8 @@ def test_who_says_where_it_stands_gets_everything() -> None:
     "end",
     [
         ClientDetached(0),
-        ClientDetached(0, Disconnect.GOODBYE, 1),
-        ClientDetached(0, Disconnect.BROKEN, 0),
+        ClientDetached(0, Disconnect.CLEAN, 1),
+        ClientDetached(0, Disconnect.ABNORMAL, 0),
     ],
     ids=["the edge died", "goodbye", "nothing was sent"],
 )
@@ -938,7 +947,7 @@ def test_other_ends_are_no_ones_fault(end: ClientDetached) -> None:
     for connection in range(1, 9):
         book >> ClientAttached(connection, attach(link=f"l{connection}"))
         book << [start(connection, key(), at(0), 0)]
-        book >> ClientDetached(connection, end.departure, end.sent)
+        book >> ClientDetached(connection, end.disconnect, end.sent)
 
 
 def test_ends_on_different_messages_do_not_add_up() -> None:
@@ -955,7 +964,7 @@ def test_ends_on_different_messages_do_not_add_up() -> None:
         book >> ClientAttached(connection, attach(link=f"l{connection}"))
         book << [start(connection, key(), at(connection - 1), 0)]
         book >> DeliveryProved(connection, connection)
-        book >> ClientDetached(connection, Disconnect.BROKEN, 4)
+        book >> ClientDetached(connection, Disconnect.ABNORMAL, 4)
 
 
 # Clients that say where they stand.
@@ -965,7 +974,7 @@ def asking(
     link: str = "l1", last_seq: Position | None = None, position: Position | None = None
 ) -> Attach:
     return msgspec.structs.replace(
-        attach("s", link, position=position), asks=True, last_seq=last_seq
+        attach("s", link, position=position), resumes=True, last_seq=last_seq
     )
 
 
@@ -1029,7 +1038,7 @@ def test_what_it_repeats_runs_once() -> None:
 
 
 def test_past_the_limit_it_is_not_known_any_more() -> None:
-    sessions = ClientSessions(EPOCH, limits(repeats=2))
+    sessions = launched(limits(repeats=2))
     book = played(sessions) >> ClientAttached(1, asking())
     for number, msg_id in enumerate("abc", 1):
         book >> ask(1, number, msg_id) >> reply(msg_id)
@@ -1038,7 +1047,7 @@ def test_past_the_limit_it_is_not_known_any_more() -> None:
 
 
 def test_what_is_not_answered_yet_is_known_for_longer() -> None:
-    sessions = ClientSessions(EPOCH, limits(repeats=3))
+    sessions = launched(limits(repeats=3))
     book = played(sessions) >> ClientAttached(1, asking()) >> ask(1, 1, "waits")
     for number in range(2, 20):
         book >> ask(1, number, str(number)) >> reply(str(number))
@@ -1072,7 +1081,7 @@ def test_what_is_meant_for_one_connection_reaches_its_session_only() -> None:
 
 
 def test_all_that_is_known_can_be_written_down() -> None:
-    sessions = ClientSessions(EPOCH, limits(), 5)
+    sessions = launched(limits(), 5)
     book = played(sessions, 7.0)
     (
         book
@@ -1082,7 +1091,7 @@ def test_all_that_is_known_can_be_written_down() -> None:
         >> PRINT
         >> DeliveryProved(1, 6)
     )
-    book >> ClientAttached(2, attach("", "l2")) >> ask(2, 1) >> FAREWELL
+    book >> ClientAttached(2, attach("", "l2")) >> ask(2, 1) >> CLOSE_TRIGGER
     break_off(book >> ClientAttached(3, attach("b", "l3")) >> PRINT, 1, sent=8)
     table = msgspec.json.decode(msgspec.json.encode(sessions.dump()), type=SessionsSnapshot)
     again = ClientSessions.restore(table, limits())
@@ -1115,7 +1124,7 @@ class Delivery(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions = ClientSessions(EPOCH, limits(1000, 1000))
+        self.sessions = launched(limits(1000, 1000))
         self.journal: list[bytes] = []
         self.connections = 0
         self.reading: dict[str, StartReading] = {}
@@ -1201,7 +1210,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(client=clients)
     def break_off(self, client: str) -> None:
         if client in self.reading:
-            gone = ClientDetached(self.reading.pop(client).connection, Disconnect.BROKEN, 0)
+            gone = ClientDetached(self.reading.pop(client).connection, Disconnect.ABNORMAL, 0)
             self._handle(gone)
 
     @rule()
@@ -1216,6 +1225,7 @@ class Delivery(RuleBasedStateMachine):
         )
         self.sessions = ClientSessions.restore(table, limits(1000, 1000))
         self._handle(HolderLost())
+        self._handle(KernelLaunched())
         self.reading.clear()
 
     def _handle(self, event: Event) -> list[Action]:

@@ -31,8 +31,8 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("name", "noted"),
     [
-        ("request.json", '{"version":2,"asked":"as a later version asks"}'),
-        ("record.json", '{"version":2,"holder":"as a later version notes it"}'),
+        ("request.json", '{"version":3,"asked":"as a later version asks"}'),
+        ("record.json", '{"version":3,"holder":"as a later version notes it"}'),
         ("record.json", '{"journal":2}'),
     ],
 )
@@ -46,7 +46,7 @@ def test_a_holder_does_nothing_in_a_folder_of_another_version(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     ended = run(tmp_path)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("version_refused: The kernel's folder has version 2 of its ")
-    assert "the relay has version 1" in ended.stderr
+    assert ended.stderr.startswith("version_refused: The kernel's folder has version ")
+    assert "the relay has version" in ended.stderr
     found = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert {path: when for path, when in found.items() if path.name != "lock"} == before

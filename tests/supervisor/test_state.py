@@ -176,7 +176,7 @@ def test_living_kernels_have_a_holder_or_can_be_adopted(tmp_path: Path) -> None:
 def test_what_another_version_has_left_counts_as_a_kernel(tmp_path: Path) -> None:
     kernel(tmp_path, "alpha", "a", 0, None)
     assert living_kernels(tmp_path) == {}
-    (tmp_path / "alpha" / "kernels" / "a" / "record.json").write_text('{"version":2}')
+    (tmp_path / "alpha" / "kernels" / "a" / "record.json").write_text('{"version":3}')
     assert living_kernels(tmp_path) == {"alpha": 1}
 
 

@@ -44,7 +44,7 @@ def overflow(relay: RunningRelay, kernel: Kernel) -> None:
 
 async def arrived(relay: RunningRelay, kernel: Kernel, execution: Execution) -> None:
     """Wait until the holder has it, and all that was asked before."""
-    (log,) = relay.state.glob(f"*/kernels/{kernel.id}/requests.log")
+    (log,) = relay.state.glob(f"*/kernels/{kernel.id}/sessions.jsonl")
     await asyncio.to_thread(wait_for, "a request", lambda: execution.msg_id in log.read_text())
 
 

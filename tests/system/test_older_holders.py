@@ -51,14 +51,15 @@ from relay.bridge.records import (
     struct_record,
 )
 from relay.bridge.records import Attached as AttachedRecord
-from relay.bridge.session import SessionLimits
+from relay.bridge.session_table import SessionLimits
+from relay.bridge.versions import FOLDER, JOURNAL
 from relay.client import kernel_message
 from relay.config import AgentConfig, CullSettings, ListenSettings, PastSettings
 from relay.config.holder import HolderConfig
 from relay.files import read_struct as read_file
 from relay.holder.journal.replies import SHARE, ReplyJournal
 from relay.holder.journal.store import Journal, JournalEntry
-from relay.holder.sessions.requests import RequestStore
+from relay.holder.sessions import version1
 from relay.holder.sessions.store import SessionStore
 from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from relay.model import Principal
@@ -257,7 +258,7 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
         assert answer.position == Position(position["epoch"], position["seq"])
         edge.send(message_record(1, text=False, payload=execute_request()))
         messages = await asyncio.wait_for(edge.messages_until(last), WAIT)
-        detach = Detach(departure=Disconnect.GOODBYE, seq=last)
+        detach = Detach(disconnect=Disconnect.CLEAN, seq=last)
         edge.send(number_record(RecordKind.PROVED, last), struct_record(RecordKind.DETACH, detach))
         await edge.close()
     assert edge.acknowledged == 1
@@ -272,7 +273,7 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
     assert (submitted.number, submitted.channel) == (1, 0)
     assert json.loads(submitted.parts[0])["msg_id"] == "m1"
     assert json.loads(submitted.parts[3])["code"] == CODE
-    assert (proved, detached.seq, detached.departure) == (last, last, "goodbye")
+    assert (proved, detached.seq, detached.disconnect) == (last, last, "goodbye")
 
 
 async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
@@ -397,8 +398,16 @@ def test_its_clients_are_remembered(
     journal.close()
 
 
-def test_what_it_had_not_finished_is_known(place: KernelFolder) -> None:
-    (left,) = RequestStore(place.requests, 100)
+def test_what_it_had_not_finished_is_known(
+    place: KernelFolder, journal: Journal, request_of_0_1: HolderConfig
+) -> None:
+    bounds = msgspec.convert(request_of_0_1.sessions, SessionLimits, from_attributes=True)
+    found = version1.read_requests(place.requests)
+    memory = SessionStore.open(place.sessions, bounds, journal.last_seq, 0.0, found)
+    (left,) = memory.sessions.unfinished
+    memory.close()
+    journal.close()
+    assert left.asker
     assert (left.msg_id, left.session) == (f"{'e' * 32}-2", "e" * 32)
     assert (left.msg_type, left.answered, left.idle) == ("execute_request", False, False)
 
@@ -413,7 +422,11 @@ async def test_its_kernel_is_adopted(tmp_path: Path) -> None:
     async with replaced(place, tmp_path) as line, asyncio.TaskGroup() as tasks:
         running = tasks.create_task(line.run())
         record = await until(lambda: noted(place, left))
-        assert (record.epoch, record.version, record.journal) == (left.epoch, 1, 1)
+        assert (record.epoch, record.version, record.journal) == (
+            left.epoch,
+            FOLDER.writes,
+            JOURNAL.writes,
+        )
         assert place.read_grants() == {"token:bob": Grant.VIEW}
         reader, writer = await asyncio.open_unix_connection(line.socket.path)
         position = Position(left.epoch, 0)

@@ -121,7 +121,7 @@ class Transcoder:
         except ValueError as error:
             msg = "no such subprotocol"
             raise RecordError(msg) from error
-        self._gateway, self._counts = attach.gateway, attach.asks
+        self._gateway, self._counts = attach.gateway, attach.resumes
         streams = await connect(holder, 2 * _BATCH)
         self._holder_reader, self._holder = streams
         self._holder.write(struct_record(RecordKind.ATTACH, attach))
@@ -162,8 +162,7 @@ class Transcoder:
         ready: list[bytes] = []
         size = 0
         for entry in read_entries(entries):
-            header, parent, metadata, content, *buffers = entry.parts
-            message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
+            message = entry.message
             payload = self._encode(message, entry.seq)
             last = ws_codec.fragments(payload)
             for number, frame in enumerate(ws_codec.frames(payload, self._skip), self._skip + 1):

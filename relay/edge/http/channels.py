@@ -210,7 +210,7 @@ def _attach(context: AuthorizedRequest) -> tuple[bytes, Attach]:
         session_id=session_id,
         subprotocol=subprotocol,
         gateway=not subprotocol and _is_gateway(context.request),
-        asks=last_seq is not None,
+        resumes=last_seq is not None,
         last_seq=_position(last_seq),
         request_id=context.request_id,
     )

@@ -91,7 +91,7 @@ class ClientFrames:
         """Control frames of the client since ``_control_since``."""
         self._control_since = -math.inf
         self.state = State.OPEN
-        self.departure: Disconnect | None = None
+        self.disconnect: Disconnect | None = None
         """How the client left; None as long as it has not, and if this side ended the WebSocket."""
 
     def receive(self, data: bytes, now: float) -> Iterator[ClientMessage | Pong | Violation]:
@@ -204,17 +204,17 @@ class ClientFrames:
         if following is None:
             return False
         if self.state is State.OPEN:
-            self.departure = self._departure(trigger)
+            self.disconnect = self._disconnect(trigger)
             self._fragments = bytearray()
         self.state = following
         return True
 
-    def _departure(self, trigger: Trigger) -> Disconnect | None:
+    def _disconnect(self, trigger: Trigger) -> Disconnect | None:
         """Return how the client leaves with the first trigger after `State.OPEN`."""
         close = self._protocol.close_rcvd
         if close is not None:
-            return Disconnect.BROKEN if close.code in _ABNORMAL_CODES else Disconnect.GOODBYE
-        return Disconnect.BROKEN if trigger is Trigger.CONNECTION_LOST else None
+            return Disconnect.ABNORMAL if close.code in _ABNORMAL_CODES else Disconnect.CLEAN
+        return Disconnect.ABNORMAL if trigger is Trigger.CONNECTION_LOST else None
 
 
 def _parser_violation(problem: Exception) -> Violation:

@@ -157,7 +157,7 @@ class Pipe(asyncio.Protocol):
         link, self._link = self._link, None
         if link is not None:
             at = self.position or Position("", 0)
-            detach = Detach(departure=self._frames.departure, seq=at.seq, fragment=at.fragment)
+            detach = Detach(disconnect=self._frames.disconnect, seq=at.seq, fragment=at.fragment)
             with contextlib.suppress(OSError):
                 link.write(struct_record(RecordKind.DETACH, detach))
             link.close()

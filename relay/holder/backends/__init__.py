@@ -1,4 +1,5 @@
-"""Kernels: `kernel_process` launches one through jupyter_client, `sockets` are its ZeroMQ sockets.
+"""Kernels: `base` is what a backend has to offer, `local` the one for kernels of this machine.
 
-`pidfd_process` is a kernel process that is no child of this holder.
+Of `local`: `kernel_process` launches through jupyter_client, `pidfd_process` is a kernel process
+that is no child of this holder, `kernel_log` what it prints, `sockets` are the ZeroMQ sockets.
 """

@@ -8,16 +8,14 @@ holder of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-import os
 import random
 import re
 import socket
 import subprocess
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import structlog
@@ -29,6 +27,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from relay.bridge.messages import Channel
 from relay.errors import DiskFull, StartFailed
 from relay.files import is_disk_error
+from relay.holder.backends.kernel_log import KernelLog
 from relay.holder.backends.pidfd_process import PidfdProcess
 from relay.holder.backends.sockets import Endpoints
 from relay.kernel_folders import KernelRecord
@@ -124,9 +123,7 @@ class KernelProcess:
         self._manager = self._build(plan.transport)
         self.noted: dict[str, Any] = {}
         """Of the latest launch: `KernelRecord`'s ``kernelspec`` and ``provisioner``."""
-        self._log: IO[bytes] | None = None
-        self._log_start = 0
-        """Bytes that earlier launches left in the log."""
+        self.log = KernelLog(plan.log_file)
 
     def _build(self, transport: str, *, choose_ports: bool = True) -> AsyncKernelManager:
         plan = self._plan
@@ -159,8 +156,7 @@ class KernelProcess:
         """Start the process. Raises `StartFailed`."""
         if self.transport == "ipc" and not self._is_local():
             self.use_tcp()
-        with contextlib.suppress(OSError):
-            self._log_start = self._plan.log_file.stat().st_size
+        self.log.begin()
         try:
             await self._manager.start_kernel(**self._launch_arguments())
         except NoSuchKernel as error:
@@ -242,14 +238,8 @@ class KernelProcess:
         if self._plan.working_folder is not None:
             arguments["cwd"] = self._plan.working_folder
         if self._is_local():
-            if self._log is None:
-                self._log = self._open_log()
-            arguments["stdout"] = arguments["stderr"] = self._log
+            arguments["stdout"] = arguments["stderr"] = self.log.open()
         return arguments
-
-    def _open_log(self) -> IO[bytes]:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return open(os.open(self._plan.log_file, flags, 0o600), "wb", buffering=0)  # noqa: PTH123
 
     def _endpoints(self) -> Endpoints:
         manager = self._manager
@@ -301,22 +291,11 @@ class KernelProcess:
     async def stop(self, *, now: bool, restart: bool = False) -> None:
         """End the process: politely first unless ``now``; what it left behind goes too."""
         await self._manager.shutdown_kernel(now=now, restart=restart)
-        if not restart and self._log is not None:
-            self._log.close()
-            self._log = None
+        if not restart:
+            self.log.close()
 
     async def collect(self) -> None:
         """Clean up after a process that ended by itself, so that it can be launched again."""
         if self._manager.provisioner is not None and self._manager.has_kernel:
             await asyncio.wait_for(self._manager.provisioner.wait(), 10)
         await self._manager.cleanup_resources(restart=True)
-
-    def log_tail(self, limit: int = 2000) -> str:
-        """What the process itself printed since its launch, the last ``limit`` bytes of it."""
-        try:
-            with self._plan.log_file.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(min(self._log_start, size), size - limit))
-                return file.read().decode(errors="replace")
-        except OSError:
-            return ""

@@ -48,7 +48,7 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 class KernelSockets:
     """The five sockets of one kernel process, open from its start to its end.
 
-    ``on_multipart`` is called in the event loop for every multipart; ``heard_beat`` turns true
+    ``on_multipart`` is called in the event loop for every multipart; ``is_alive`` turns true
     with the first heartbeat. ``inherited`` are the identities of holders that died: what they
     asked for is heard as well, by sockets that send nothing. To send under an identity that the
     kernel still knows would be no use: unless its socket has ``ZMQ_ROUTER_HANDOVER``, it refuses
@@ -67,7 +67,7 @@ class KernelSockets:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._inherited: list[tuple[Channel, zmq.Socket[bytes]]] = []
-        self.heard_beat = False
+        self.is_alive = False
         self._heartbeat = self._connect(zmq.DEALER, endpoints.heartbeat, endpoints, identity)
         for channel, kind in _KINDS.items():
             socket = self._connect(kind, endpoints.addresses[channel], endpoints, identity)
@@ -127,7 +127,7 @@ class KernelSockets:
         with contextlib.suppress(zmq.Again):
             while True:
                 self._heartbeat.recv_multipart(flags=zmq.NOBLOCK)
-                self.heard_beat = True
+                self.is_alive = True
 
     def _drain(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
         if socket.closed:

@@ -69,12 +69,12 @@ class KernelActivity:
         if parent.msg_type not in ASIDE or self.state == "busy":
             self.last = time.time()
 
-    def note_status(self, message: Message, parent: Header) -> None:
-        """Take a status of the kernel's."""
+    def note_status(self, message: Message, parent: Header) -> ExecutionState | None:
+        """Take a status of the kernel's; returns the state in it (`state_in`)."""
+        state = state_in(message)
         if parent.subshell_id is not None:
             # What a subshell does is done beside the kernel's work.
-            return
-        state = state_in(message)
+            return state
         if parent.msg_type in ASIDE:
             if self.state in _NEW and state in {"idle", "busy"}:
                 # It answers: the state of a kernel that has nothing to do.
@@ -82,6 +82,7 @@ class KernelActivity:
         elif state is not None:
             self.running_cell = message.parent_header if state == "busy" else NO_PARENT
             self.enter(state)
+        return state
 
 
 def state_in(message: Message) -> ExecutionState | None:

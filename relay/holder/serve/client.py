@@ -27,7 +27,7 @@ from relay.bridge.records import (
     read_submit,
     struct_record,
 )
-from relay.bridge.session import BROADCAST
+from relay.bridge.session_table import BROADCAST
 from relay.errors import Forbidden, MalformedMessage
 from relay.holder.broker.broker import Broker
 from relay.holder.journal.store import Batch, JournalEntry
@@ -64,7 +64,7 @@ class ClientReader:
         self._was_cut = False
         self._more = asyncio.Event()
 
-    # What the hub calls.
+    # What the broker calls.
 
     def start(self, action: StartReading) -> None:
         """Begin to read."""
@@ -96,7 +96,7 @@ class ClientReader:
 
         Raises `Forbidden` where the client may not come in any more.
         """
-        connection = self._broker.attach(self, self._attach)
+        connection = self._broker.inbound.attach(self, self._attach)
         detach = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -106,7 +106,7 @@ class ClientReader:
                 finally:
                     pump.cancel()
         finally:
-            self._broker.detach(connection, detach)
+            self._broker.inbound.detach(connection, detach)
 
     async def _receive(
         self, reader: asyncio.StreamReader, connection: int, max_record: int
@@ -116,10 +116,10 @@ class ClientReader:
             match kind:
                 case RecordKind.SUBMIT:
                     self._submit(connection, payload)
-                    if self._broker.views_only(connection):
+                    if self._broker.inbound.views_only(connection):
                         await asyncio.sleep(_VIEWERS_PAUSE)
                 case RecordKind.PROVED:
-                    self._broker.prove(connection, read_number(payload))
+                    self._broker.inbound.prove(connection, read_number(payload))
                 case RecordKind.DETACH:
                     return read_struct(payload, Detach)
                 case _:
@@ -130,10 +130,8 @@ class ClientReader:
 
     def _submit(self, connection: int, payload: bytes) -> None:
         number, channel, parts = read_submit(payload)
-        header, parent, metadata, content, *buffers = parts
-        message = Message(channel, header, parent, metadata, content, tuple(buffers))
         try:
-            self._broker.submit(connection, number, message)
+            self._broker.inbound.submit(connection, number, Message.from_parts(channel, parts))
         except MalformedMessage as error:
             self.end(error.close_code, error.message)
 
@@ -142,7 +140,7 @@ class ClientReader:
         poison = start.poison
         while not self._was_cut:
             self._more.clear()
-            batch = self._broker.read(after, _BATCH_BYTES)
+            batch = self._broker.outbound.read(after, _BATCH_BYTES)
             if batch.gap and not self._bridge_gap(batch, fragment):
                 return
             mine = [
@@ -173,16 +171,14 @@ class ClientReader:
         return self._left_out(found, why)
 
     def _left_out(self, entry: Entry, why: str) -> Entry:
-        header, parent, metadata, content, *buffers = entry.parts
-        message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
+        message = entry.message
         notice = left_out(message, why)
         log.warning("message_replaced_by_notice", seq=entry.seq, size=message.size, why=why)
-        parts = notice.header, notice.parent_header, notice.metadata, notice.content
-        return Entry(entry.seq, notice.channel, parts)
+        return Entry(entry.seq, notice.channel, notice.parts)
 
     def _bridge_gap(self, batch: Batch, fragment: int) -> bool:
         """Say what is missing; false where half a message has been sent and its rest is gone."""
-        self._broker.note_gap(batch.gap)
+        self._broker.outbound.note_gap(batch.gap)
         if fragment:
             close = Close(1011, "the rest of a message is gone from the journal (journal.bytes)")
             self._writer.write(struct_record(RecordKind.CLOSE, close))
@@ -198,8 +194,7 @@ class ClientReader:
         _, parent_header, *_ = (heard or batch.entries)[0].parts
         content = {"name": "stderr", "text": text}
         notice = self._broker.synthetic.say(Channel.IOPUB, "stream", content, parent_header)
-        metadata = b'{"relay_gap":%d}' % batch.gap
-        parts = notice.header, notice.parent_header, metadata, notice.content
+        notice = msgspec.structs.replace(notice, metadata=b'{"relay_gap":%d}' % batch.gap)
         seq = batch.entries[0].seq - 1
-        self._writer.write(entries_record([Entry(seq, notice.channel, parts)]))
+        self._writer.write(entries_record([Entry(seq, notice.channel, notice.parts)]))
         return True

@@ -46,7 +46,7 @@ class JournalReader:
         self._more = asyncio.Event()
         self._ended = False
 
-    # What the hub calls.
+    # What the broker calls.
 
     def start(self, action: StartReading) -> None:
         """Never: nothing of it is a session's."""
@@ -76,7 +76,7 @@ class JournalReader:
         where it may not read any more.
         """
         read = read_opening(payload, Read, AGENT, HOLDER)
-        number = self._broker.watch(self, read.principal, granted=read.granted)
+        number = self._broker.inbound.watch(self, read.principal, granted=read.granted)
         try:
             with structlog.contextvars.bound_contextvars(request_id=read.request_id):
                 log.info("journal_read", after=read.after, limit=read.limit, follow=read.follow)
@@ -85,7 +85,7 @@ class JournalReader:
                     await self._send(read)
                     hung_up.cancel()
         finally:
-            self._broker.unwatch(number)
+            self._broker.inbound.unwatch(number)
 
     async def _until_hung_up(self) -> None:
         """Whoever reads says nothing more; while it waits for more, only this tells its end."""
@@ -93,8 +93,8 @@ class JournalReader:
         raise ConnectionResetError
 
     async def _send(self, read: Read) -> None:
-        journal = self._broker.journal
-        reading = Reading(epoch=self._broker.epoch, last_seq=journal.last_seq)
+        journal = self._broker.outbound.journal
+        reading = Reading(epoch=self._broker.sessions.epoch, last_seq=journal.last_seq)
         self._writer.write(struct_record(RecordKind.READING, reading))
         after, left = read.after, read.limit
         # Without `follow` what comes meanwhile is not waited for: a kernel may be faster.
@@ -122,8 +122,8 @@ class JournalReader:
         if not batch.gap:
             return
         first = batch.entries[0].seq
-        setting = _DROPPED if after < self._broker.journal.dropped else None
-        self._broker.note_gap(batch.gap, setting)
+        setting = _DROPPED if after < self._broker.outbound.journal.dropped else None
+        self._broker.outbound.note_gap(batch.gap, setting)
         gap = Gap(messages=batch.gap, seq=first - 1, setting=setting)
         self._writer.write(struct_record(RecordKind.GAP, gap))
 
@@ -143,7 +143,7 @@ class JournalReader:
                 continue
             if entry.size > message_bytes:
                 self._flush(found)
-                self._broker.note_gap(1, _TOO_LARGE)
+                self._broker.outbound.note_gap(1, _TOO_LARGE)
                 gap = Gap(messages=1, seq=entry.seq, setting=_TOO_LARGE)
                 self._writer.write(struct_record(RecordKind.GAP, gap))
                 continue

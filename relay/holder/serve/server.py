@@ -43,7 +43,7 @@ Operation = Callable[[str], Coroutine[None, None, None]]
 
 
 class HolderServer:
-    """Serves one kernel's hub to agents, which are the processes of the OS users ``agents``.
+    """Serves one kernel's broker to agents, which are the processes of the OS users ``agents``.
 
     ``max_record`` in bytes bounds one record from an agent.
     """
@@ -181,4 +181,4 @@ class HolderServer:
             grant = None if granting.action is None else Grant(granting.action)
         except ValueError:
             raise BadRequest("A holder knows no such grant.") from None
-        self._broker.grant(granting.principal, grant)
+        self._broker.inbound.grant(granting.principal, grant)

@@ -1,5 +1,5 @@
 """What is known of clients, in files that outlive the holder.
 
-`store` keeps the client sessions, `requests` what the kernel has not finished, `grants` who else
-may use the kernel.
+`store` is the log of client sessions and unfinished requests, `version1` reads what earlier holders
+have left, `grants` are the other users who may use the kernel.
 """

@@ -580,12 +580,12 @@ async def test_a_sign_of_life_says_whether_the_kernel_is_busy(tmp_path: Path) ->
             assert await bench.edge.next() == (RecordKind.PONG, says)
 
 
-@pytest.mark.parametrize("departure", [None, *Disconnect])
+@pytest.mark.parametrize("disconnect", [None, *Disconnect])
 @virtual
 async def test_a_goodbye_is_handed_on_and_ends_the_link(
-    tmp_path: Path, departure: Disconnect | None
+    tmp_path: Path, disconnect: Disconnect | None
 ) -> None:
-    detach = Detach(departure=departure, seq=7, fragment=1)
+    detach = Detach(disconnect=disconnect, seq=7, fragment=1)
     async with attached(tmp_path) as bench:
         bench.edge.send(
             struct_record(RecordKind.DETACH, detach), number_record(RecordKind.PROVED, 1)

@@ -124,7 +124,7 @@ async def test_a_holder_that_refuses_the_agent_has_no_line(
     assert "stranger" not in caught.value.message
 
 
-@pytest.mark.parametrize("noted", [{"version": 2}, {"journal": 2}])
+@pytest.mark.parametrize("noted", [{"version": 3}, {"journal": 2}])
 async def test_of_a_folder_of_another_version_no_holder_is_asked(
     holder: Holder, kernel_folder: KernelFolder, noted: dict[str, int]
 ) -> None:

@@ -315,8 +315,8 @@ async def test_what_holders_count_outlives_them(agent: Agent) -> None:
 # Other versions
 
 NOTED = {
-    "a request": ("request.json", {"version": 2}),
-    "a record": ("record.json", {"version": 2, "holder": "as a later version notes it"}),
+    "a request": ("request.json", {"version": 3}),
+    "a record": ("record.json", {"version": 3, "holder": "as a later version notes it"}),
     "a journal": ("record.json", {"journal": 2, "holder_pid": 1, "holder_started": 1}),
 }
 
@@ -358,7 +358,7 @@ async def test_what_another_version_has_left_is_left_alone(
             agent.holders.stop(K2, "r"),
             agent.listed(ADA),
         ):
-            with pytest.raises(OtherVersion, match=r"folder has version 2 of .* relay has version"):
+            with pytest.raises(OtherVersion, match=r"folder has version \d of .* relay has"):
                 await attempt
         # Others have their kernels, and an agent that starts finds those that it can serve.
         assert await agent.listed(BOB) == [K1]
@@ -373,7 +373,7 @@ async def test_a_folder_of_another_version_without_an_owner_is_in_nobodys_list(
 ) -> None:
     await agent.start(K1, BOB)
     with left_over(agent.node, K2, alive=alive) as kernel_folder:
-        kernel_folder.request.write_bytes(b'{"version":2,"owner":{"name":"ada"}}')
+        kernel_folder.request.write_bytes(b'{"version":3,"owner":{"name":"ada"}}')
         assert await agent.listed(BOB) == [K1]
         assert await agent.listed(ADA) == []
         with pytest.raises(OtherVersion):

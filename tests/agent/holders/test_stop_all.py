@@ -104,7 +104,7 @@ async def test_what_another_version_has_left_is_not_ended(
     kernel_folder = left_over(tmp_path)
     lock = kernel_folder.try_lock() if held else None
     started = process_started(process.pid)
-    note(kernel_folder, holder_pid=process.pid, holder_started=started, version=2)
+    note(kernel_folder, holder_pid=process.pid, holder_started=started, version=3)
     assert await end_kernels(tmp_path, 1) == 0
     assert process.poll() is None
     assert kernel_folder.exists()

@@ -294,7 +294,7 @@ async def test_a_silent_client_is_cut_off() -> None:
     assert not browser.transport.is_closing()
     await asyncio.wait_for(pipe.finished.wait(), PING + 2)
     assert browser.transport.aborted
-    assert farewell(agent).departure is None
+    assert farewell(agent).disconnect is None
 
 
 @virtual

@@ -161,7 +161,7 @@ async def test_half_a_message_is_not_continued_with_another(other: Position) -> 
     # Not even the client's library takes this for a clean end.
     close = Frame(Opcode.CLOSE, CloseFrame(1011, "the rest of a message is lost").serialize())
     assert without_pings(browser.transport.take()) == b"\x01\x01a" + close.serialize(mask=False)
-    assert farewell(agent).departure is None
+    assert farewell(agent).disconnect is None
     # Nobody should look for yet another link.
     assert not pipe.unlinked.is_set()
 
@@ -192,7 +192,7 @@ async def test_a_link_that_comes_after_the_client_left_is_hung_up() -> None:
     agent.transport.lose()
     browser.transport.lose()
     late = relinked(pipe)
-    assert farewell(late).departure is Disconnect.BROKEN
+    assert farewell(late).disconnect is Disconnect.ABNORMAL
 
 
 @virtual
@@ -203,7 +203,7 @@ async def test_a_link_that_comes_after_a_close_frame_is_hung_up() -> None:
     late = relinked(pipe)
     late.send(output(11))
     assert [frame.opcode for frame in browser.received()] == [Opcode.CLOSE]
-    assert farewell(late).departure is None
+    assert farewell(late).disconnect is None
     assert not pipe.unlinked.is_set()
 
 
@@ -310,7 +310,7 @@ async def test_a_client_that_says_goodbye_is_answered() -> None:
     assert browser.transport.is_closing()
     assert pipe.finished.is_set()
     assert pipe.unlinked.is_set()
-    assert farewell(agent).departure is Disconnect.GOODBYE
+    assert farewell(agent).disconnect is Disconnect.CLEAN
 
 
 @virtual
@@ -318,7 +318,7 @@ async def test_a_client_that_vanishes_has_not_said_goodbye() -> None:
     pipe, browser, agent = linked()
     browser.transport.lose(ConnectionResetError())
     assert pipe.finished.is_set()
-    assert farewell(agent).departure is Disconnect.BROKEN
+    assert farewell(agent).disconnect is Disconnect.ABNORMAL
 
 
 @virtual
@@ -357,7 +357,7 @@ async def test_a_close_record_closes_the_clients_websocket(reason: str, shown: s
     assert len(last.data) <= 125
     # The client has the last word.
     assert not browser.transport.is_closing()
-    assert farewell(agent).departure is None
+    assert farewell(agent).disconnect is None
     browser.send(client_frame(Opcode.CLOSE, bytes(last.data)))
     assert browser.transport.is_closing()
     await settle()
@@ -452,7 +452,7 @@ async def test_a_websocket_that_failed_is_fed_no_more_and_cut_off_in_time(broken
     browser.transport.stuck = True
     browser.send(broken)
     assert browser.transport.is_closing()
-    assert farewell(agent).departure is None
+    assert farewell(agent).disconnect is None
     agent.send(output(11))
     assert not browser.transport.late
     await asyncio.sleep(4.9)

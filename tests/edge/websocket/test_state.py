@@ -70,13 +70,13 @@ def test_each_trigger_in_each_state(state: State, trigger: Trigger) -> None:
     for step in WAY[state]:
         pull(frames, step)
     assert frames.state is state
-    departure = frames.departure
+    disconnect = frames.disconnect
     frames.data_to_send()
     pull(frames, trigger)
     assert frames.state is EXPECTED[state, trigger]
     if state is not State.OPEN:
         # How the client left is decided once, and it is sent one close frame.
-        assert frames.departure is departure
+        assert frames.disconnect is disconnect
         assert [data for data in frames.data_to_send() if data] == []
     if frames.state is not State.OPEN:
         assert not frames.send_ping(b"")
@@ -96,38 +96,38 @@ def test_whatever_happens_the_state_changes_as_the_table_says(steps: list[Trigge
 
 
 @pytest.mark.parametrize(
-    ("code", "departure"),
+    ("code", "disconnect"),
     [
-        *((code, Disconnect.GOODBYE) for code in (1000, 1001, 4000)),
-        *((code, Disconnect.BROKEN) for code in (1002, 1003, 1007, 1008, 1009, 1011)),
+        *((code, Disconnect.CLEAN) for code in (1000, 1001, 4000)),
+        *((code, Disconnect.ABNORMAL) for code in (1002, 1003, 1007, 1008, 1009, 1011)),
     ],
 )
-def test_a_client_that_complains_has_not_said_goodbye(code: int, departure: Disconnect) -> None:
+def test_a_client_that_complains_has_not_said_goodbye(code: int, disconnect: Disconnect) -> None:
     frames = frames_of()
     receive(frames, client_frame(Opcode.CLOSE, CloseFrame(code, "").serialize()))
-    assert frames.departure is departure
+    assert frames.disconnect is disconnect
 
 
 @pytest.mark.parametrize(
-    ("data", "departure"),
+    ("data", "disconnect"),
     [
-        (CLOSE, Disconnect.GOODBYE),
+        (CLOSE, Disconnect.CLEAN),
         # The client's close frame came before this side failed the WebSocket.
-        (client_frame(Opcode.TEXT, b"a", fin=False) + CLOSE, Disconnect.GOODBYE),
-        (text(b"\xff") + CLOSE, Disconnect.GOODBYE),
+        (client_frame(Opcode.TEXT, b"a", fin=False) + CLOSE, Disconnect.CLEAN),
+        (text(b"\xff") + CLOSE, Disconnect.CLEAN),
         (UNKNOWN, None),
         (UNKNOWN + CLOSE, None),
         (text(b"\xff"), None),
     ],
 )
 def test_who_ended_it_is_told_by_the_first_close_frame(
-    data: bytes, departure: Disconnect | None
+    data: bytes, disconnect: Disconnect | None
 ) -> None:
     frames = frames_of()
     receive(frames, data)
     frames.abort()
     frames.connection_lost()
-    assert frames.departure is departure
+    assert frames.disconnect is disconnect
 
 
 def test_a_connection_that_breaks_is_no_goodbye_unless_this_side_cut_it() -> None:
@@ -137,5 +137,5 @@ def test_a_connection_that_breaks_is_no_goodbye_unless_this_side_cut_it() -> Non
     receive(sent_away, CLOSE)
     for frames in (broken, cut, sent_away):
         frames.connection_lost()
-    assert broken.departure is Disconnect.BROKEN
-    assert (cut.departure, sent_away.departure) == (None, None)
+    assert broken.disconnect is Disconnect.ABNORMAL
+    assert (cut.disconnect, sent_away.disconnect) == (None, None)

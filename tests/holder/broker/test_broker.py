@@ -1,8 +1,9 @@
-"""Who may only view, at the hub of a kernel that is a list: nothing gets there, nobody hangs."""
+"""A broker and a kernel that is a list: nothing of a viewer's gets there, no client hangs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,16 +13,17 @@ from relay.auth.ownership import Grant
 from relay.bridge.events import StartReading
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import Attach
-from relay.bridge.session import SessionLimits
+from relay.bridge.requests import KernelRequest
+from relay.bridge.session_table import SessionLimits
 from relay.errors import Forbidden, MalformedMessage
 from relay.holder.broker.broker import Broker
+from relay.holder.broker.recovery import synthesize_replies
 from relay.holder.journal.replies import ReplyJournal
 from relay.holder.journal.store import Journal
 from relay.holder.sessions.grants import GrantStore
-from relay.holder.sessions.requests import RequestStore
 from relay.holder.sessions.store import SessionStore
 from relay.kernel_folders import KernelFolder
-from tests.holder.broker.test_recovery import SIGNER, Sockets
+from tests.holder.fake_backend import FakeChannel
 from tests.virtualtime import settle, virtual
 
 LIMITS = SessionLimits(
@@ -44,7 +46,7 @@ class Client:
         self.audiences: frozenset[bytes] = frozenset()
         self.acknowledged = 0
         asked = Attach(link=f"{id(self):x}", principal=principal, session_id=session, **attach)
-        self.connection = broker.attach(self, asked)
+        self.connection = broker.inbound.attach(self, asked)
 
     def start(self, action: StartReading) -> None:
         self.audiences = action.audiences
@@ -67,13 +69,13 @@ class Client:
         fields = {"msg_id": msg_id, "session": self.session, "msg_type": msg_type, **header}
         self._numbers += 1
         message = Message(channel, json.dumps(fields).encode(), b"{}", b"{}", b"{}")
-        self._broker.submit(self.connection, self._numbers, message)
+        self._broker.inbound.submit(self.connection, self._numbers, message)
 
     async def heard(self) -> list[tuple[str, str, str, Any]]:
         """Channel, type, parent's id and state or error of each message."""
         await settle()
         found = []
-        for entry in self._broker.journal.read(0, 2**20).entries:
+        for entry in self._broker.outbound.journal.read(0, 2**20).entries:
             if entry.audience in self.audiences:
                 head, parent, _, content = map(json.loads, entry.parts[:4])
                 what = content.get("ename") or content.get("execution_state") or content.get("text")
@@ -90,19 +92,20 @@ class Bench:
             segment_bytes=journal_bytes // 2,
             tail_bytes=journal_bytes // 2,
         )
-        answers = ReplyJournal(folder / "answers", 2**20)
-        memory = SessionStore.open(folder / "sessions", LIMITS, 0, 0.0)
-        requests = RequestStore(folder / "requests.log", 100)
-        self.requests = requests
-        self.broker = Broker(
-            memory, journal, answers, requests, GrantStore(KernelFolder(folder), 3), lambda: None
-        )
-        self.kernel = Sockets(self.broker)
-        self.broker.open(self.kernel, SIGNER)  # type: ignore[arg-type]
+        replies = ReplyJournal(folder / "answers", 2**20)
+        store = SessionStore.open(folder / "sessions", LIMITS, 0, 0.0)
+        grants = GrantStore(KernelFolder(folder), 3)
+        self.broker = Broker(store, journal, replies, grants, lambda: None)
+        self.kernel = FakeChannel(self.broker.on_message)
+        self.broker.open(self.kernel)
+
+    @property
+    def requests(self) -> Sequence[KernelRequest]:
+        return self.broker.sessions.unfinished
 
     def learn_info(self) -> None:
         self.broker.ask()
-        _, asked = self.kernel.sent.pop()
+        asked = json.loads(bytes(self.kernel.messages.pop().header))
         self.kernel.say(Channel.SHELL, "kernel_info_reply", asked, **INFO)
 
     def run(self, state: str) -> None:
@@ -202,7 +205,7 @@ async def test_who_is_too_early_hears_once_it_is_known(folder: Path) -> None:
     viewer, gone = (Client(bench.broker, session=name, views_only=True) for name in "ab")
     viewer.ask("kernel_info_request")
     gone.ask("kernel_info_request")
-    bench.broker.detach(gone.connection, None)
+    bench.broker.inbound.detach(gone.connection, None)
     assert await viewer.heard() == []
     bench.learn_info()
     assert ("shell", "kernel_info_reply", "m", None) in await viewer.heard()
@@ -214,7 +217,7 @@ async def test_a_restart_is_no_reason_to_wait(folder: Path) -> None:
     bench = Bench(folder)
     bench.learn_info()
     bench.broker.close()
-    bench.broker.open(Sockets(bench.broker), SIGNER)  # type: ignore[arg-type]
+    bench.broker.open(FakeChannel(bench.broker.on_message))
     viewer = Client(bench.broker, views_only=True)
     viewer.ask("kernel_info_request")
     assert ("shell", "kernel_info_reply", "m", None) in await viewer.heard()
@@ -266,7 +269,7 @@ async def test_a_long_header_takes_no_room_in_the_journal(folder: Path) -> None:
     viewer = Client(bench.broker, views_only=True)
     viewer.ask("execute_request", x="x" * 100_000)
     assert [each[2] for each in await viewer.heard()] == ["m"] * 4
-    assert bench.broker.journal.size < 10_000
+    assert bench.broker.outbound.journal.size < 10_000
 
 
 @virtual
@@ -294,17 +297,17 @@ async def test_who_loses_a_grant_is_cut_off_and_not_heard_any_more(
     folder: Path, before: Grant, after: Grant | None, reason: str
 ) -> None:
     bench = Bench(folder)
-    bench.broker.grant(BOB, before)
+    bench.broker.inbound.grant(BOB, before)
     owner = Client(bench.broker, ADA, "o")
     guest = Client(bench.broker, BOB, granted=True)
     also = Client(bench.broker, BOB, "t", granted=True)
-    bench.broker.grant(BOB, after)
+    bench.broker.inbound.grant(BOB, after)
     assert (guest.ended, also.ended, owner.ended) == (reason, reason, None)
     # It has not hung up yet.
     guest.ask("execute_request")
     assert bench.kernel.sent == []
     assert guest.acknowledged == 0
-    bench.broker.detach(guest.connection, None)
+    bench.broker.inbound.detach(guest.connection, None)
     if after is None:
         with pytest.raises(Forbidden):
             Client(bench.broker, BOB, granted=True)
@@ -319,36 +322,36 @@ async def test_who_loses_a_grant_is_cut_off_and_not_heard_any_more(
 @virtual
 async def test_a_grant_that_says_the_same_or_more_ends_nothing(folder: Path) -> None:
     bench = Bench(folder)
-    bench.broker.grant(BOB, Grant.VIEW)
+    bench.broker.inbound.grant(BOB, Grant.VIEW)
     viewer = Client(bench.broker, BOB, granted=True)
-    bench.broker.grant(BOB, Grant.VIEW)
-    bench.broker.grant("token:eve", Grant.VIEW)
-    bench.broker.grant("token:eve", None)
-    bench.broker.grant(BOB, Grant.USE)
+    bench.broker.inbound.grant(BOB, Grant.VIEW)
+    bench.broker.inbound.grant("token:eve", Grant.VIEW)
+    bench.broker.inbound.grant("token:eve", None)
+    bench.broker.inbound.grant(BOB, Grant.USE)
     assert viewer.ended is None
 
 
 @virtual
 async def test_who_reads_the_past_by_a_grant_loses_it_too(folder: Path) -> None:
     bench = Bench(folder)
-    bench.broker.grant(BOB, Grant.USE)
+    bench.broker.inbound.grant(BOB, Grant.USE)
     readers = [Client(bench.broker, name, name) for name in (ADA, BOB)]
-    bench.broker.watch(readers[0], ADA, granted=False)
-    number = bench.broker.watch(readers[1], BOB, granted=True)
-    bench.broker.grant(BOB, Grant.VIEW)
+    bench.broker.inbound.watch(readers[0], ADA, granted=False)
+    number = bench.broker.inbound.watch(readers[1], BOB, granted=True)
+    bench.broker.inbound.grant(BOB, Grant.VIEW)
     assert readers[1].ended is None
-    bench.broker.grant(BOB, None)
+    bench.broker.inbound.grant(BOB, None)
     assert (readers[0].ended, readers[1].ended is None) == (None, False)
-    bench.broker.unwatch(number)
+    bench.broker.inbound.unwatch(number)
     with pytest.raises(Forbidden):
-        bench.broker.watch(readers[1], BOB, granted=True)
+        bench.broker.inbound.watch(readers[1], BOB, granted=True)
 
 
 def kept(broker: Broker) -> list[tuple[str, str, str]]:
     """Channel, type and state of each message that is kept when the output goes."""
     found = []
     after = 0
-    while entries := broker.answers._kept.read(after, 2**20).entries:
+    while entries := broker.outbound.replies._kept.read(after, 2**20).entries:
         for entry in entries:
             head, _, _, content = map(json.loads, entry.parts[:4])
             state = content.get("execution_state", "")
@@ -380,7 +383,7 @@ async def test_what_somebody_waits_for_is_kept_when_the_output_goes(folder: Path
         ("iopub", "status", "idle"),
         ("iopub", "status", "restarting"),
     ]
-    assert bench.broker.figures.journal_bytes > bench.broker.journal.size
+    assert bench.broker.figures.journal_bytes > bench.broker.outbound.journal.size
 
 
 @virtual
@@ -389,7 +392,7 @@ async def test_what_a_holder_makes_up_for_is_kept_too(folder: Path) -> None:
     client = Client(bench.broker, ADA)
     client.ask("execute_request")
     (asked,) = bench.requests
-    bench.broker.finish(asked, "RelayReplyLost", "why")
+    synthesize_replies(bench.broker, asked)
     await settle()
     assert kept(bench.broker) == [("shell", "execute_reply", ""), ("iopub", "status", "idle")]
 
@@ -419,8 +422,8 @@ async def test_a_session_reads_answers_where_the_journal_has_a_gap(folder: Path)
     for _ in range(9):
         bench.kernel.say(Channel.IOPUB, "stream", cell, text="x" * 300)
         await settle()
-    assert bench.broker.journal.first_seq > 2
-    batch = bench.broker.read(0, 2**20)
+    assert bench.broker.outbound.journal.first_seq > 2
+    batch = bench.broker.outbound.read(0, 2**20)
     assert batch.gap == 1
     assert [(entry.seq, entry.channel) for entry in batch.entries] == [(2, Channel.SHELL)]
     assert batch.entries[0].audience in client.audiences

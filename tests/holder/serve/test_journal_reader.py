@@ -32,14 +32,15 @@ SOMEBODY = b"8 bytes!"
 LIMIT = 1 << 24
 
 
-class FakeHub:
-    """What a reader of the past needs of the hub."""
+class FakeBroker:
+    """What a reader of the journal needs of the broker, in one."""
 
     def __init__(self, journal: Journal) -> None:
         self.epoch = EPOCH
         self.journal = journal
         self.readers: dict[int, Any] = {}
         self.gaps: list[tuple[int, str | None]] = []
+        self.inbound = self.outbound = self.sessions = self
 
     def watch(self, reader: Any, principal: str, *, granted: bool) -> int:
         self.watched = principal, granted
@@ -67,7 +68,7 @@ class Desk:
     def __init__(self, folder: Path, **bounds: int) -> None:
         chosen = {"max_bytes": LIMIT, "segment_bytes": LIMIT, "tail_bytes": LIMIT, **bounds}
         self.journal = Journal.open(folder, **chosen)
-        self.broker = FakeHub(self.journal)
+        self.broker = FakeBroker(self.journal)
 
     @contextlib.asynccontextmanager
     async def read(self, **read: Any) -> AsyncIterator[Callable[[], Any]]:

@@ -46,7 +46,7 @@ class Asked(Exception):
     """Somebody who is refused has got through."""
 
 
-class Hub:
+class NoBroker:
     """Nobody is let in."""
 
     def __getattr__(self, name: str) -> Any:
@@ -59,7 +59,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.operations: list[str] = []
-        broker: Any = Hub()
+        broker: Any = NoBroker()
         self.server = HolderServer(
             broker,
             status=lambda: STATUS,

@@ -2,21 +2,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from relay import files
 from relay.bridge.events import (
     Append,
     ClientAttached,
     ClientDetached,
     DeliveryProved,
     Event,
+    KernelLaunched,
     MessagePublished,
     MessageSubmitted,
     StartReading,
 )
 from relay.bridge.messages import Channel
 from relay.bridge.records import Attach, Disconnect, Position
-from relay.bridge.session import SessionLimits
+from relay.bridge.session_table import SessionLimits
+from relay.bridge.submissions import KernelPresence
 from relay.holder.sessions import store as module
 from relay.holder.sessions.store import SessionStore
 
@@ -36,12 +40,17 @@ def ask(connection: int, number: int = 1) -> MessageSubmitted:
 
 
 def remember(path: Path, seq: int = 0, now: float = 0.0) -> SessionStore:
-    return SessionStore.open(path, LIMITS, seq, now)
+    store = SessionStore.open(path, LIMITS, seq, now)
+    if store.sessions.submissions.kernel is KernelPresence.NONE:
+        store.handle(KernelLaunched(), now)
+    return store
 
 
 def play(memory: SessionStore, *events: Event, now: float = 1.0) -> None:
+    """Let things happen, with a journal that has each message at once."""
     for event in events:
         memory.handle(event, now)
+        memory.in_journal(memory.sessions.seq)
 
 
 def comes_back(memory: SessionStore, now: float = 2.0, session: str = "s") -> StartReading:
@@ -90,9 +99,9 @@ def test_a_reply_that_did_not_reach_the_journal_is_still_owed(tmp_path: Path) ->
 
 def test_a_goodbye_means_the_same_to_the_next_holder(tmp_path: Path) -> None:
     first = remember(tmp_path / "s")
-    farewell = MessagePublished(Channel.IOPUB, "", "", farewell=True)
-    play(first, ClientAttached(1, attach()), PRINT, farewell)
-    play(first, ClientDetached(1, Disconnect.GOODBYE, sent=2))
+    close_trigger = MessagePublished(Channel.IOPUB, "", "", close_trigger=True)
+    play(first, ClientAttached(1, attach()), PRINT, close_trigger)
+    play(first, ClientDetached(1, Disconnect.CLEAN, sent=2))
     second = remember(tmp_path / "s", seq=2)
     assert comes_back(second).position.seq == 2
     first.close()
@@ -185,3 +194,110 @@ def test_a_full_disk_harms_nobody_and_is_made_up_for(tmp_path: Path) -> None:
     assert comes_back(second).position.seq == 2
     first.close()
     second.close()
+
+
+# Requests
+
+
+IDLE = MessagePublished(Channel.IOPUB, "m", "k", idle=True)
+
+
+def unfinished(memory: SessionStore) -> list[tuple[str, bool, bool]]:
+    return [(each.msg_id, each.answered, each.idle) for each in memory.sessions.unfinished]
+
+
+def numbered(number: int, header: bytes = b'{"msg_id":"m"}') -> MessageSubmitted:
+    ids = f"m{number}", "k", "execute_request"
+    return MessageSubmitted(1, number, Channel.SHELL, *ids, header=msgspec.Raw(header))
+
+
+def test_the_next_holder_finds_what_is_unfinished(tmp_path: Path) -> None:
+    first = remember(tmp_path / "s")
+    play(first, ClientAttached(1, attach()), *map(numbered, range(1, 5)))
+    for number in (1, 2):
+        play(first, MessagePublished(Channel.SHELL, f"m{number}", "k"))
+    for number in (1, 3):
+        play(first, MessagePublished(Channel.IOPUB, f"m{number}", "k", idle=True))
+    first.close()
+    expected = [("m2", True, False), ("m3", False, True), ("m4", False, False)]
+    assert unfinished(first) == expected
+    second = remember(tmp_path / "s", seq=4)
+    assert unfinished(second) == expected
+    assert second.sessions.dump().requests == first.sessions.dump().requests
+    # It goes on where the last one stopped.
+    play(second, MessagePublished(Channel.SHELL, "m3", "k"))
+    assert unfinished(second) == [("m2", True, False), ("m4", False, False)]
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("in_journal", "left"),
+    [(0, [("m", False, False)]), (1, [("m", True, False)]), (2, [])],
+)
+def test_what_finishes_a_request_counts_once_it_is_in_the_journal(
+    tmp_path: Path, in_journal: int, left: list[tuple[str, bool, bool]]
+) -> None:
+    first = remember(tmp_path / "s")
+    play(first, ClientAttached(1, attach()), ask(1))
+    for event in (REPLY, IDLE):
+        first.handle(event, 1.0)
+    first.close()
+    second = remember(tmp_path / "s", seq=in_journal)
+    assert unfinished(second) == left
+    second.close()
+
+
+def test_no_table_is_written_of_what_is_not_in_the_journal_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REWRITE", 100)
+    first = remember(tmp_path / "s")
+    play(first, ClientAttached(1, attach()), ask(1))
+    # Long enough for another table; the holder dies before the journal is written.
+    for event in (REPLY, ask(1, 2), IDLE, ask(1, 3)):
+        first.handle(event, 1.0)
+    first.close()
+    second = remember(tmp_path / "s")
+    assert unfinished(second) == [("m", False, False)] * 3
+    second.close()
+
+
+def test_a_request_is_on_disk_before_anything_is_done_about_it(tmp_path: Path) -> None:
+    first = remember(tmp_path / "s")
+    play(first, ClientAttached(1, attach()))
+    before = (tmp_path / "s").read_bytes()
+    header = b'{"msg_id":"m1","more":[1]}'
+    first.handle(numbered(1, header), 1.0)
+    assert header in (tmp_path / "s").read_bytes().removeprefix(before)
+    second = remember(tmp_path / "s")
+    (request,) = second.sessions.unfinished
+    assert bytes(request.header) == header
+    first.close()
+    second.close()
+
+
+def test_output_and_idles_that_nobody_waits_for_take_no_room(tmp_path: Path) -> None:
+    first = remember(tmp_path / "s")
+    play(first, ClientAttached(1, attach()), ask(1))
+    before = (tmp_path / "s").stat().st_size
+    play(first, PRINT, MessagePublished(Channel.IOPUB, "other", "k", idle=True))
+    assert (tmp_path / "s").stat().st_size == before
+    play(first, IDLE)
+    assert (tmp_path / "s").stat().st_size > before
+    first.close()
+
+
+def test_a_large_table_is_not_written_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REWRITE", 100)
+    tables: list[None] = []
+    write = files.write_atomic
+    monkeypatch.setattr(module, "write_atomic", lambda *args: tables.append(write(*args)))
+    first = remember(tmp_path / "s")
+    play(first, ClientAttached(1, attach()))
+    large = b'{"more":"%b"}' % (b"x" * 4000)
+    play(first, *(numbered(number, large) for number in range(1, 11)))
+    # Each table is twice as large as the one before.
+    assert len(tables) < 8
+    first.close()
