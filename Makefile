@@ -6,7 +6,8 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
+# One process for all tests of a file: they share what it takes long to start.
+PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 # Nothing is fetched but what the lock names, and no interpreter but the one asked for.
 export UV_PYTHON_DOWNLOADS := never
@@ -19,21 +20,47 @@ export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),tr
 
 .PHONY: help
 help: ## Show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 .PHONY: run
 run: $(STAMP) ## Start the relay; ARGS="--https-port 9443" are passed on
 	$(BIN)/relay up $(ARGS)
 
 .PHONY: test
-test: lint node ## Check the code, then run the tests
-	$(PYTEST) -m "not slow"
+test: lint node ## Check the code, run the unit tests, and show each guarantee once
+	$(PYTEST) -m "guarantee or not (system or slow)"
+
+.PHONY: test-unit
+test-unit: $(STAMP) ## The unit tests alone
+	$(PYTEST) -m "not system" $(ARGS)
+
+# The system tests in groups, each of which runs alone. tools/groups.toml says what is in which.
+SYSTEM_GROUPS := test-system test-clients test-peers test-hub test-launchers test-browser
+
+.PHONY: $(SYSTEM_GROUPS)
+$(SYSTEM_GROUPS): $(STAMP) node
+	$(PYTEST) $$($(BIN)/python -m tools.groups $(@:test-%=%)) $(ARGS)
+
+test-system: ## The relay as a whole: whatever is in no other group
+test-clients: ## Clients: JupyterLab's library, Jupyter Server, nbclient, VS Code's requests, …
+test-peers: ## Other kernels, proxies and Prometheus, the Autobahn suite, storms of clients
+test-hub: ## A real JupyterHub and an OpenID provider
+test-launchers: ## Kernels as other OS users (as root)
+test-browser: ## JupyterLab and other pages in Chromium
+
+.PHONY: test-docs
+test-docs: $(STAMP) ## The examples and links in the documentation
+	$(BIN)/python -m tools.lint doc_links guarantees
+	$(PYTEST) $$($(BIN)/python -m tools.groups docs) $(ARGS)
+
+.PHONY: coverage
+coverage: $(STAMP) ## What the unit tests cover, and its floors; ARGS=--write-floors sets them
+	$(PYTEST) -m "not system" --cov --cov-report=
+	$(BIN)/python -m tools.coverage $(ARGS)
 
 .PHONY: test-all
-test-all: lint node ## As `test`, with the slow tests, the demonstration and `chaos`
-	$(PYTEST)
-	$(MAKE) demo
-	$(MAKE) chaos
+test-all: $(STAMP) node ## Run every group, `demo` and `chaos`, and write docs/tests.md
+	$(BIN)/python -m tools.whole_run
 
 # Some of the clients that the tests use are JavaScript. The tests install their packages.
 .PHONY: node
@@ -42,11 +69,12 @@ node:
 	  echo "The tests need node and npm. On Debian: apt-get install -y nodejs npm" >&2; exit 2; }
 
 .PHONY: lint
-lint: $(STAMP) ## Check style, types and layers
+lint: $(STAMP) ## Check style, types, layers and the rules of tools/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tools.lint
 
 .PHONY: format
 format: $(STAMP) ## Put the code into the project's form
@@ -75,7 +103,7 @@ lock: $(STAMP) ## Choose the newest dependencies and write requirements.lock
 .PHONY: clean
 clean: ## Remove the environment, caches and whatever was built
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
-	  tests/system/node/node_modules
+	  .coverage tests/system/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. pip installs uv, by its hashes in the lock; uv installs the rest.

@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one tree that says who is to blame.
+"""Every error that a client can get, in one tree that shows which side is at fault.
 
 RelayError
 ├── ClientError        the request is wrong
@@ -8,25 +8,25 @@ RelayError
 │   ├── NotFound           404
 │   ├── MethodNotAllowed   405
 │   ├── Conflict           409
-│   ├── TooMany            403: Jupyter's gateways answer a full house so
+│   ├── TooMany            403, as Jupyter's gateways answer when they are full
 │   ├── RateLimited        429, with Retry-After
 │   ├── TooSlow            408
 │   ├── TooLarge           413, close code 1009
-│   ├── UnsupportedMedia   415: a compressed body
+│   ├── UnsupportedMedia   415, for a compressed body
 │   └── MalformedMessage   400, close code 1007
-├── AuthenticatorUnavailable  503, close code 1012: nobody can tell just now whose it is
-├── NotReady           503: this process begins, or ends
-├── AgentError         the cluster's side is wrong
-│   ├── AgentUnavailable   503, close code 1012; may come back
-│   │   └── OtherVersion   503: it speaks, or has written, a version that is not known here
+├── AuthenticatorUnavailable  503, close code 1012; the credential cannot be checked just now
+├── NotReady           503; this process is starting or stopping
+├── AgentError         the cluster's side is at fault
+│   ├── AgentUnavailable   503, close code 1012; the agent may come back
+│   │   └── OtherVersion   503; a part speaks, or has written, an unknown version
 │   └── AgentTimeout       503, close code 1012
-├── AuditFailed            503: what must leave a line in the audit log cannot
-└── KernelError        the kernel is wrong
+├── AuditFailed            503; the line that the audit log requires cannot be written
+└── KernelError        the kernel is at fault
     ├── StartFailed        500
-    │   └── DiskFull       507: what is to be started cannot be noted
-    └── BadKernelMessage   never leaves the holder's log
+    │   └── DiskFull       507; the kernel's files cannot be written
+    └── BadKernelMessage   only in the holder's log
 
-``message`` is written for the client and safe to show: no path, no token, no trace.
+``message`` is written for the client and safe to show: it holds no path, token or traceback.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import ClassVar
 
 
 class RelayError(Exception):
-    """Base of the tree. ``message`` is safe to show to a client."""
+    """Base class of the tree; ``message`` is safe to show to a client."""
 
     http_status: ClassVar[int] = 500
     close_code: ClassVar[int] = 1011
@@ -45,11 +45,11 @@ class RelayError(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
-        """Seconds after which trying again makes sense, sent as ``Retry-After``."""
+        """Seconds after which a new try makes sense; sent as ``Retry-After``."""
 
 
 class ClientError(RelayError):
-    """The request is wrong; sending it again unchanged will not help."""
+    """The request is wrong; repeating it unchanged does not help."""
 
     http_status = 400
     close_code = 1008
@@ -61,7 +61,7 @@ class BadRequest(ClientError):
 
 
 class Unauthorized(ClientError):
-    """No credential, or one that proves nothing."""
+    """The request has no credential, or an invalid one."""
 
     http_status = 401
     close_code = 4401
@@ -69,7 +69,7 @@ class Unauthorized(ClientError):
 
 
 class Forbidden(ClientError):
-    """Known, but not allowed."""
+    """The client is authenticated, but not allowed to do this."""
 
     http_status = 403
     close_code = 4403
@@ -77,7 +77,7 @@ class Forbidden(ClientError):
 
 
 class NotFound(ClientError):
-    """No such thing, or none that this principal may know of."""
+    """The resource does not exist, or the client may not know of it."""
 
     http_status = 404
     close_code = 4404
@@ -85,23 +85,24 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, the method on it does not."""
+    """The path exists, but does not take this method."""
 
     http_status = 405
     reason = "Method not allowed"
 
 
 class Conflict(ClientError):
-    """The thing exists already, or is in a state that excludes the request."""
+    """The resource exists already, or its state excludes the request."""
 
     http_status = 409
     reason = "Conflict"
 
 
 class TooMany(ClientError):
-    """A limit on numbers was hit; the message names the setting.
+    """A limit on a number was reached; the message names the setting.
 
-    403, not 429: clients repeat a 429 at once, and room is not made by waiting.
+    The status is 403, not 429: clients repeat a request at once after a 429, and waiting makes no
+    room here.
     """
 
     http_status = 403
@@ -109,21 +110,21 @@ class TooMany(ClientError):
 
 
 class RateLimited(ClientError):
-    """A limit on how often was hit; the message names the setting, ``retry_after`` the end."""
+    """A limit on a rate was reached; the message names the setting, ``retry_after`` the end."""
 
     http_status = 429
     reason = "Too many requests"
 
 
 class TooSlow(ClientError):
-    """A request took longer to arrive than it may; the message names the setting."""
+    """A request took too long to arrive; the message names the setting."""
 
     http_status = 408
     reason = "Request timeout"
 
 
 class TooLarge(ClientError):
-    """A limit on size was hit; the message names the setting."""
+    """A limit on a size was exceeded; the message names the setting."""
 
     http_status = 413
     close_code = 1009
@@ -131,21 +132,21 @@ class TooLarge(ClientError):
 
 
 class UnsupportedMedia(ClientError):
-    """The body is coded in a way that is not spoken here."""
+    """The body has a content coding that is not supported."""
 
     http_status = 415
     reason = "Unsupported media type"
 
 
 class MalformedMessage(ClientError):
-    """A WebSocket message that is not a Jupyter message."""
+    """A WebSocket message is not a Jupyter message."""
 
     close_code = 1007
     reason = "Malformed message"
 
 
 class AuthenticatorUnavailable(RelayError):
-    """Whoever could tell whose a credential is cannot just now: it may well be a good one."""
+    """The authenticator cannot check the credential just now; the credential may be valid."""
 
     http_status = 503
     close_code = 1012
@@ -153,7 +154,7 @@ class AuthenticatorUnavailable(RelayError):
 
 
 class NotReady(RelayError):
-    """The process takes nobody in just now; another one may."""
+    """The process does not accept requests just now; another one may."""
 
     http_status = 503
     close_code = 1012
@@ -169,7 +170,7 @@ class AgentError(RelayError):
 
 
 class AgentUnavailable(AgentError):
-    """No agent of the cluster answers just now; it may come back."""
+    """No agent of the cluster responds just now; one may come back."""
 
 
 class OtherVersion(AgentUnavailable):
@@ -181,14 +182,14 @@ class OtherVersion(AgentUnavailable):
 class AgentTimeout(AgentError):
     """An agent took longer than the deadline.
 
-    Still a 503: JupyterLab takes any other error on a kernel for that kernel's death.
+    The status is 503: JupyterLab takes any other error on a kernel for the kernel's death.
     """
 
     reason = "Cluster timeout"
 
 
 class AuditFailed(RelayError):
-    """What must leave a line in the audit log cannot, and so does not happen."""
+    """The required line of the audit log cannot be written, so the request is refused."""
 
     http_status = 503
     close_code = 1012
@@ -202,17 +203,17 @@ class KernelError(RelayError):
 
 
 class StartFailed(KernelError):
-    """The kernel did not come up."""
+    """The kernel did not start."""
 
     reason = "Kernel start failed"
 
 
 class DiskFull(StartFailed):
-    """The state folder cannot be written, so that nobody would find what is started."""
+    """The kernel's files cannot be written, so it could not be found again after a start."""
 
     http_status = 507
     reason = "Disk full"
 
 
 class BadKernelMessage(KernelError):
-    """A ZMQ multipart that is not a signed Jupyter message; logged, counted and dropped."""
+    """A ZMQ multipart that is not a signed Jupyter message; it is logged, counted and dropped."""

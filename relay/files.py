@@ -1,7 +1,7 @@
-"""Files and folders that nobody else changes in between, or puts something else in place of.
+"""Files that are written in one step and read with care; file locks and private folders.
 
-What is written is there whole or not at all. What is read may stand in a folder of another user,
-who puts there what he likes.
+A reader finds a written file complete or not at all. A file to read may be in a folder of another
+user, who can replace it by a link, a pipe or anything else.
 """
 
 from __future__ import annotations
@@ -20,83 +20,89 @@ import msgspec
 T = TypeVar("T")
 
 TRAVERSABLE: Final = 0o711
-"""Mode of a folder that others may pass through on the way to what is theirs, and not list."""
+"""Mode of a folder that other users may pass through, but not list."""
 _DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _LARGEST_FILE: Final = 16 * 1024 * 1024
-"""Bytes of the largest file that is read whole."""
+"""Bytes of the largest file that is read as a whole."""
 _NOT_PLAIN: Final = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EISDIR, errno.ENOTDIR})
 
 
 class FolderError(Exception):
-    """A folder cannot be used; the message says why."""
+    """A folder cannot be used; the message gives the reason."""
 
 
-class NotPlain(OSError):
-    """What should be a file of ours is something else, or nothing that we may read."""
+class NotRegularFile(OSError):
+    """The path is not a regular file, or not one that this process may read."""
 
 
 _NOTHING: Final = (
     FileNotFoundError,
-    NotPlain,
+    NotRegularFile,
     msgspec.MsgspecError,
     UnicodeDecodeError,
     RecursionError,
 )
-"""What reading a file raises of which nothing can be made."""
+"""Exceptions on reading a file that is absent or damaged."""
 
 
-def open_plain(path: Path, flags: int) -> int:
-    """Open a file, made for this user only: a descriptor to close.
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file, without following a link or waiting for a pipe.
 
-    Neither links nor pipes are followed. Raises ``OSError``, `NotPlain` among them.
+    A file that ``flags`` create is for this user only. Returns a descriptor that the caller closes.
+
+    Raises:
+        NotRegularFile: the path is something else, or this process may not read it.
+        OSError: the file cannot be opened.
     """
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         if error.errno in _NOT_PLAIN:
-            raise NotPlain(error.errno, error.strerror, str(path)) from error
+            raise NotRegularFile(error.errno, error.strerror, str(path)) from error
         raise
     status = os.fstat(descriptor)
-    # A second name may be that of a file which whoever made it could not write to.
+    # A hard link may be a second name of a file that its maker could not write to.
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        raise NotPlain(errno.EINVAL, "not a plain file", str(path))
+        raise NotRegularFile(errno.EINVAL, "not a plain file", str(path))
     return descriptor
 
 
-def read_plain(path: Path) -> bytes:
-    """The whole of a file. Raises as `open_plain`.
+def read_regular(path: Path) -> bytes:
+    """Read the whole of a file.
 
-    `NotPlain` is also one that is too large for what it is.
+    Raises:
+        NotRegularFile: as `open_regular`, and for a file over 16 MiB.
+        OSError: the file cannot be read.
     """
-    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
         data = file.read(_LARGEST_FILE + 1)
     if len(data) > _LARGEST_FILE:
-        raise NotPlain(errno.EINVAL, f"over {_LARGEST_FILE} bytes", str(path))
+        raise NotRegularFile(errno.EINVAL, f"over {_LARGEST_FILE} bytes", str(path))
     return data
 
 
 def read_tail(path: Path, limit: int) -> bytes:
-    """The last ``limit`` bytes of a file. Raises as `open_plain`."""
-    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+    """Read the last ``limit`` bytes of a file; raises as `open_regular`."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - limit, 0))
         return file.read(limit)
 
 
 def read_struct(path: Path, struct_type: type[T]) -> T | None:
-    """What a JSON file holds; None where nothing can be made of it.
+    """Read a struct from a JSON file; None where the file is absent or damaged.
 
-    Raises ``OSError`` where it cannot be read just now.
+    Raises ``OSError`` where the file may be there but cannot be read just now.
     """
     try:
-        return msgspec.json.decode(read_plain(path), type=struct_type)
+        return msgspec.json.decode(read_regular(path), type=struct_type)
     except _NOTHING:
         return None
 
 
 def write_atomic(path: Path, data: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file in one step, mode 0600 in every folder, whatever mode the file had.
+    """Replace a file in one step, with mode 0600 in every folder, whatever mode the file had.
 
     ``owner``: the uid and gid that the file is given to; None keeps this process's. Raises
     ``OSError``.
@@ -130,13 +136,13 @@ def _replace(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None =
         raise
 
 
-def is_disk_trouble(error: OSError) -> bool:
-    """Whether a file could not be written because of the disk: full, broken, read-only."""
+def is_disk_error(error: OSError) -> bool:
+    """Whether a write failed because of the disk: full, broken or read-only."""
     return error.errno in _DISK_TROUBLE
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Create a file in one step, whole. Raises ``FileExistsError``."""
+    """Create a file in one step. Raises ``FileExistsError``."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(data)
@@ -146,8 +152,8 @@ def write_new(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def first_come(path: Path, text: str) -> str:
-    """What a file says, written by whoever came first: ``text`` where that is us."""
+def create_or_read(path: Path, text: str) -> str:
+    """Create a file with ``text`` unless it exists, and return the file's content."""
     try:
         write_new(path, text.encode(errors="surrogatepass"))
     except FileExistsError:
@@ -156,7 +162,7 @@ def first_come(path: Path, text: str) -> str:
 
 
 def try_flock(descriptor: int) -> bool:
-    """Lock an open file for this process alone; false where another has it."""
+    """Lock an open file exclusively without waiting; False where another process has the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -165,9 +171,9 @@ def try_flock(descriptor: int) -> bool:
 
 
 def private_folder(path: Path, mode: int = 0o700) -> Path:
-    """Make a folder for this user only. Raises `FolderError` where somebody else could write.
+    """Make a folder for this user only; ``mode`` may let others pass through (`TRAVERSABLE`).
 
-    ``mode`` may let others pass through (`TRAVERSABLE`).
+    Raises `FolderError` where the path is not a folder of this user.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)

@@ -1,7 +1,7 @@
-"""What edge and agent say over HTTP: JSON, errors, bodies with a limit, and taking over.
+"""JSON and error responses, bodies with a limit, and connections that leave HTTP.
 
-aiohttp serves HTTP and the handshakes; once a connection carries something else, its transport
-gets another protocol and aiohttp only waits for the handler to return.
+aiohttp serves HTTP and the WebSocket handshakes. When a connection then carries another protocol,
+its transport gets another protocol object, and aiohttp only waits until the handler returns.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from relay import limits
 from relay.errors import RelayError, TooLarge, UnsupportedMedia
 
 REQUEST_ID = "X-Request-Id"
-ANSWER_HEADERS = web.RequestKey("answer_headers", dict[str, str])
-"""Set on a request, these go out with its answer, whichever that will be."""
+RESPONSE_HEADERS = web.RequestKey("answer_headers", dict[str, str])
+"""Request key for headers that are added to the response, whichever that will be."""
 
 
 def json_response(body: object, status: int = 200) -> web.Response:
-    """A JSON response; ``body`` is anything msgspec encodes."""
+    """Make a JSON response from anything that msgspec can encode."""
     data = msgspec.json.encode(body)
     return web.Response(body=data, status=status, content_type="application/json")
 
 
 def error_response(error: RelayError, request_id: str) -> web.Response:
-    """What a client sees of an error: Jupyter shows ``message``, support asks for the id."""
+    """Make a client's view of an error: Jupyter shows ``message``; the id leads to the logs."""
     body = {"message": error.message, "reason": error.reason, "request_id": request_id}
     response = json_response(body, error.http_status)
     if error.retry_after is not None:
@@ -36,11 +36,16 @@ def error_response(error: RelayError, request_id: str) -> web.Response:
 
 
 async def read_body(request: web.BaseRequest, limit: int, setting: str) -> bytes:
-    """The request's body. Raises `TooLarge` past ``limit`` bytes, naming the setting."""
+    """Read the request's body.
+
+    Raises:
+        TooLarge: the body is over ``limit`` bytes; the message names ``setting``.
+        UnsupportedMedia: the body is compressed.
+    """
     msg = f"The request body is over {limit} bytes ({setting})."
     codings = request.headers.getall(hdrs.CONTENT_ENCODING, [])
     if any(coding.lower() != "identity" for coding in codings):
-        # Ten kilobytes of one compressed may be ten megabytes of the other.
+        # A few compressed kilobytes can become many megabytes.
         text = "Compressed request bodies are not accepted."
         raise UnsupportedMedia(text)
     if (request.content_length or 0) > limit:
@@ -55,24 +60,24 @@ async def read_body(request: web.BaseRequest, limit: int, setting: str) -> bytes
     return bytes(body)
 
 
-class TakenOver(web.StreamResponse):
-    """Returned by a handler that has used up its connection itself: nothing is sent for it."""
+class NoResponse(web.StreamResponse):
+    """A response of which nothing is sent: the handler has used the connection itself."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send nothing."""
+        """Send no head."""
         del request
         self.force_close()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Send nothing."""
+        """Send no body."""
         del data
 
 
 def transport_of(request: web.BaseRequest) -> asyncio.Transport:
-    """The request's connection. Raises `ConnectionResetError` where it is gone."""
+    """Return the request's connection. Raises `ConnectionResetError` where it is closed."""
     transport = request.transport
     if transport is None or transport.is_closing():
-        msg = "the client went away"
+        msg = "the client has disconnected"
         raise ConnectionResetError(msg)
     return transport

@@ -25,9 +25,9 @@ from relay.errors import OtherVersion
 from relay.files import (
     TRAVERSABLE,
     FolderError,
-    open_plain,
+    open_regular,
     private_folder,
-    read_plain,
+    read_regular,
     read_struct,
     try_flock,
     write_new,
@@ -207,9 +207,9 @@ class KernelFolder(msgspec.Struct, frozen=True):
         try:
             # Linux may refuse O_CREAT for another user's file that is there (`proc(5)`,
             # protected_regular).
-            descriptor = open_plain(self._lock, os.O_RDWR)
+            descriptor = open_regular(self._lock, os.O_RDWR)
         except FileNotFoundError:
-            descriptor = open_plain(self._lock, os.O_RDWR | os.O_CREAT)
+            descriptor = open_regular(self._lock, os.O_RDWR | os.O_CREAT)
         if not try_flock(descriptor):
             os.close(descriptor)
             return None
@@ -230,7 +230,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
         The look itself shares the lock with other looks: they do not disturb each other.
         """
         try:
-            descriptor = open_plain(self._lock, os.O_RDONLY)
+            descriptor = open_regular(self._lock, os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
@@ -250,7 +250,7 @@ class KernelFolder(msgspec.Struct, frozen=True):
         """Return where the holder serves, or None where that is not noted (yet)."""
         try:
             return msgspec.json.decode(
-                read_plain(self.request), type=HolderAddress, dec_hook=_socket_path
+                read_regular(self.request), type=HolderAddress, dec_hook=_socket_path
             )
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None

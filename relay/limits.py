@@ -1,6 +1,6 @@
-"""Which settings were hit, and how often, in this process.
+"""Counts how often the limits of the configuration were reached in this process.
 
-As with a logger, whoever meets a limit says so where it stands, and knows nothing of who counts.
+The code that enforces a limit calls `record`; metrics and logs subscribe or read `counts`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Callable
 from typing import Final
 
 counts: Final[Counter[str]] = Counter()
-"""How often each setting was hit; its name is as in the configuration, ``kernels.max_kernels``."""
+"""Number of times per setting; names as in the configuration, such as ``kernels.max_kernels``."""
 
 _listeners: Final[list[Callable[[str], None]]] = []
 
 
 def record(setting: str) -> None:
-    """A limit was hit: something was refused, cut, dropped or ended because of ``setting``."""
+    """Count that something was refused, cut, dropped or ended because of ``setting``."""
     counts[setting] += 1
     for listener in _listeners:
         listener(setting)
 
 
 def subscribe(listener: Callable[[str], None]) -> None:
-    """Have ``listener`` called with the setting at each hit from now on."""
+    """Call ``listener`` with the setting each time a limit is reached from now on."""
     _listeners.append(listener)

@@ -1,11 +1,11 @@
-"""What every program writes to stderr: structured lines that are bounded, escaped and redacted.
+"""Structured logging to stderr, in lines that are bounded, escaped and redacted.
 
-Call ``configure`` once, take a logger from ``get_logger`` anywhere, and put what a whole request
-shares into ``context(request_id=...)``. Lines of other libraries (``logging``) look the same.
+Call ``configure`` once, take a logger from ``get_logger`` anywhere, and put what all lines of a
+request share into ``context(request_id=...)``. Lines of libraries (``logging``) look the same.
 
-Nothing logged can forge a line, flood the log or leak a credential: every text is cut at
-``FIELD_CHARACTERS``, what does not print is escaped, and what looks like a token is masked. Even
-so, log paths without their query, and never a request's headers.
+Logged values cannot forge a line, flood the log or leak a credential: every text is cut at
+``FIELD_CHARACTERS``, unprintable characters are escaped, and what looks like a token is masked.
+Log paths without their query all the same, and never a request's headers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 FIELD_CHARACTERS: Final = 256
-"""Characters of one text in a line; what is longer ends in an ellipsis."""
+"""Characters of one text in a line; a longer text ends in an ellipsis."""
 TRACE_CHARACTERS: Final = 8192
 """Characters of an exception's traceback, the one field that is useless when cut short."""
 _ITEMS: Final = 20
-"""Entries of one list or mapping, and nothing nested deeper than two levels."""
+"""Entries of one list or mapping; deeper nesting than ``_DEPTH`` levels becomes text."""
 _DEPTH: Final = 2
 
 _MASK: Final = "***"
@@ -55,16 +55,16 @@ _SECRETS: Final = (
     re.compile(r"(?P<keep>\beyJ)[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?"),
 )
 _HINTS: Final = ("token", "authorization", "bearer", "/t/", "relay_", "eyj")
-"""One of these is in every text, lowered, that one of the patterns matches."""
+"""Each text that a pattern matches contains one of these, in lower case."""
 
 
 def configure(
     level: str = "info", form: str = "auto", *, component: str, stream: TextIO | None = None
 ) -> None:
-    """Set logging up for this process; call it again to change it.
+    """Set up logging for this process; a second call changes it.
 
     ``level`` and ``form`` are the values of ``LogSettings``; ``component`` (edge, agent, holder…)
-    goes into every line. ``stream`` is stderr unless a test says otherwise.
+    is in every line. ``stream`` replaces stderr in tests.
     """
     out = _Out(sys.stderr if stream is None else stream)
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -79,13 +79,13 @@ def configure(
 
 
 def get_logger(**fields: Any) -> FilteringBoundLogger:  # noqa: ANN401 -- anything can be logged
-    """A logger whose lines all bear ``fields``; usable before ``configure``."""
+    """Make a logger that adds ``fields`` to its lines; usable before ``configure``."""
     logger: FilteringBoundLogger = structlog.get_logger(**fields)
     return logger
 
 
 def context(**fields: str) -> AbstractContextManager[None]:
-    """Within the ``with`` block every line of this task, and of tasks it starts, bears ``fields``.
+    """Add ``fields`` to every line of this task, and of tasks it starts, within a ``with`` block.
 
     ``with context(request_id=request_id, kernel=kernel_id): …``
     """
@@ -93,7 +93,7 @@ def context(**fields: str) -> AbstractContextManager[None]:
 
 
 def redact(text: str) -> str:
-    """``text`` with everything that looks like a credential masked."""
+    """Mask everything in ``text`` that looks like a credential."""
     lowered = text.lower()
     if any(hint in lowered for hint in _HINTS):  # the patterns are slow, and most lines are clean
         for pattern in _SECRETS:
@@ -102,9 +102,9 @@ def redact(text: str) -> str:
 
 
 def clean(text: str, limit: int = FIELD_CHARACTERS) -> str:
-    """``text`` redacted, escaped and at most ``limit`` characters long."""
-    # Masked before the cut, lest a token cut in half is no longer recognised; but the work
-    # stays bounded whatever was sent.
+    """Redact and escape ``text``, and cut it to ``limit`` characters."""
+    # Masked before the cut, since half a token would not be recognised; the first cut bounds the
+    # work.
     text = redact(text[: 4 * limit])
     if not text.isprintable():
         text = "".join(each if each.isprintable() else _escape(each) for each in text)
@@ -135,7 +135,7 @@ def _add_process(component: str) -> Processor:
 
 
 def _clean_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Bound, escape and redact whatever is in the line (a structlog processor)."""
+    """Bound, escape and redact every field of a line (a structlog processor)."""
     cleaned: EventDict = {}
     for name, value in event.items():
         if name.startswith("_"):  # structlog's own, taken out before the line is written
@@ -148,7 +148,7 @@ def _clean_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _clean_trace(trace: str) -> str:
-    """The traceback's end, where the error is; indented, so that no line of it passes for ours."""
+    """Keep the traceback's end, where the error is; indented, so that it cannot forge a line."""
     lines = trace[-TRACE_CHARACTERS:].split("\n")
     return "\n".join("  " + clean(line, 2 * FIELD_CHARACTERS) for line in lines)
 
@@ -193,14 +193,14 @@ def _renderer(form: str, out: _Out) -> Processor:
 
 
 def _to_json(event: Mapping[str, object], **_options: object) -> str:
-    # The order of a line for people: when, how bad, what, then the rest as it came.
+    # For people: when, how bad, what; then the other fields in the order they were given.
     first = ("timestamp", "level", "component", "event")
     ordered = {name: event[name] for name in first if name in event}
     return msgspec.json.encode(ordered | dict(event)).decode()
 
 
 def _configure_stdlib(number: int, shared: list[Processor], render: Processor, out: _Out) -> None:
-    """Let lines of libraries that use ``logging`` take the same way."""
+    """Format lines of libraries that use ``logging`` in the same way."""
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -221,7 +221,7 @@ def _add_logger(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
 
 
 class _Out:
-    """A stream that never fails: a full disk or a closed pipe must not end a kernel's holder."""
+    """A stream whose errors are ignored: a full disk must not end a kernel's holder."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,10 +1,10 @@
-"""Every metric there is: its name, its labels, what it means.
+"""Every metric: its name, its labels and its meaning.
 
-Names and units are as Prometheus wants them (https://prometheus.io/docs/practices/naming/). No
-label has a value that clients choose: clusters are those configured, kinds those of the route
-table, settings those that there are. docs/operations.md has the table; a test compares them.
+Names and units follow Prometheus (https://prometheus.io/docs/practices/naming/). No label has a
+value that clients choose: clusters are the configured ones, kinds those of the route table,
+settings those of the configuration. docs/operations.md has the table; a test compares the two.
 
-An edge's workers count in files that they share with their parent, which serves them together
+An edge's workers count in files that they share with their parent, which serves their sums
 (prometheus_client's multiprocess mode). The parent and the agents count in memory.
 """
 
@@ -29,85 +29,89 @@ from relay import __version__
 
 _SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 _KINDS: Final = ("counter", "gauge_livesum", "gauge_livemin")
-"""Beginnings of the names of a worker's files, after the types of metric that an edge has."""
+"""First parts of the names of a worker's files, one for each type of metric that an edge has."""
 _FILE_BYTES: Final = 1024 * 1024
-"""Of one file; some 7,000 combinations of labels."""
-_KEPT: Final = "counter_ended.db"
-"""What workers counted that have ended; named as if that were a pid."""
+"""Bytes of one file; enough for some 7,000 combinations of labels."""
+_ENDED_WORKERS: Final = "counter_ended.db"
+"""The file with the counts of workers that have ended; "ended" stands in the place of a pid."""
 
 
 class EdgeMetrics:
-    """What an edge worker counts."""
+    """The metrics of an edge worker."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"relay_edge_{name}", text, labels, registry=registry)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            # Of the workers that live.
+            # The sum over running workers.
             return Gauge(
                 f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livesum"
             )
 
-        def oldest(name: str, text: str, *labels: str) -> Gauge:
-            # Of the workers that live, the one that is behind.
+        def lowest(name: str, text: str, *labels: str) -> Gauge:
+            # The lowest value of the running workers.
             return Gauge(
                 f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livemin"
             )
 
         self._requests = counter(
             "requests",
-            "Requests by what they asked for and the class of the answer's status; a WebSocket's"
-            " when it has ended. Both labels are empty where a request did not come that far.",
+            "Requests by route and class of the response's status; a WebSocket is counted when it"
+            " has ended. Labels are empty where the request failed before its route was known.",
             "cluster",
             "kind",
             "status",
         )
         self.refused_logins = counter("refused_logins", "Requests without a valid credential.")
-        self.websockets = gauge("websockets", "Clients' WebSockets that are open.", "cluster")
+        self.websockets = gauge("websockets", "Open WebSockets of clients.", "cluster")
         self._bytes = counter(
             "websocket_bytes",
-            "Bytes on clients' WebSockets: frames out, messages in.",
+            "Bytes on clients' WebSockets; out: frames to clients, in: messages of clients.",
             "cluster",
             "direction",
         )
-        self._pings = counter("pings", "Pings that were sent to clients.", "cluster")
-        self._proofs = counter("proofs", "Pongs that proved how far a client has come.", "cluster")
+        self._pings = counter("pings", "WebSocket pings sent to clients.", "cluster")
+        self._proofs = counter(
+            "proofs", "Pongs that confirmed what a client has received.", "cluster"
+        )
         self.links_lost = counter(
-            "links_lost", "Links to agents that broke under an open WebSocket.", "cluster"
+            "links_lost", "Links to agents that were lost under an open WebSocket.", "cluster"
         )
         self.agent_failures = counter(
-            "agent_failures", "Tries to reach an agent that failed.", "cluster"
+            "agent_failures", "Failed attempts to reach an agent.", "cluster"
         )
-        self.held = gauge("held_requests", "Requests that wait for an agent now.", "cluster")
+        self.held_requests = gauge(
+            "held_requests", "Requests that wait for an agent to come back.", "cluster"
+        )
         self.broken_answers = counter(
-            "broken_answers", "Answers that an agent began and did not end.", "cluster"
+            "broken_answers", "Responses that an agent began and did not finish.", "cluster"
         )
         self.sent_away = counter(
             "sent_away",
-            "Clients whose WebSocket or stream was ended, since they may not have it any more.",
+            "WebSockets and streams that were ended because access was revoked or has expired.",
             "reason",
         )
         self.refused_token_files = counter(
             "refused_token_files",
-            "Times that the changed file of tokens could not be used, and those before were kept.",
+            "Times that the changed token file was invalid and the previous tokens were kept.",
         )
         self.key_fetches = counter(
-            "key_fetches", "Tries to fetch the keys of an issuer of JWTs.", "authenticator"
+            "key_fetches", "Attempts to fetch the keys of an issuer of JWTs.", "authenticator"
         )
         self.key_fetch_failures = counter(
-            "key_fetch_failures", "Those of them that failed.", "authenticator"
+            "key_fetch_failures", "Failed attempts to fetch an issuer's keys.", "authenticator"
         )
-        self.keys_fetched = oldest(
+        self.keys_fetched = lowest(
             "keys_fetched_timestamp_seconds",
-            "When an issuer's keys were fetched last, in Unix time, by the worker with the oldest;"
-            " 0: never.",
+            "Unix time of the last successful fetch of an issuer's keys, of the worker whose fetch"
+            " is oldest; 0: never.",
             "authenticator",
         )
         self.hub_requests = counter(
             "hub_requests",
-            "What JupyterHub was asked (user: whose a token is; activity: to note one), and what"
-            " came of it: known, refused (no access to us), unknown, failed.",
+            "Requests to JupyterHub (user: check a token, activity: report activity) by outcome:"
+            " known, refused (the relay has no access), unknown, failed.",
             "what",
             "outcome",
         )
@@ -115,29 +119,29 @@ class EdgeMetrics:
 
     @classmethod
     def local(cls) -> Self:
-        """In this process's memory, seen by nobody else."""
+        """Make metrics in this process's memory, which no other process reads."""
         values.ValueClass = values.MutexValue
         return cls(CollectorRegistry())
 
     @classmethod
     def shared(cls, folder: Path) -> Self:
-        """In files that the parent reads. Raises ``OSError`` where they cannot be made."""
+        """Make metrics in files that the parent reads. Raises ``OSError``."""
         for kind in _KINDS:
             _allocate(folder / f"{kind}_{os.getpid()}.db")
         os.environ[_SHARED] = str(folder)
         values.ValueClass = values.MultiProcessValue()
         return cls(CollectorRegistry())
 
-    def answered(self, cluster: str, kind: str, status: int) -> None:
-        """Count a request."""
+    def count_request(self, cluster: str, kind: str, status: int) -> None:
+        """Count a request by its route and the class of its response's status."""
         self._requests.labels(cluster, kind, f"{status // 100}xx").inc()
 
-    def limit_hit(self, setting: str) -> None:
-        """Count a limit that was hit."""
+    def count_limit_hit(self, setting: str) -> None:
+        """Count that a limit was reached."""
         self._limit_hits.labels(setting).inc()
 
     def traffic(self, cluster: str) -> Traffic:
-        """The counts of one WebSocket's cluster, ready to be raised."""
+        """Return the counters of one cluster's WebSockets, labels applied."""
         return Traffic(
             out=self._bytes.labels(cluster, "out"),
             back=self._bytes.labels(cluster, "in"),
@@ -147,49 +151,49 @@ class EdgeMetrics:
 
 
 class Traffic:
-    """What WebSockets of one cluster carry; each is called once per record, not per message."""
+    """Counters of one cluster's WebSockets; each is called once per record, not per message."""
 
     def __init__(self, *, out: Counter, back: Counter, pings: Counter, proofs: Counter) -> None:
         self.sent = out.inc
-        """With the number of bytes."""
+        """Takes a number of bytes."""
         self.received = back.inc
-        """With the number of bytes."""
+        """Takes a number of bytes."""
         self.pinged = pings.inc
         self.proved = proofs.inc
 
 
 class SharedFolder:
-    """Where an edge's workers count, as their parent sees it."""
+    """The folder in which an edge's workers count, as their parent uses it."""
 
-    def __init__(self, place: Path) -> None:
-        """Make it in a folder of the parent's own. Raises ``OSError``."""
-        self.path = place / "metrics"
+    def __init__(self, parent_folder: Path) -> None:
+        """Make the folder below ``parent_folder``. Raises ``OSError``."""
+        self.path = parent_folder / "metrics"
         self.path.mkdir(0o700)
-        _allocate(self.path / _KEPT)
+        _allocate(self.path / _ENDED_WORKERS)
 
     def retire(self, pid: int) -> None:
-        """A worker has ended: its gauges are forgotten, its counts are kept, in one file for all.
+        """Drop the gauges of a worker that has ended, and add its counts to a common file.
 
-        Else a worker that dies again and again would leave a file each time.
+        Otherwise each worker that dies would leave a file.
         """
         mark_process_dead(pid, str(self.path))
         ended = self.path / f"counter_{pid}.db"
         try:
             counts = list(MmapedDict.read_all_values_from_file(str(ended)))
         except OSError:
-            # It never came to count.
+            # The worker ended before it counted anything.
             return
-        with contextlib.closing(MmapedDict(str(self.path / _KEPT))) as kept:
+        with contextlib.closing(MmapedDict(str(self.path / _ENDED_WORKERS))) as total:
             for key, value, _, _ in counts:
-                kept.write_value(key, kept.read_value(key)[0] + value, 0.0)
+                total.write_value(key, total.read_value(key)[0] + value, 0.0)
         ended.unlink()
 
 
 def _allocate(path: Path) -> None:
-    """Make a file that has all its blocks. Raises ``OSError``.
+    """Make a file with all its blocks allocated. Raises ``OSError``.
 
-    A write into a mapped file for which a full disk has none left is no error, but the end of the
-    process (SIGBUS, ``mmap(2)``).
+    A write into a mapped file without a block on a full disk ends the process (SIGBUS,
+    ``mmap(2)``) instead of raising an error.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -202,18 +206,18 @@ def _allocate(path: Path) -> None:
 
 
 class AuditFigures(NamedTuple):
-    """What an edge's parent tells of its audit log."""
+    """What an edge's parent reports of its audit log."""
 
     written: int = 0
-    """Lines, since the start."""
+    """Lines written since the start."""
     waiting: int = 0
-    """Lines that are to be written as soon as that can be done."""
+    """Lines in memory that wait until the file can be written."""
     lost: int = 0
-    """Lines that found no room to wait, since the start."""
+    """Lines lost since the start because too many were waiting."""
 
 
 class ParentFigures(NamedTuple):
-    """What an edge's parent tells of itself. Counts since its start."""
+    """What an edge's parent reports of itself; counts since its start."""
 
     workers: int = 0
     worker_ends: int = 0
@@ -222,40 +226,42 @@ class ParentFigures(NamedTuple):
 
 
 class ParentMetrics(Collector):
-    """What an edge's parent tells of itself."""
+    """Metrics of an edge's parent."""
 
     def __init__(self, figures: Callable[[], ParentFigures]) -> None:
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
-        """One sample each."""
+        """Yield one sample of each metric."""
         figures = self._figures()
         yield _build()
-        yield GaugeMetricFamily("relay_edge_workers", "Workers that run.", figures.workers)
+        yield GaugeMetricFamily("relay_edge_workers", "Running workers.", figures.workers)
         yield CounterMetricFamily(
             "relay_edge_worker_ends", "Workers that ended.", figures.worker_ends
         )
         yield CounterMetricFamily(
             "relay_edge_refused_configurations",
-            "Times that the changed configuration could not be used, and the one before was kept.",
+            "Times that the changed configuration was invalid and the previous one was kept.",
             figures.refused_configurations,
         )
         audit = figures.audit
         yield CounterMetricFamily(
-            "relay_edge_audit_lines", "Lines that were written to the audit log.", audit.written
+            "relay_edge_audit_lines", "Lines written to the audit log.", audit.written
         )
         yield GaugeMetricFamily(
             "relay_edge_audit_waiting_lines",
-            "Lines that wait until the audit log can be written.",
+            "Lines in memory that wait until the audit log can be written.",
             audit.waiting,
         )
         yield CounterMetricFamily(
-            "relay_edge_audit_lost_lines", "Lines of the audit log that are lost.", audit.lost
+            "relay_edge_audit_lost_lines",
+            "Lines of the audit log that were lost because too many were waiting.",
+            audit.lost,
         )
 
 
 def edge_registry(folder: SharedFolder, parent: ParentMetrics) -> CollectorRegistry:
-    """What an edge's parent serves."""
+    """Make the registry that an edge's parent serves."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(folder.path))
     registry.register(parent)
@@ -263,14 +269,14 @@ def edge_registry(folder: SharedFolder, parent: ParentMetrics) -> CollectorRegis
 
 
 class AgentFigures(msgspec.Struct, kw_only=True):
-    """What an agent tells: of its kernels together, and of its own work. Counts since its start."""
+    """What an agent reports of all its kernels and of its own work; counts since its start."""
 
     kernels: int = 0
     sessions: int = 0
     connections: int = 0
     journal_bytes: int = 0
     largest_journal: int = 0
-    """Bytes of the largest of them."""
+    """Bytes of the largest journal."""
     journals_failing: int = 0
     starts: int = 0
     start_failures: int = 0
@@ -282,34 +288,36 @@ class AgentFigures(msgspec.Struct, kw_only=True):
     limit_hits: Mapping[str, int] = {}
 
 
-_LIMIT_HITS: Final = "How often a limit was hit: something was refused, cut, dropped or ended."
+_LIMIT_HITS: Final = (
+    "Times that something was refused, cut, dropped or ended because of a limit, by setting."
+)
 _AGENT_GAUGES: Final = (
-    ("kernels", "kernels", "Kernels that run."),
+    ("kernels", "kernels", "Running kernels."),
     ("sessions", "sessions", "Clients that kernels remember, connected or not."),
-    ("connections", "connections", "Clients that are attached to kernels."),
+    ("connections", "connections", "Clients that are connected to kernels."),
     ("journal_bytes", "journal_bytes", "Bytes of all kernels' journals on disk."),
     ("largest_journal_bytes", "largest_journal", "Bytes of the largest kernel's journal on disk."),
     ("failing_journals", "journals_failing", "Kernels whose journal cannot be written just now."),
 )
 _AGENT_COUNTERS: Final = (
-    ("starts", "starts", "Kernels that were asked for."),
+    ("starts", "starts", "Requests to start a kernel."),
     ("start_failures", "start_failures", "Starts that failed."),
-    ("holder_deaths", "holder_deaths", "Holders that ended without a word."),
-    ("messages", "messages", "Messages that kernels said, on all channels."),
+    ("holder_deaths", "holder_deaths", "Holders that died unexpectedly."),
+    ("messages", "messages", "Messages from kernels, on all channels."),
     ("unsaved_messages", "unsaved", "Messages that could not be written to a journal."),
     ("gaps", "gaps", "Times that a reader was told of missing messages."),
-    ("gap_messages", "gap_messages", "Messages that these readers missed at the most."),
+    ("gap_messages", "gap_messages", "Messages that these readers missed, at most."),
 )
 
 
 class AgentMetrics(Collector):
-    """What an agent tells; ``read`` gives the figures as they are."""
+    """Metrics of an agent; ``read`` returns the current figures."""
 
     def __init__(self, read: Callable[[], AgentFigures]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """One sample each; one per setting of the limits that were hit."""
+        """Yield one sample of each metric, and one per setting whose limit was reached."""
         figures = self._read()
         yield _build()
         for name, field, text in _AGENT_GAUGES:
@@ -323,7 +331,7 @@ class AgentMetrics(Collector):
 
 
 def agent_registry(metrics: AgentMetrics) -> CollectorRegistry:
-    """What an agent serves; of its process too."""
+    """Make the registry that an agent serves, with figures of its process."""
     registry = CollectorRegistry()
     registry.register(metrics)
     ProcessCollector(registry=registry)
@@ -331,7 +339,7 @@ def agent_registry(metrics: AgentMetrics) -> CollectorRegistry:
 
 
 def page(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """All metrics as text in a form that ``accept``, the header, allows; and its content type."""
+    """Render all metrics in a format that ``accept``, the header, allows; and its content type."""
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 

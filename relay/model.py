@@ -1,4 +1,4 @@
-"""The nouns every room shares: who asks, for what, and which kernel.
+"""The nouns that all rooms share: principals, identities, kernels, names and times.
 
 Nothing here does I/O, reads a clock or imports another room.
 """
@@ -6,18 +6,28 @@ Nothing here does I/O, reads a clock or imports another room.
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import msgspec
+
+MAX_NAME: Final = 255
+"""Characters of the longest name of a user, group or scope."""
+AUTHENTICATOR_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
 ExecutionState = Literal["starting", "idle", "busy", "restarting", "terminating", "dead", "unknown"]
 
 
-class Principal(msgspec.Struct, frozen=True):
-    """Who is asking: an authenticator and its subject together.
+def is_name(text: str) -> bool:
+    """Whether ``text`` can name a user, group or scope; it can then be shown in logs."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable() and text == text.strip()
 
-    Two authenticators that both know an "alice" speak of two people.
+
+class Principal(msgspec.Struct, frozen=True):
+    """The user or service that makes a request: an authenticator and its subject together.
+
+    The subject "alice" of two authenticators is two principals.
     """
 
     authenticator: str
@@ -37,28 +47,28 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What an authenticator says of whoever shows a credential."""
+    """What an authenticator states about the holder of a valid credential."""
 
     principal: Principal
     via: str
-    """The authenticator that says so: ``groups`` and ``scopes`` are names of its own. It is the
-    principal's too, unless the configuration says that two principals are one person."""
+    """The authenticator that made the statement: ``groups`` and ``scopes`` are its names. It is
+    the principal's authenticator too, unless a configured alias changed the principal."""
     groups: frozenset[str] = frozenset()
     scopes: frozenset[str] = frozenset()
-    """What the credential is limited to; without any it is good for all that its bearer may do."""
+    """What the credential is limited to; without any it is good for all that its user may do."""
     clusters: frozenset[str] | None = None
-    """The clusters that the credential is good for; ``None`` for all."""
+    """The clusters that the credential is good for; ``None`` means all."""
     expires: float = math.inf
-    """Unix time in seconds at which the credential ends, and what was opened with it."""
+    """Unix time in seconds at which the credential expires, and what was opened with it ends."""
     recheck: float = math.inf
-    """Seconds after which whoever vouches for it wants to be asked again, while something is open
-    that was opened with it."""
+    """Seconds after which the authenticator wants the credential checked again, while something is
+    open that was opened with it."""
     credential: str = ""
-    """Names the credential in logs and lists, and is no secret."""
+    """A name of the credential for logs and lists; not a secret."""
 
 
 class KernelModel(msgspec.Struct, frozen=True):
-    """A kernel as Jupyter's REST API shows it (jupyter_server's ``Kernel`` schema).
+    """A kernel in Jupyter's REST API (jupyter_server's ``Kernel`` schema).
 
     ``last_activity`` is ``%Y-%m-%dT%H:%M:%S.%fZ`` in UTC; the gateway client parses exactly that.
     """
@@ -71,5 +81,5 @@ class KernelModel(msgspec.Struct, frozen=True):
 
 
 def jupyter_time(seconds: float) -> str:
-    """Seconds since the epoch as ``%Y-%m-%dT%H:%M:%S.%fZ``, fraction and Z always there."""
+    """Format Unix seconds as ``%Y-%m-%dT%H:%M:%S.%fZ``, always with a fraction and Z."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,6 +1,6 @@
-"""The keys that `relay up` makes for itself: a CA, a server certificate, a ticket key pair.
+"""Keys and certificates that `relay up` makes: a CA, a server certificate, a ticket key pair.
 
-Everything here is bytes in, bytes out, with the time passed in: the supervisor keeps the files.
+Everything here maps bytes to bytes, with the time passed in; the supervisor writes the files.
 Extensions follow RFC 5280 closely enough for OpenSSL's ``X509_V_FLAG_X509_STRICT``, which
 Python 3.13 turns on for every client.
 """
@@ -35,14 +35,14 @@ _PrivateKey = ec.EllipticCurvePrivateKey
 
 
 class PemPair(msgspec.Struct, frozen=True):
-    """A certificate (or a bare public key) and the private key that belongs to it, in PEM."""
+    """A certificate or a bare public key, and its private key, both in PEM."""
 
     public: bytes
     private: bytes
 
 
 def new_authority(now: float) -> PemPair:
-    """Make a CA that may sign servers and nothing else."""
+    """Make a CA that may sign server certificates and nothing else."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("kernel relay local CA")
     certificate = (
@@ -77,17 +77,17 @@ def new_server(authority: PemPair, names: Iterable[str], now: float) -> PemPair:
     return _pair(certificate, key)
 
 
-def authority_serves(authority: PemPair, now: float) -> bool:
-    """Whether the CA can be used: readable, complete, and good for longer than a server's turn."""
+def authority_is_usable(authority: PemPair, now: float) -> bool:
+    """Whether the CA is readable, complete and valid for another `RENEW_BEFORE`."""
     try:
         certificate, key = _read(authority)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return False
-    return certificate.public_key() == key.public_key() and _lasts(certificate, now)
+    return certificate.public_key() == key.public_key() and _is_valid(certificate, now)
 
 
-def server_serves(server: PemPair, authority: PemPair, names: Iterable[str], now: float) -> bool:
-    """Whether the certificate can be used: of this CA, for exactly these names, 30 days to go."""
+def server_is_usable(server: PemPair, authority: PemPair, names: Iterable[str], now: float) -> bool:
+    """Whether the certificate is this CA's, for exactly these names, and valid for 30 days more."""
     try:
         certificate, key = _read(server)
         certificate.verify_directly_issued_by(_read(authority)[0])
@@ -103,12 +103,12 @@ def server_serves(server: PemPair, authority: PemPair, names: Iterable[str], now
     return (
         certificate.public_key() == key.public_key()
         and set(extension.value) == set(_alternatives(names))
-        and _lasts(certificate, now)
+        and _is_valid(certificate, now)
     )
 
 
 def new_ticket_keys() -> PemPair:
-    """Make an Ed25519 key pair: the edge signs tickets with it, agents know the public half."""
+    """Make an Ed25519 key pair: the edge signs tickets with it, agents verify them."""
     key = ed25519.Ed25519PrivateKey.generate()
     return PemPair(
         key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
@@ -116,8 +116,8 @@ def new_ticket_keys() -> PemPair:
     )
 
 
-def ticket_keys_serve(keys: PemPair) -> bool:
-    """Whether the two halves are there and belong together."""
+def ticket_keys_are_usable(keys: PemPair) -> bool:
+    """Whether both halves are readable and belong together."""
     try:
         private = load_pem_private_key(keys.private, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -177,7 +177,7 @@ def _time(now: float) -> datetime:
     return datetime.fromtimestamp(now, UTC)
 
 
-def _lasts(certificate: x509.Certificate, now: float) -> bool:
+def _is_valid(certificate: x509.Certificate, now: float) -> bool:
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return begins <= _time(now) and ends - _time(now) >= RENEW_BEFORE
 
@@ -190,7 +190,7 @@ def _pair(certificate: x509.Certificate, key: _PrivateKey) -> PemPair:
 
 
 def _read(pair: PemPair) -> tuple[x509.Certificate, _PrivateKey]:
-    """Parse a pair. Raises ``ValueError`` or ``TypeError`` where it is none of ours."""
+    """Parse a pair. Raises ``ValueError`` or ``TypeError`` where it is damaged."""
     key = load_pem_private_key(pair.private, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError("not an elliptic curve key")

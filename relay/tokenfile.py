@@ -1,4 +1,4 @@
-"""The file of the static tokens: read by edges at any time, changed by one process at a time."""
+"""The file with the static tokens: edges read it at any time, one process at a time changes it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from relay import files
 from relay.auth.tokens import TokenStore
 
 LOCK_TIMEOUT: Final = 10.0
-"""Seconds to wait for another process that changes the file, which takes milliseconds."""
+"""Seconds to wait for another process that changes the file; a change takes milliseconds."""
 _INTERVAL: Final = 0.02
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """The right to change the file: whoever reads, changes and writes it meanwhile loses nothing.
+    """Hold the exclusive right to change the file, so that no other change is lost.
 
-    Its folder is locked (``flock(2)``), since the file itself is replaced. Raises ``OSError``;
-    ``TimeoutError`` after `LOCK_TIMEOUT`.
+    The file's folder is locked (``flock(2)``), since the file itself is replaced.
+
+    Raises:
+        TimeoutError: another process has held the lock for `LOCK_TIMEOUT` seconds.
+        OSError: the folder cannot be locked.
     """
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -43,15 +46,15 @@ def _lock(folder: int) -> None:
 
 
 def read(path: Path) -> TokenStore:
-    """The tokens. Raises ``OSError``, and ``ValueError`` for a file that is damaged."""
+    """Read the tokens. Raises ``OSError``, and ``ValueError`` for a damaged file."""
     return TokenStore.parse(path.read_bytes())
 
 
 def write(path: Path, store: TokenStore) -> None:
     """Replace the tokens, in one step and with mode 0600. Raises ``OSError``.
 
-    The file stays its owner's, and a new one becomes that of its folder's owner: root may change
-    it for an edge that runs as somebody else.
+    The file keeps its owner, and a new file gets the owner of its folder: root may change it for
+    an edge that runs as another user.
     """
     owner = None
     if os.geteuid() == 0:

@@ -40,6 +40,8 @@ class FakeTransport(asyncio.Transport):
         self.waiting = 0
         """Bytes that it says it has not written yet."""
         self.lost = False
+        self.stuck = False
+        """Whether the other end reads nothing: closing waits for it, aborting does not."""
         self._closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -82,11 +84,14 @@ class FakeTransport(asyncio.Transport):
     def close(self) -> None:
         if not self._closing:
             self._closing = True
-            asyncio.get_running_loop().call_soon(self.lose)
+            if not self.stuck:
+                asyncio.get_running_loop().call_soon(self.lose)
 
     def abort(self) -> None:
         self.aborted = True
-        self.close()
+        if self.stuck or not self._closing:
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self.lose)
 
     def lose(self, problem: Exception | None = None) -> None:
         """The other side is gone."""

@@ -116,7 +116,7 @@ def test_sections_that_are_off_by_default_load_when_their_comment_signs_go(
 def test_the_section_for_certificates_loads_when_its_comment_signs_go(tmp_path: Path) -> None:
     before, mark, rest = (ROOT / "config" / "edge.yaml").read_text().partition("  mtls: {}\n")
     assert mark
-    shown, end, after = rest.partition("  # Who is another")
+    shown, end, after = rest.partition("  # Principals that share")
     (tmp_path / "edge.yaml").write_text(f"{before}{shown.replace('  # ', '  ')}{end}{after}")
     loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
     assert loaded.authentication.mtls == {
@@ -129,7 +129,7 @@ def test_the_section_for_a_hub_loads_when_its_comment_signs_go(tmp_path: Path) -
         (ROOT / "config" / "edge.yaml").read_text().partition("  jupyterhub: null\n")
     )
     assert mark
-    shown, end, after = rest.partition("  # Names of the edge")
+    shown, end, after = rest.partition("  # Host names of the edge")
     shown = shown.replace("  # jupyterhub:", "  jupyterhub:").replace("  #   ", "    ")
     text = f"{before}{shown}{end}{after}"
     (tmp_path / "edge.yaml").write_text(text)

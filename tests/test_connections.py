@@ -10,10 +10,10 @@ from aiohttp import web
 from relay import limits
 from relay.connections import SERVER_NAME, Timeouts, page_server
 from relay.errors import NotFound, RelayError
-from relay.http import ANSWER_HEADERS, error_response, read_body
+from relay.http import RESPONSE_HEADERS, error_response, read_body
 from tests.caller import Answer, Caller, chunked, get, post
 from tests.fakes import FakeTransport
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 SECRET = "s3cret"
 
@@ -29,7 +29,7 @@ async def hello(request: web.BaseRequest) -> web.Response:
 @virtual
 async def test_no_answer_names_a_library(path: str) -> None:
     async def any_answer(request: web.BaseRequest) -> web.StreamResponse:
-        request[ANSWER_HEADERS] = {"Vary": "Origin"}
+        request[RESPONSE_HEADERS] = {"Vary": "Origin"}
         if request.path == "/x":
             return error_response(NotFound("x"), "r1")
         response = web.StreamResponse(headers={"Content-Length": "0"})
@@ -112,7 +112,7 @@ async def test_an_error_nobody_foresaw_is_told_without_its_text() -> None:
     caller = Caller(fail)
     answer = await caller.send(get())
     assert answer.status == 500
-    assert answer.json()["message"] == "Something went wrong here."
+    assert answer.json()["message"] == "An internal error occurred."
     assert SECRET.encode() not in answer.body
     assert answer.headers["Server"] == SERVER_NAME
     assert caller.transport.is_closing()
@@ -197,7 +197,7 @@ async def trickle(caller: Caller, data: bytes, pause: float) -> float:
     begin = loop.time()
     for byte in data:
         caller.transport.protocol.data_received(bytes([byte]))
-        await asyncio.sleep(pause)
+        await elapse(pause)
         if caller.transport.is_closing() or caller.transport.written:
             break
     return loop.time() - begin
@@ -300,14 +300,14 @@ async def test_without_patience_there_is_no_end() -> None:
 
 
 @virtual
-async def test_a_visitor_hears_of_begin_and_end() -> None:
+async def test_an_observer_is_told_of_begin_and_end() -> None:
     heard: list[str] = []
 
     class Visitor:
-        def begin(self, transport: object) -> None:
+        def opened(self, transport: object) -> None:
             heard.append("begin")
 
-        def end(self) -> None:
+        def closed(self) -> None:
             heard.append("end")
 
     caller = Caller(hello, visitor=Visitor())

@@ -10,11 +10,11 @@ import pytest
 from relay.files import (
     TRAVERSABLE,
     FolderError,
-    NotPlain,
-    first_come,
-    open_plain,
+    NotRegularFile,
+    create_or_read,
+    open_regular,
     private_folder,
-    read_plain,
+    read_regular,
     read_tail,
     write_atomic,
     write_shared,
@@ -33,10 +33,10 @@ def test_whoever_comes_first_is_noted_for_good(tmp_path: Path) -> None:
     note = tmp_path / "principal"
     names = [f"token:{number} é\n" for number in range(8)]
     with ThreadPoolExecutor(len(names)) as pool:
-        found = set(pool.map(lambda name: first_come(note, name), names))
+        found = set(pool.map(lambda name: create_or_read(note, name), names))
     (first,) = found
     assert first in names
-    assert first_come(note, "token:else") == first
+    assert create_or_read(note, "token:else") == first
     assert note.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [note]
 
@@ -83,11 +83,11 @@ def test_in_a_shared_folder_both_users_may_read(tmp_path: Path, folder: int, fil
 def test_what_is_no_plain_file_is_neither_read_nor_written(tmp_path: Path, what: str) -> None:
     path = tmp_path / "note"
     put(path, what, b"{}")
-    with pytest.raises(NotPlain):
+    with pytest.raises(NotRegularFile):
         read_tail(path, 10)
     for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT):
-        with pytest.raises(NotPlain):
-            open_plain(path, flags)
+        with pytest.raises(NotRegularFile):
+            open_regular(path, flags)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -95,8 +95,8 @@ def test_a_file_that_is_too_large_is_read_at_its_end_only(tmp_path: Path) -> Non
     path = tmp_path / "note"
     path.touch()
     os.truncate(path, 1 << 40)
-    with pytest.raises(NotPlain):
-        read_plain(path)
+    with pytest.raises(NotRegularFile):
+        read_regular(path)
     assert read_tail(path, 10) == bytes(10)
 
 

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from relay.errors import AgentUnavailable, NotFound, RelayError
-from relay.http import TakenOver, error_response, json_response, read_body, transport_of
+from relay.http import NoResponse, error_response, json_response, read_body, transport_of
 from tests.caller import Caller, chunked, get, post
 from tests.virtualtime import settle, virtual
 
@@ -119,7 +119,7 @@ async def test_no_second_header_hides_a_compressed_body() -> None:
 async def test_nothing_is_sent_for_a_connection_that_was_taken_over() -> None:
     async def take_over(request: web.BaseRequest) -> web.StreamResponse:
         transport_of(request).write(b"mine")
-        return TakenOver()
+        return NoResponse()
 
     caller = Caller(take_over)
     caller.transport.protocol.data_received(get())
@@ -138,7 +138,7 @@ async def test_a_client_that_went_away_has_no_connection() -> None:
         with pytest.raises(ConnectionResetError):
             transport_of(request)
         gone.set()
-        return TakenOver()
+        return NoResponse()
 
     caller = Caller(late)
     caller.transport.protocol.data_received(get())
@@ -156,7 +156,7 @@ async def test_a_connection_that_is_closing_is_none() -> None:
         with pytest.raises(ConnectionResetError):
             transport_of(request)
         refused.set()
-        return TakenOver()
+        return NoResponse()
 
     caller = Caller(closing)
     caller.transport.protocol.data_received(get())

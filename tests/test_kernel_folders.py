@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from relay.errors import OtherVersion
-from relay.files import FolderError, NotPlain, write_atomic
+from relay.files import FolderError, NotRegularFile, write_atomic
 from relay.kernel_folders import (
     HolderAddress,
     KernelFolder,
@@ -211,7 +211,7 @@ def test_what_is_no_plain_file_is_neither_read_nor_written(
         put(path, what, msgspec.json.encode(RECORD))
     assert kernel_folder.read_record() is None
     assert kernel_folder.read_address() is None
-    with pytest.raises(NotPlain):
+    with pytest.raises(NotRegularFile):
         kernel_folder.try_lock()
     assert not (kernel_folder.path / "nowhere").exists()
 

@@ -53,9 +53,17 @@ def test_every_room_keeps_the_rules() -> None:
         ("agent/unplaced.py", "", "Within the agent imports"),
         ("processes/planted.py", "import relay.config", "Imports point down only"),
         ("unplaced.py", "", "Imports point down only"),
-        ("auth/planted.py", "import time", "auth, routing and bridge do no I/O"),
-        ("bridge/planted.py", "import asyncio.streams", "auth, routing and bridge do no I/O"),
-        ("routing/planted.py", "from os import path", "auth, routing and bridge do no I/O"),
+        ("auth/planted.py", "import time", "auth, routing, bridge and backoff do no I/O"),
+        (
+            "bridge/planted.py",
+            "import asyncio.streams",
+            "auth, routing, bridge and backoff do no I/O",
+        ),
+        (
+            "routing/planted.py",
+            "from os import path",
+            "auth, routing, bridge and backoff do no I/O",
+        ),
         ("agent/planted.py", "import zmq.asyncio", "Only the holder imports zmq"),
         (
             "agent/planted.py",
@@ -68,6 +76,11 @@ def test_every_room_keeps_the_rules() -> None:
             "Only holder.backends and agent.api.kernelspecs",
         ),
         ("client/planted.py", "import relay.config", "The client for scripts knows"),
+        ("edge/upstream/planted.py", "import relay.edge.http", "In the edge, imports"),
+        ("edge/authn/planted.py", "import relay.edge.listener", "In the edge, imports"),
+        ("edge/caller.py", "import relay.edge.upstream.call", "In the edge, imports"),
+        ("edge/unplaced.py", "", "In the edge, imports"),
+        ("edge/ipc/server.py", "import relay.edge.ipc.quotas", "The edge's IPC knows none of its"),
     ],
 )
 def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str) -> None:
@@ -80,6 +93,49 @@ def test_a_broken_rule_is_noticed(copy: Path, module: str, line: str, rule: str)
     assert result.returncode != 0
     broken = [text for text in result.stdout.splitlines() if " BROKEN" in text]
     assert [text for text in broken if text.startswith(rule)], result.stdout
+
+
+AIOHTTP_CLIENTS = ("edge/upstream/", "edge/authn/jwks_client.py", "edge/authn/jupyterhub.py")
+"""The parts of the edge that open HTTP connections, and so meet aiohttp's client errors."""
+SERVER_NAMES = {"web", "hdrs", "HttpVersion11"}
+"""What the others may use of aiohttp."""
+
+
+def aiohttp_names(source: str) -> Iterator[str]:
+    """Name what ``source`` imports of aiohttp; "*" for all of it."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from ("*" for each in names if each.name.split(".")[0] == "aiohttp")
+            case ast.ImportFrom(module="aiohttp", names=names):
+                yield from (each.name for each in names)
+            case ast.ImportFrom(module=str(module)) if module.startswith("aiohttp."):
+                yield "*"
+
+
+def test_aiohttps_client_stays_where_connections_are_opened() -> None:
+    edge = ROOT / "relay" / "edge"
+    found = {
+        str(file.relative_to(edge.parent)): set(aiohttp_names(file.read_text())) - SERVER_NAMES
+        for file in sorted(edge.rglob("*.py"))
+    }
+    users = {file for file, names in found.items() if names}
+    assert users
+    assert not [file for file in users if not file.startswith(AIOHTTP_CLIENTS)]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import aiohttp", ["*"]),
+        ("import aiohttp.client", ["*"]),
+        ("from aiohttp import ClientError, web", ["ClientError", "web"]),
+        ("from aiohttp.client_exceptions import ClientError", ["*"]),
+        ("from relay import aiohttp", []),
+    ],
+)
+def test_an_import_of_aiohttp_is_noticed(source: str, names: list[str]) -> None:
+    assert list(aiohttp_names(source)) == names
 
 
 def impure_calls(source: str) -> Iterator[str]:

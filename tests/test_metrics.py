@@ -34,14 +34,14 @@ import os, sys, signal
 from pathlib import Path
 from relay.metrics import EdgeMetrics
 counted = EdgeMetrics.shared(Path(sys.argv[1]))
-counted.answered("alpha", "start", 201)
+counted.count_request("alpha", "start", 201)
 traffic = counted.traffic("alpha")
 traffic.sent(1000)
 traffic.received(10)
 traffic.pinged()
 traffic.proved()
 counted.websockets.labels("alpha").inc()
-counted.limit_hit("upstream.hold")
+counted.count_limit_hit("upstream.hold")
 print(os.getpid(), flush=True)
 sys.stdin.read()
 """
@@ -200,7 +200,7 @@ def test_names_follow_the_rules_of_prometheus() -> None:
 def test_promtool_finds_nothing() -> None:
     registry = CollectorRegistry()
     counted = EdgeMetrics(registry)
-    counted.answered("alpha", "start", 201)
+    counted.count_request("alpha", "start", 201)
     counted.traffic("alpha").sent(1)
     registries = registry, agent_registry(AgentMetrics(lambda: AgentFigures(limit_hits={"a": 1})))
     for each in registries:

@@ -66,65 +66,65 @@ def test_a_server_does_not_outlive_its_authority(authority: pki.PemPair) -> None
 
 
 def test_ours_serve(authority: pki.PemPair, server: pki.PemPair) -> None:
-    assert pki.authority_serves(authority, NOW)
-    assert pki.server_serves(server, authority, NAMES, NOW)
-    assert pki.server_serves(server, authority, reversed(NAMES), NOW)
+    assert pki.authority_is_usable(authority, NOW)
+    assert pki.server_is_usable(server, authority, NAMES, NOW)
+    assert pki.server_is_usable(server, authority, reversed(NAMES), NOW)
 
 
 @pytest.mark.parametrize(("days", "serves"), [(334.9, True), (335.1, False), (366, False)])
 def test_a_server_is_renewed_with_30_days_to_go(
     authority: pki.PemPair, server: pki.PemPair, days: float, serves: bool
 ) -> None:
-    assert pki.server_serves(server, authority, NAMES, NOW + days * DAY) is serves
+    assert pki.server_is_usable(server, authority, NAMES, NOW + days * DAY) is serves
 
 
 def test_an_authority_runs_out(authority: pki.PemPair) -> None:
-    assert pki.authority_serves(authority, NOW + 3619 * DAY)
-    assert not pki.authority_serves(authority, NOW + 3621 * DAY)
+    assert pki.authority_is_usable(authority, NOW + 3619 * DAY)
+    assert not pki.authority_is_usable(authority, NOW + 3621 * DAY)
 
 
 def test_a_clock_set_back_is_noticed(authority: pki.PemPair, server: pki.PemPair) -> None:
-    assert not pki.authority_serves(authority, NOW - DAY)
-    assert not pki.server_serves(server, authority, NAMES, NOW - DAY)
+    assert not pki.authority_is_usable(authority, NOW - DAY)
+    assert not pki.server_is_usable(server, authority, NAMES, NOW - DAY)
 
 
 @pytest.mark.parametrize("names", [NAMES[:-1], (*NAMES, "other"), ("localhost",)])
 def test_other_names_need_another_certificate(
     authority: pki.PemPair, server: pki.PemPair, names: tuple[str, ...]
 ) -> None:
-    assert not pki.server_serves(server, authority, names, NOW)
+    assert not pki.server_is_usable(server, authority, names, NOW)
 
 
 def test_another_authority_does_not_vouch(server: pki.PemPair) -> None:
-    assert not pki.server_serves(server, pki.new_authority(NOW), NAMES, NOW)
+    assert not pki.server_is_usable(server, pki.new_authority(NOW), NAMES, NOW)
 
 
 def test_halves_that_do_not_match(authority: pki.PemPair, server: pki.PemPair) -> None:
     mixed = pki.PemPair(server.public, pki.new_server(authority, NAMES, NOW).private)
-    assert not pki.server_serves(mixed, authority, NAMES, NOW)
+    assert not pki.server_is_usable(mixed, authority, NAMES, NOW)
     mixed = pki.PemPair(authority.public, pki.new_authority(NOW).private)
-    assert not pki.authority_serves(mixed, NOW)
+    assert not pki.authority_is_usable(mixed, NOW)
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
 def test_junk_does_not_serve(authority: pki.PemPair, server: pki.PemPair, junk: bytes) -> None:
     for pair in (pki.PemPair(junk, server.private), pki.PemPair(server.public, junk)):
-        assert not pki.server_serves(pair, authority, NAMES, NOW)
-        assert not pki.authority_serves(pair, NOW)
+        assert not pki.server_is_usable(pair, authority, NAMES, NOW)
+        assert not pki.authority_is_usable(pair, NOW)
     keys = pki.new_ticket_keys()
-    assert not pki.ticket_keys_serve(pki.PemPair(keys.public, junk))
+    assert not pki.ticket_keys_are_usable(pki.PemPair(keys.public, junk))
 
 
 def test_a_key_of_another_kind_does_not_serve(server: pki.PemPair) -> None:
     keys = pki.new_ticket_keys()
-    assert not pki.authority_serves(pki.PemPair(server.public, keys.private), NOW)
-    assert not pki.ticket_keys_serve(server)
+    assert not pki.authority_is_usable(pki.PemPair(server.public, keys.private), NOW)
+    assert not pki.ticket_keys_are_usable(server)
 
 
 def test_ticket_keys() -> None:
     one, two = pki.new_ticket_keys(), pki.new_ticket_keys()
-    assert pki.ticket_keys_serve(one)
-    assert not pki.ticket_keys_serve(pki.PemPair(one.public, two.private))
+    assert pki.ticket_keys_are_usable(one)
+    assert not pki.ticket_keys_are_usable(pki.PemPair(one.public, two.private))
     assert b"BEGIN PUBLIC KEY" in one.public
     assert b"BEGIN PRIVATE KEY" in one.private
 

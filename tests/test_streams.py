@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
 
 from relay.bridge.records import HEADER, RecordError, RecordKind, RecordTooLarge, record
-from relay.streams import adopt, read_record
+from relay.streams import peer_uid, read_record, streams_over
 from tests.fakes import FakeTransport
 from tests.virtualtime import settle, virtual
 
@@ -69,7 +70,7 @@ async def test_an_adopted_connection_is_read_and_written() -> None:
     far.setblocking(False)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
-    reader, writer = adopt(transport, 2**16)
+    reader, writer = streams_over(transport, 2**16)
     far.send(b"in")
     assert await reader.readexactly(2) == b"in"
     writer.write(b"out")
@@ -84,7 +85,7 @@ async def test_an_adopted_connection_is_read_and_written() -> None:
 @virtual
 async def test_an_adopted_connection_is_read_no_further_than_the_limit() -> None:
     transport = FakeTransport()
-    reader, writer = adopt(transport, 1000)
+    reader, writer = streams_over(transport, 1000)
     transport.protocol.data_received(bytes(2000))
     assert transport.is_reading()
     transport.protocol.data_received(b"x")
@@ -98,7 +99,7 @@ async def test_an_adopted_connection_is_read_no_further_than_the_limit() -> None
 @virtual
 async def test_drain_waits_for_an_adopted_connection() -> None:
     transport = FakeTransport()
-    _, writer = adopt(transport, 1000)
+    _, writer = streams_over(transport, 1000)
     transport.protocol.pause_writing()
     async with asyncio.TaskGroup() as tasks:
         drained = tasks.create_task(writer.drain())
@@ -107,3 +108,15 @@ async def test_drain_waits_for_an_adopted_connection() -> None:
         transport.protocol.resume_writing()
     writer.close()
     await writer.wait_closed()
+
+
+@virtual
+async def test_the_os_user_at_the_other_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport = FakeTransport()
+        transport.extra["socket"] = ours
+        _, writer = streams_over(transport, 1000)
+        assert peer_uid(writer) == os.geteuid()
+        writer.close()
+        await writer.wait_closed()

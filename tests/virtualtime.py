@@ -48,6 +48,12 @@ def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     return run
 
 
+async def elapse(seconds: float) -> None:
+    """Let ``seconds`` of virtual time pass; an error where time is real."""
+    assert isinstance(asyncio.get_running_loop(), VirtualLoop)
+    await asyncio.sleep(seconds)
+
+
 async def settle() -> None:
     """Let everything happen that waits for no time to pass."""
     for _ in range(20):

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from relay.files import open_plain, read_tail
+from relay.files import open_regular, read_tail
 from relay.kernel_folders import KernelFolder, process_started, remove
 
 log = structlog.get_logger(__name__)
@@ -86,7 +86,7 @@ def _options(files: HolderFiles) -> tuple[str, ...]:
 
 def open_log(kernel_folder: KernelFolder) -> int:
     """Open the file for a holder's log and return the descriptor. Raises ``OSError``."""
-    return open_plain(kernel_folder.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return open_regular(kernel_folder.holder_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def log_tail(kernel_folder: KernelFolder) -> str:

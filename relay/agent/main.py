@@ -62,7 +62,7 @@ def run(config: AgentConfig) -> None:
     with contextlib.ExitStack() as opened:
         scraped = None
         if config.metrics.port is not None:
-            listener = processes.listen_patiently(config.metrics.host, config.metrics.port)
+            listener = processes.listen_with_retry(config.metrics.host, config.metrics.port)
             scraped = opened.enter_context(listener)
         uvloop.run(_run(config, launcher, verifier, context, scraped))
 
@@ -166,7 +166,7 @@ async def _drain(app: App, http: HttpServer, seconds: float) -> None:
 
 
 def _listen(config: AgentConfig) -> socket.socket:
-    return processes.listen_patiently(config.listen.host, config.listen.port)
+    return processes.listen_with_retry(config.listen.host, config.listen.port)
 
 
 def _tls(settings: AgentTls | None) -> ssl.SSLContext | None:

@@ -1,4 +1,4 @@
-"""Find the one credential a request shows.
+"""Finds the one credential that a request presents.
 
 Clients send ``Authorization: token T`` (Jupyter), ``Authorization: Bearer T`` (RFC 6750 §2.1) and,
 on WebSockets, where browsers can set no header, ``?token=T`` or a subprotocol that holds it
@@ -16,23 +16,23 @@ from relay.errors import Unauthorized
 from relay.model import Identity
 
 MAX_CREDENTIAL = 8192
-"""Longest credential that is looked at, in characters; JWTs with many groups come near it."""
+"""Characters of the longest accepted credential; JWTs with many groups come near it."""
 
-DISAGREE = "the request shows several credentials that disagree"
+CONFLICTING_CREDENTIALS = "the request has several credentials that disagree"
 TOKEN_PROTOCOL = "v1.token.websocket.jupyter.org"  # noqa: S105 - a name
-"""Offered beside ``v1.token.websocket.jupyter.org.<token>``, so that there is something to choose
-where a client offers nothing else: browsers want one of their subprotocols to be chosen."""
+"""Offered beside ``v1.token.websocket.jupyter.org.<token>``, so that the server can choose a
+subprotocol where the client offers no other: browsers require that one is chosen."""
 
 
 class PresentedCredentials(NamedTuple):
-    """All that a request shows of who it is."""
+    """Everything in a request, and in its connection, that identifies the client."""
 
     credential: str | None
-    """For the authenticators; ``None``: nothing."""
+    """For the authenticators; ``None`` where there is none."""
     path_token: str | None = None
-    """What stood in the URL's path."""
-    certified: Identity | None = None
-    """Whom the connection's certificate names: by its own name, before any alias."""
+    """The token in the URL's path."""
+    certificate_identity: Identity | None = None
+    """The identity of the connection's client certificate, before any alias."""
 
 
 # A header's trailing space does not survive HTTP parsing, so "token " arrives as "token".
@@ -53,17 +53,18 @@ def from_request(
     decoded values of every ``token`` in the query, ``protocols`` the values of every
     ``Sec-WebSocket-Protocol`` header. The latter two count on WebSockets only: on REST query tokens
     are ignored, since URLs end up in logs and in ``Referer``. An empty credential is none:
-    Jupyter's gateway client sends ``token `` when it has nothing to show.
+    Jupyter's gateway client sends ``token `` when it has no token.
 
-    Raises ``Unauthorized`` when a credential cannot be read, is longer than ``MAX_CREDENTIAL``, or
-    disagrees with another one: choosing would let a client be judged by one and logged by another.
+    Raises ``Unauthorized`` when a credential is malformed, longer than ``MAX_CREDENTIAL``, or
+    differs from another one: choosing one would let a client act under one and be logged under
+    another.
     """
     shown = set(_from_headers(authorization))
     if websocket:
         shown.update(_checked(token) for token in query_tokens if token)
         shown.update(_checked(token) for token in _from_protocols(protocols) if token)
     if len(shown) > 1:
-        raise Unauthorized(DISAGREE)
+        raise Unauthorized(CONFLICTING_CREDENTIALS)
     return shown.pop() if shown else None
 
 
@@ -80,7 +81,7 @@ def _from_headers(authorization: Sequence[str]) -> Iterator[str]:
 
 
 def without_token(protocols: Sequence[str]) -> list[str]:
-    """Return the subprotocols of all ``protocols`` headers but those that hold a token."""
+    """Return the subprotocols of all ``protocols`` headers without those that hold a token."""
     return [each for each in _offered(protocols) if not each.startswith(f"{TOKEN_PROTOCOL}.")]
 
 

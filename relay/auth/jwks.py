@@ -1,7 +1,7 @@
-"""The keys that JWTs are checked with: what each of them is good for, and how it is found.
+"""Keys that verify JWTs: their algorithms, and how a token's key is found.
 
-A key serves one family of algorithms, decided by what it is and by the configuration, never by a
-token (RFC 8725 §3.1): a public key cannot become an HMAC secret, nor one of RS256 sign for PS256.
+A key serves one family of algorithms, which its type and the configuration decide, never a token
+(RFC 8725 §3.1): a public key cannot serve as an HMAC secret, nor a key for RS256 verify PS256.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ASYMMETRIC: Final = (
 )
 MIN_RSA: Final = 2048
 MAX_RSA: Final = 8192
-"""Bits of an RSA key; a longer one costs too much each time it is used."""
+"""Bits of the longest accepted RSA key; a longer one costs too much at each use."""
 
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _JWS: Final = jwt.PyJWS(algorithms=[*SYMMETRIC, *ASYMMETRIC])
 _TYPES: Final = {"oct": "HS256", "RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
-"""An algorithm of PyJWT's that reads keys of a ``kty`` (RFC 7518 §6.1)."""
+"""For each ``kty`` (RFC 7518 §6.1) an algorithm of PyJWT that reads its keys."""
 
 PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
 
@@ -47,7 +47,7 @@ class Key:
     material: PublicKey | bytes = field(repr=False)
 
     def verifies(self, text: str, algorithm: str) -> bool:
-        """Tell whether ``text``, a JWS in compact form, is signed by it with ``algorithm``."""
+        """Whether this key signed ``text``, a JWS in compact form, with ``algorithm``."""
         if algorithm not in self.algorithms:
             return False
         try:
@@ -64,10 +64,10 @@ class KeySet:
         self.keys = tuple(keys)
 
     def find(self, kid: str | None, algorithm: str) -> Key | None:
-        """The one key for a token with this ``kid``; ``None`` where there is none, or several.
+        """Return the key for a token with this ``kid``; ``None`` where there is none, or several.
 
-        A key without a name of its own stands for every ``kid`` that none of the others has. A
-        token without ``kid`` is for the only key there is for its algorithm: none is tried out.
+        A key without a ``kid`` serves every ``kid`` that no other key has. A token without ``kid``
+        needs the set to have exactly one key for its algorithm: keys are not tried in turn.
         """
         fitting = [key for key in self.keys if algorithm in key.algorithms]
         if kid is not None:
@@ -79,14 +79,14 @@ class KeySet:
 def parse(
     document: bytes, algorithms: Collection[str], *, secrets: bool = False
 ) -> tuple[KeySet, list[str]]:
-    """Read a JWK Set (RFC 7517 §5): its usable keys, and what is wrong with each of the others.
+    """Read a JWK Set (RFC 7517 §5): its usable keys, and a message for each of the others.
 
-    ``secrets`` says whether it may hold HMAC secrets: what was published is none. Raises
-    ``ValueError`` for what is no JWK Set at all.
+    ``secrets`` allows HMAC secrets; a published set must not hold any. Raises ``ValueError`` where
+    the document is not a JWK Set.
     """
     entries = read_object(document).get("keys")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError("it is no JWK Set: it has no list of keys")
+        raise ValueError("it is not a JWK Set: it has no list of keys")
     keys: list[Key] = []
     problems: list[str] = []
     for number, entry in enumerate(entries):
@@ -99,7 +99,7 @@ def parse(
 
 
 def from_pem(pem: bytes, algorithms: Collection[str], kid: str | None) -> Key:
-    """A public key in PEM. Raises ``ValueError`` for another thing, a weak key, or two of them."""
+    """Read one public key in PEM. Raises ``ValueError`` for anything else, and for a weak key."""
     if pem.count(b"-----BEGIN ") != 1:
         raise ValueError("it is not one public key in PEM")
     try:
@@ -110,15 +110,15 @@ def from_pem(pem: bytes, algorithms: Collection[str], kid: str | None) -> Key:
 
 
 def from_secret(secret: bytes, algorithms: Collection[str]) -> Key:
-    """An HMAC secret. Raises ``ValueError`` for a short one, and for the text of another key."""
+    """Make a key of an HMAC secret. Raises ``ValueError`` for a short one, or a key's text."""
     return _bound(secret, algorithms, None, None)
 
 
 def read_object(data: bytes) -> dict[str, Any]:
-    """A JSON object that every reader reads alike: UTF-8, no name twice, no NaN.
+    """Read a JSON object that every reader reads alike: UTF-8, no name twice, no NaN.
 
-    All numbers are floats. Raises ``ValueError``. The standard library's decoder is the one that
-    tells of repeated names (RFC 8725 §2.4 has what comes of them).
+    All numbers become floats. Raises ``ValueError``. The standard library's decoder is used since
+    it reports repeated names (their danger: RFC 8725 §2.4).
     """
     try:
         value = json.loads(
@@ -142,7 +142,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _from_jwk(entry: dict[str, Any], algorithms: Collection[str], *, secrets: bool) -> Key:
@@ -155,7 +155,7 @@ def _from_jwk(entry: dict[str, Any], algorithms: Collection[str], *, secrets: bo
     if not isinstance(kind, str) or kind not in _TYPES:
         raise ValueError("its type is unknown")
     if kind == "oct" and not secrets:
-        raise ValueError("it is a secret, and published")
+        raise ValueError("it is a secret, and must not be published")
     if "d" in entry:
         raise ValueError("it is a private key")
     try:
@@ -172,27 +172,27 @@ def _holds(value: object, member: str) -> bool:
 def _bound(
     material: object, configured: Collection[str], kid: str | None, stated: str | None
 ) -> Key:
-    """The key with what it is good for, of all that is configured."""
+    """Make a key with the configured algorithms that suit it. Raises ``ValueError``."""
     suitable = _suitable(material).intersection(configured)
     if stated is not None:
         suitable &= {stated}
     if not suitable:
         raise ValueError("it is for none of the algorithms that are configured")
     if len({algorithm[:2] for algorithm in suitable}) > 1:
-        raise ValueError("it has no alg, and fits both RS and PS, which are configured")
+        raise ValueError("it has no alg, and both RS and PS, which it fits, are configured")
     if isinstance(material, bytes):
         _check_secret(material, suitable)
     return Key(kid, suitable, material)  # type: ignore[arg-type]  # _suitable knows no others
 
 
 def _suitable(material: object) -> frozenset[str]:
-    """The algorithms that a key of this kind and strength is good for. Raises ``ValueError``."""
+    """Return the algorithms for a key of this type and strength. Raises ``ValueError``."""
     match material:
         case bytes():
             return frozenset(SYMMETRIC)
         case RSAPublicKey():
             if not MIN_RSA <= material.key_size <= MAX_RSA:
-                raise ValueError(f"its {material.key_size} bits are not {MIN_RSA} to {MAX_RSA}")
+                raise ValueError(f"it has {material.key_size} bits, not {MIN_RSA} to {MAX_RSA}")
             return frozenset(name for name in ASYMMETRIC if name[:2] in {"RS", "PS"})
         case EllipticCurvePublicKey() if material.curve.name in _CURVES:
             return frozenset({_CURVES[material.curve.name]})
@@ -205,8 +205,8 @@ def _check_secret(secret: bytes, algorithms: Collection[str]) -> None:
     try:
         _JWS.get_algorithm_by_name("HS256").prepare_key(secret)
     except jwt.PyJWTError:
-        raise ValueError("it is empty, or another key's text, and no secret") from None
-    # As long as the hash (RFC 7518 §3.2).
+        raise ValueError("it is empty, or the text of another kind of key") from None
+    # At least as long as the hash (RFC 7518 §3.2).
     needed = max(int(algorithm[2:]) // 8 for algorithm in algorithms)
     if len(secret) < needed:
-        raise ValueError(f"it has {len(secret)} bytes: {max(algorithms)} takes {needed} or more")
+        raise ValueError(f"it has {len(secret)} bytes; {max(algorithms)} needs {needed} or more")

@@ -1,11 +1,10 @@
-"""JWTs of other issuers (RFC 7519): whose they are, as far as the configuration says so.
+"""JWTs of configured issuers (RFC 7519): verification, and the identity that a token proves.
 
-What a token may be is decided by the configuration alone; its header chooses among the keys that
-are there, and says nothing else (RFC 8725). ``jwk``, ``jku``, ``x5u`` and ``x5c`` are never looked
-at. PyJWT checks the signature; everything else is checked here, against the ``now`` that is passed
-in.
+The configuration alone decides what a token may be; a token's header only selects among the
+configured keys (RFC 8725). ``jwk``, ``jku``, ``x5u`` and ``x5c`` are ignored. PyJWT checks the
+signature; everything else is checked here, against the ``now`` that is passed in.
 
-    token = verifier.read(text)              # None: nothing of this issuer's
+    token = verifier.read(text)              # None: not a token of this issuer
     key = keys.find(token.kid, token.algorithm)
     identity = verifier.verify(token, key, now)
 """
@@ -22,14 +21,13 @@ import msgspec
 
 from relay.auth.base64url import decode, is_canonical
 from relay.auth.jwks import Key, read_object
-from relay.auth.tokens import is_name
 from relay.errors import Unauthorized
-from relay.model import Identity, Principal
+from relay.model import Identity, Principal, is_name
 
 MAX_TOKEN: Final = 8192
-"""Longest token that is looked at, in characters."""
+"""Characters of the longest accepted token."""
 MAX_LEEWAY: Final = 60.0
-"""How far an issuer's clock and ours may be apart at the most, in seconds."""
+"""Seconds by which an issuer's clock may differ from ours, at most."""
 
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _HARMLESS_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -37,39 +35,40 @@ _MAX_KID: Final = 255
 
 
 class Issuer(msgspec.Struct, frozen=True, kw_only=True):
-    """What is believed of one issuer's tokens."""
+    """The requirements on one issuer's tokens."""
 
     name: str
-    """What the configuration calls it; the authenticator of its principals."""
+    """The authenticator's name in the configuration, and of its principals."""
     issuer: str
-    """``iss``, exactly."""
+    """The value of ``iss``, compared exactly."""
     audiences: frozenset[str]
-    """One of them has to be in ``aud``, exactly."""
+    """One of them must be in ``aud``, compared exactly."""
     algorithms: frozenset[str]
     types: frozenset[str]
-    """What ``typ`` may be, in lower case and without ``application/``; none at all is ``jwt``."""
+    """Accepted values of ``typ``, in lower case without ``application/``; a missing one is ``jwt``.
+    """
     required: frozenset[str]
-    """Claims that must be there besides ``iss``, ``aud`` and ``exp``."""
+    """Claims that a token must have besides ``iss``, ``aud`` and ``exp``."""
     leeway: float
-    """How far its clock may be from ours, in seconds; at most ``MAX_LEEWAY``."""
+    """Seconds by which its clock may differ from ours; at most ``MAX_LEEWAY``."""
     user: str
-    """The claim that names the user; dots lead into objects."""
+    """The claim with the user's name; dots lead into objects."""
     groups: str | None
-    """The claim with the groups: a list, or one text. ``None``: it has none."""
+    """The claim with the groups: a list, or one text. ``None``: there are no groups."""
     scopes: str | None
     """The claim with the scopes: a list, or a text with spaces. ``None``: tokens are not limited.
     """
 
     def __post_init__(self) -> None:
-        """Refuse what would let in too much."""
+        """Raise ``ValueError`` where tokens for other services would be accepted."""
         if not (self.audiences and self.algorithms and self.types):
             raise ValueError("an issuer needs an audience, an algorithm and a type")
         if not 0 <= self.leeway <= MAX_LEEWAY:
             raise ValueError(f"leeway is at most {MAX_LEEWAY:g} seconds")
 
 
-class VerifiedJwt(NamedTuple):
-    """A token in the one form that is accepted. Nobody has looked at its signature yet."""
+class ParsedJwt(NamedTuple):
+    """A token in the one accepted form; its signature and its claims are not verified yet."""
 
     text: str
     kid: str | None
@@ -78,15 +77,15 @@ class VerifiedJwt(NamedTuple):
 
 
 class JwtVerifier:
-    """Believes the tokens of one issuer."""
+    """Verifies the tokens of one issuer."""
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
 
-    def read(self, text: str) -> VerifiedJwt | None:
-        """Return the token in ``text``, or ``None`` for what does not claim to be this issuer's.
+    def read(self, text: str) -> ParsedJwt | None:
+        """Parse the token in ``text``; ``None`` where it does not name this issuer.
 
-        Raises ``Unauthorized`` for what does and cannot be accepted, whatever is wrong with it.
+        Raises ``Unauthorized`` where it names this issuer but cannot be accepted.
         """
         if len(text) > MAX_TOKEN or not _claims_issuer(text, self._issuer.issuer):
             return None
@@ -97,12 +96,12 @@ class JwtVerifier:
             header, claims = read_object(decode(found[1])), read_object(decode(found[2]))
         except ValueError:
             raise _refused("its header or its claims are malformed") from None
-        return VerifiedJwt(text, self._kid(header), self._algorithm(header), claims)
+        return ParsedJwt(text, self._kid(header), self._algorithm(header), claims)
 
-    def verify(self, token: VerifiedJwt, key: Key | None, now: float) -> Identity:
-        """Return who shows ``token``, signed with ``key``, at ``now`` (Unix seconds).
+    def verify(self, token: ParsedJwt, key: Key | None, now: float) -> Identity:
+        """Return the identity that ``token``, signed with ``key``, proves at ``now`` (Unix time).
 
-        Raises ``Unauthorized`` where anything is wrong. The identity ends when the token does, the
+        Raises ``Unauthorized`` where any check fails. The identity expires with the token, the
         leeway included.
         """
         if key is None:
@@ -115,12 +114,12 @@ class JwtVerifier:
         if not self._issuer.audiences.intersection(_texts(claims.get("aud"))):
             raise _refused("it is for another audience")
         if "cnf" in claims:
-            # Who shows it would have to prove that they hold a key too (RFC 7800, RFC 9449 §6).
+            # Its sender would have to prove that it holds a key too (RFC 7800, RFC 9449 §6).
             raise _refused("it is bound to a key")
         expires = self._check_times(claims, now)
         user = _claim(claims, self._issuer.user)
         if not isinstance(user, str) or not is_name(user):
-            raise _refused("it names no user")
+            raise _refused("its user claim is missing or malformed")
         return Identity(
             principal=Principal(self._issuer.name, user),
             via=self._issuer.name,
@@ -154,7 +153,7 @@ class JwtVerifier:
         return kid
 
     def _check_times(self, claims: dict[str, Any], now: float) -> float:
-        """When it ends."""
+        """Check exp, nbf and iat; return the Unix time at which the token expires."""
         leeway = self._issuer.leeway
         times = {name: _time(claims, name) for name in ("exp", "nbf", "iat")}
         missing = {name for name in self._issuer.required if claims.get(name) is None}
@@ -175,7 +174,7 @@ class JwtVerifier:
         return _names(_claim(claims, self._issuer.groups), "groups")
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        """What it is limited to. Where there should be scopes and are none, it is for nothing."""
+        """Return the token's scopes; a token without the scopes that it should have is refused."""
         if self._issuer.scopes is None:
             return frozenset()
         value = _claim(claims, self._issuer.scopes)
@@ -188,11 +187,11 @@ class JwtVerifier:
 
 
 def _claims_issuer(text: str, issuer: str) -> bool:
-    """Tell whether any reader could find ``issuer`` in ``text``, as laxly as it may read."""
+    """Whether any reader, however lenient, could find ``issuer`` in ``text``."""
     _, _, rest = text.partition(".")
     segment = rest.partition(".")[0].rstrip("=")
     try:
-        # Objects as lists of pairs, so that a repeated name is seen; pairs are the only tuples.
+        # Objects become lists of pairs, so that repeated names are seen; pairs are the only tuples.
         members = json.loads(decode(segment), object_pairs_hook=list, parse_int=float)
     except (ValueError, RecursionError):
         return False
@@ -200,17 +199,17 @@ def _claims_issuer(text: str, issuer: str) -> bool:
 
 
 def _time(claims: dict[str, Any], name: str) -> float | None:
-    """A NumericDate (RFC 7519 §2) if there is one; all numbers are floats here."""
+    """Return a NumericDate (RFC 7519 §2) if there is one; all numbers are floats here."""
     value = claims.get(name)
     if value is None and name not in claims:
         return None
     if not isinstance(value, float) or not math.isfinite(value):
-        raise _refused(f"its {name} is no time")
+        raise _refused(f"its {name} is not a time")
     return value
 
 
 def _claim(claims: dict[str, Any], path: str) -> object:
-    """The claim of this very name, else what is where its dots lead; ``None`` for nothing."""
+    """Return the claim with exactly this name, else what its dots lead to; ``None`` if absent."""
     if path in claims:
         return claims[path]
     found: object = claims
@@ -225,17 +224,17 @@ def _texts(value: object) -> list[str]:
 
 
 def _names(value: object, what: str) -> frozenset[str]:
-    """A list of names, or one name. Raises ``Unauthorized`` for what could not be in a rule."""
+    """Read a list of names, or one name. Raises ``Unauthorized`` for what no rule could name."""
     values = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) and is_name(each) for each in values):
         raise _refused(f"its {what} are malformed")
     return frozenset(values)
 
 
-def _name(token: VerifiedJwt) -> str:
-    """Names it in logs: its own id where that can be shown, else a hash.
+def _name(token: ParsedJwt) -> str:
+    """Name the token for logs: by its id where that is harmless, else by a hash.
 
-    Of what was signed, not of the signature, which some algorithms let anybody rewrite.
+    The hash is of what was signed, not of the signature, which some algorithms let anyone rewrite.
     """
     own = token.claims.get("jti")
     if isinstance(own, str) and _HARMLESS_ID.fullmatch(own):

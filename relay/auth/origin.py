@@ -1,7 +1,7 @@
-"""Which pages in browsers may use the relay: those of its own origin, and of a list.
+"""The pages in browsers that may use the relay: those of its own origin, and of a list.
 
-A browser says with each WebSocket, and with each request that could change something, which page
-made it; the page cannot change what it says. Nothing else says so, and nothing else is a page.
+A browser sends ``Origin`` with each WebSocket handshake, and with each request that could change
+something; the page cannot change the header. Requests without it do not come from a page.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _NO_ORIGIN: Final = "expected an origin as browsers write it, https://host or ht
 
 
 class OriginMatch(enum.Enum):
-    """Who made a request, by its ``Origin``."""
+    """The page that made a request, by its ``Origin``."""
 
     NONE = "none"
-    """No page: a program, or a browser that reads something without looking into it."""
+    """No page: a program, or a browser that does not show the response to a page."""
     OWN = "own"
     LISTED = "listed"
     FOREIGN = "foreign"
-    """Any other, and whatever cannot be told."""
+    """Any other page, and every ``Origin`` that cannot be read."""
 
 
 class Origins:
-    """The pages that may use the relay. Compared as they are written, since they have one form."""
+    """The pages that may use the relay; origins have one form and are compared exactly."""
 
     def __init__(self, listed: Iterable[str] = ()) -> None:
-        """Raise ``ValueError`` for one that no browser would send."""
+        """Raise ``ValueError`` for an origin that no browser would send."""
         self.listed: Final = frozenset(listed)
         for each in self.listed:
             check_origin(each)
 
-    def judge(self, origins: Sequence[str], host: str) -> OriginMatch:
-        """Tell who made a request with these ``Origin`` headers and this ``Host``, checked."""
+    def classify(self, origins: Sequence[str], host: str) -> OriginMatch:
+        """Classify a request by its ``Origin`` headers and its ``Host``, which was checked."""
         if not origins:
             return OriginMatch.NONE
         if len(origins) > 1:
@@ -47,7 +47,7 @@ class Origins:
         (origin,) = origins
         if origin in self.listed:
             return OriginMatch.LISTED
-        # Only TLS is spoken here. websocket-client, which is no browser, says this of itself.
+        # The relay is reached over TLS only. websocket-client, not a browser, sends this too.
         if host and origin == f"https://{host.lower().removesuffix(':443')}":
             return OriginMatch.OWN
         return OriginMatch.FOREIGN
@@ -67,7 +67,7 @@ def check_origin(text: str) -> None:
     if text != f"{parts.scheme}://{written}{suffix}":
         raise ValueError(_NO_ORIGIN)
     if port == _DEFAULT_PORTS[parts.scheme]:
-        raise ValueError(f"browsers leave :{port} out, which {parts.scheme} has by default")
+        raise ValueError(f"browsers leave out :{port}, the default port of {parts.scheme}")
 
 
 def _is_host(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What somebody may do: rules that grant, and nothing without one."""
+"""What principals may do on a cluster: everything that a rule grants, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,42 +11,50 @@ from relay.errors import Forbidden, NotFound
 from relay.model import Identity
 
 NO_CLUSTER = "no such cluster"
-"""Said of clusters that do not exist and of those a principal may do nothing on."""
+"""The message for clusters that do not exist, and for those that the principal may not use."""
 
 
 class Action(enum.StrEnum):
-    """Everything that can be granted. None of them implies another."""
+    """Everything that can be granted; none of the actions implies another."""
 
     LIST = "list"
-    """See what a cluster has: kernelspecs, and those kernels that one may see."""
+    """See a cluster's kernelspecs, and those of its kernels that the principal may see."""
     START = "start"
     """Start a kernel."""
     USE = "use"
     """Open a kernel's channels and run code."""
     VIEW = "view"
-    """See one kernel: its model and what it prints."""
+    """Read one kernel's model and its output."""
     INTERRUPT = "interrupt"
     STOP = "stop"
     """End what a kernel holds in memory: shut it down or restart it."""
     ADMIN = "admin"
-    """Do all that one may do to one's own kernels to everybody's."""
+    """Do to everybody's kernels what the other actions allow on one's own."""
 
 
 class Rights(msgspec.Struct, frozen=True):
-    """What somebody may do on one cluster."""
+    """What one principal may do on one cluster."""
 
     kernelspecs: dict[Action, frozenset[str] | None] = {}
-    """The kernelspecs that each granted action is granted for; ``None``: for all."""
+    """The kernelspecs for which each action is granted; ``None`` means all."""
 
     def __bool__(self) -> bool:
         return bool(self.kernelspecs)
 
-    def among(self, actions: Collection[Action]) -> Rights:
-        """These rights without all actions but ``actions``."""
+    def restricted_to(self, actions: Collection[Action]) -> Rights:
+        """Return these rights restricted to ``actions``."""
         kept = {action: names for action, names in self.kernelspecs.items() if action in actions}
         return Rights(kept)
 
-    def cover(self, action: Action, kernelspec: str) -> bool:
+    def require(self, actions: Collection[Action]) -> None:
+        """Return when any of ``actions`` is granted, for whichever kernelspec.
+
+        Raises ``Forbidden`` otherwise.
+        """
+        if not self.restricted_to(actions):
+            raise Forbidden(f"not allowed on this cluster: {' or '.join(sorted(actions))}")
+
+    def allows(self, action: Action, kernelspec: str) -> bool:
         """Tell whether ``action`` is granted for the kernelspec of this name."""
         if action not in self.kernelspecs:
             return False
@@ -55,35 +63,35 @@ class Rights(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """Grants ``actions`` to whom all the other fields match. ``None`` matches everything.
+    """Grants ``actions`` to identities that match all the other fields; ``None`` matches all.
 
     Every comparison is exact: no pattern, prefix or case folding can widen a rule by accident.
     """
 
     actions: frozenset[Action]
     authenticator: str
-    """Never ``None``: names of two authenticators are two people, and two groups."""
+    """Required, since a name means different users, and groups, to different authenticators."""
     user: str | None = None
     group: str | None = None
     scope: str | None = None
-    """Without one the rule speaks of credentials that are limited to no scopes only."""
+    """None matches only credentials that are not limited to scopes."""
     clusters: frozenset[str] | None = None
     kernelspecs: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where some kernelspecs are to make an admin."""
+        """Raise ``ValueError`` where admin would be granted for some kernelspecs only."""
         if Action.ADMIN in self.actions and self.kernelspecs is not None:
-            raise ValueError("admin is of a whole cluster: it goes with no kernelspecs")
+            raise ValueError("admin is for a whole cluster and cannot be limited to kernelspecs")
 
-    def covers(self, identity: Identity, cluster: str) -> bool:
-        """Tell whether the rule speaks of this identity on this cluster."""
+    def applies_to(self, identity: Identity, cluster: str) -> bool:
+        """Whether the rule grants its actions to this identity on this cluster."""
         if self.user is not None:
             principal = identity.principal
             known = principal.authenticator == self.authenticator and principal.subject == self.user
         else:
             known = identity.via == self.authenticator
         if self.group is not None or self.scope is not None:
-            # They are names of whoever vouches for them.
+            # Groups and scopes are names of the authenticator that stated them.
             known = known and identity.via == self.authenticator
         return (
             known
@@ -94,36 +102,34 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy:
-    """A set of rules. Rules only ever grant, so their order has no meaning."""
+    """A set of rules. Rules only add rights, so their order has no meaning."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        """Take the rules; a policy without any grants nothing."""
+        """Take the rules; a policy without rules grants nothing."""
         self.rules = tuple(rules)
 
     def rights(self, identity: Identity, cluster: str) -> Rights:
-        """Return all that ``identity`` may do on ``cluster``; empty when nothing."""
+        """Return all that ``identity`` may do on ``cluster``; empty where it may do nothing."""
         if identity.clusters is not None and cluster not in identity.clusters:
             return Rights()
         granted: dict[Action, frozenset[str] | None] = {}
         for rule in self.rules:
-            if rule.covers(identity, cluster):
+            if rule.applies_to(identity, cluster):
                 for action in rule.actions:
-                    granted[action] = _joined(granted.get(action, frozenset()), rule.kernelspecs)
+                    granted[action] = _union(granted.get(action, frozenset()), rule.kernelspecs)
         return Rights(granted)
 
-    def authorise(self, identity: Identity, cluster: str, actions: Collection[Action]) -> Rights:
-        """Return what ``identity`` may do on ``cluster`` if any of ``actions`` is among it.
+    def admit(self, identity: Identity, cluster: str) -> Rights:
+        """Return what ``identity`` may do on ``cluster``.
 
-        Raises ``NotFound`` when it may do nothing there, so that the names of other people's
-        clusters stay private, and ``Forbidden`` when it may do other things only.
+        Raises ``NotFound`` when that is nothing, so that the names of other people's clusters stay
+        private.
         """
         rights = self.rights(identity, cluster)
         if not rights:
             raise NotFound(NO_CLUSTER)
-        if not rights.among(actions):
-            raise Forbidden(f"not allowed on this cluster: {' or '.join(sorted(actions))}")
         return rights
 
 
-def _joined(some: frozenset[str] | None, others: frozenset[str] | None) -> frozenset[str] | None:
+def _union(some: frozenset[str] | None, others: frozenset[str] | None) -> frozenset[str] | None:
     return None if some is None or others is None else some | others

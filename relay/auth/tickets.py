@@ -1,9 +1,9 @@
-"""Tickets: what the edge shows an agent in place of the user's own token.
+"""Tickets, which the edge sends to an agent in place of the user's own token.
 
-A ticket is a JWT (RFC 7519) of one fixed form: EdDSA over Ed25519, one signer, one cluster, seconds
-to live. Since both ends are ours, everything that is not exactly that form is refused, known attack
-or not (RFC 8725). PyJWT checks the signature; the claims are checked here, against the ``now`` that
-is passed in.
+A ticket is a JWT (RFC 7519) of one fixed form: EdDSA over Ed25519, one issuer, one cluster, a
+lifetime of seconds. Both ends are the relay's, so everything that does not have exactly that form
+is refused, known attack or not (RFC 8725). PyJWT checks the signature; the claims are checked here,
+against the ``now`` that is passed in.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ALGORITHM: Literal["EdDSA"] = "EdDSA"
 TYPE: Literal["relay-ticket+jwt"] = "relay-ticket+jwt"
 """Explicit typing (RFC 8725 §3.11): no other JWT passes for a ticket."""
 MAX_LIFETIME = 120.0
-"""Longest time between ``iat`` and ``exp`` that is signed or believed, in seconds."""
+"""Seconds between ``iat`` and ``exp`` that are signed or accepted, at most."""
 LEEWAY = 5.0
-"""How far edge's and agent's clocks may be apart, in seconds."""
+"""Seconds by which the clocks of edge and agent may differ."""
 MAX_TICKET = 7168
-"""Longest ticket that is looked at, in characters."""
+"""Characters of the longest accepted ticket."""
 
 # An Ed25519 signature is 64 bytes, hence 86 characters.
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86})")
@@ -42,35 +42,35 @@ _JWS = jwt.PyJWS(algorithms=[ALGORITHM])
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """Who wants what: all that an agent learns about the user."""
+    """The client and its request, as far as an agent needs to know the client."""
 
     principal: Principal
     cluster: str
     kernel: str | None
-    """The one kernel that may be touched; ``None`` for requests that name none."""
+    """The one kernel that the request is about; ``None`` for requests about no kernel."""
     rights: Rights
-    """What its bearer may do of all that this request may take."""
+    """The client's rights, restricted to those that matter for this request."""
     max_kernels: int | None = None
-    """How many kernels its bearer may have on this cluster; ``None``: as many as it takes."""
+    """Number of kernels that the client may have on this cluster; ``None`` means no limit."""
     request_id: str
 
     @property
-    def is_admins(self) -> bool:
-        """Whether its bearer may do to everybody's kernels what others may to their own."""
+    def is_admin(self) -> bool:
+        """Whether the client may do to everybody's kernels what others may do to their own."""
         return Action.ADMIN in self.rights.kernelspecs
 
     def require(self, actions: Collection[Action], kernel: str | None) -> None:
-        """Return when the ticket is for one of ``actions`` on exactly this ``kernel``.
+        """Raise ``Forbidden`` unless the ticket is for one of ``actions`` on this ``kernel``.
 
-        Raises ``Forbidden`` otherwise. ``None`` is no wildcard: a ticket without a kernel opens
-        none, and one for a kernel is no use elsewhere.
+        ``None`` is not a wildcard: a ticket without a kernel is not valid for any kernel, and one
+        for a kernel is not valid for requests about none.
         """
-        if not self.rights.among(actions) or kernel != self.kernel:
+        if not self.rights.restricted_to(actions) or kernel != self.kernel:
             raise Forbidden("the ticket is not for this request")
 
 
-# Unknown fields are refused in both parts of a ticket: among them are crit, b64, jwk, jku, x5u and
-# nbf, and a claim that a newer edge adds may be a restriction.
+# Unknown fields are refused in both parts of a ticket: crit, b64, jwk, jku, x5u and nbf are among
+# them, and a claim that a newer edge adds may be a restriction.
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alg: Literal["EdDSA"]
     typ: Literal["relay-ticket+jwt"]
@@ -100,15 +100,15 @@ class TicketSigner:
         """First 16 hex digits of the SHA-256 of the public key's SubjectPublicKeyInfo in DER."""
 
     def sign(self, ticket: Ticket, now: float, lifetime: float) -> str:
-        """Return ``ticket`` signed, valid from ``now`` (Unix seconds) for ``lifetime`` seconds.
+        """Sign ``ticket``, valid from ``now`` (Unix seconds) for ``lifetime`` seconds.
 
         Raises ``ValueError`` for a lifetime outside 0 to ``MAX_LIFETIME``, for a principal that
-        would be read back as another one, and for more than fits a ticket.
+        would be read back as another one, and for a ticket over ``MAX_TICKET`` characters.
         """
         if not 0 < lifetime <= MAX_LIFETIME:
-            raise ValueError(f"a ticket lives between 0 and {MAX_LIFETIME:g} seconds")
+            raise ValueError(f"a ticket's lifetime is between 0 and {MAX_LIFETIME:g} seconds")
         subject = str(ticket.principal)
-        # Principal("a:b", "c") and Principal("a", "b:c") are written alike.
+        # Principal("a:b", "c") and Principal("a", "b:c") have the same text.
         if Principal.parse(subject) != ticket.principal:
             raise ValueError("an authenticator's name contains no colon")
         claims = _Claims(
@@ -126,15 +126,15 @@ class TicketSigner:
         headers = {"kid": self.kid, "typ": TYPE}
         text = _JWS.encode(payload, self._key, algorithm=ALGORITHM, headers=headers)
         if len(text) > MAX_TICKET:
-            raise ValueError("the names in the rules are too many for a ticket")
+            raise ValueError("the names of kernelspecs in the rules are too many for a ticket")
         return text
 
 
 class TicketVerifier:
-    """Believes tickets for one cluster, signed by one of the configured keys."""
+    """Verifies tickets for one cluster, signed with one of the configured keys."""
 
     def __init__(self, public_pems: Sequence[bytes], cluster: str, issuer: str = ISSUER) -> None:
-        """Raise ``ValueError`` without a key, and for one that is not a public Ed25519 key."""
+        """Raise ``ValueError`` without a key, and for a key that is not a public Ed25519 key."""
         keys = [_public_key(pem) for pem in public_pems]
         if not keys:
             raise ValueError("an agent needs at least one ticket key")
@@ -144,11 +144,11 @@ class TicketVerifier:
 
     @property
     def kids(self) -> frozenset[str]:
-        """Of the keys that are believed, as `TicketSigner.kid`."""
+        """The names of the configured keys, as `TicketSigner.kid`."""
         return frozenset(self._keys)
 
     def verify(self, text: str, now: float) -> Ticket:
-        """Return the ticket in ``text`` if it holds at ``now`` (Unix seconds).
+        """Return the ticket in ``text`` if it is valid at ``now`` (Unix seconds).
 
         Raises ``Unauthorized`` for everything else, whatever ``text`` contains.
         """
@@ -170,7 +170,7 @@ class TicketVerifier:
         )
 
     def _signed_claims(self, text: str) -> _Claims:
-        """Return the claims of a ticket whose form and signature are right."""
+        """Return the claims of a ticket whose form and signature are valid."""
         header = _header(text)
         key = self._keys.get(header.kid)
         if key is None:
@@ -183,7 +183,7 @@ class TicketVerifier:
 
 
 def _header(text: str) -> _Header:
-    """Return the header, not yet to be believed, of a ticket in the one canonical encoding."""
+    """Return the header, not verified yet, of a ticket in the one canonical encoding."""
     found = _COMPACT.fullmatch(text) if len(text) <= MAX_TICKET else None
     if found is None or not all(map(is_canonical, found.groups())):
         raise _refused("it is malformed")
@@ -194,7 +194,7 @@ def _header(text: str) -> _Header:
 
 
 def _check_times(issued: float, expires: float, now: float) -> None:
-    # Written as what must hold: a NaN makes every comparison false.
+    # Each condition states what must hold: with a NaN every comparison is false.
     if not 0 < expires - issued <= MAX_LIFETIME:
         raise _refused("its lifetime is too long")
     if not issued - LEEWAY <= now < expires + LEEWAY:

@@ -1,10 +1,11 @@
-"""Static tokens: shown once to the user, kept only as hashes.
+"""Static tokens: shown once to the user, stored only as hashes.
 
-A token carries 256 random bits, so a plain SHA-256 is enough: there is nothing to guess, and a
-slow password hash would only be a way to keep the edge busy.
+A token has 256 random bits, so a plain SHA-256 is enough: it cannot be guessed, and a slow password
+hash would only cost the edge time.
 
-A *path token* goes into a URL's path (``/t/<token>/<cluster>/…``), for clients that can send no
-header. It is no bearer token, and no bearer token is one: URLs end up in more places than headers.
+A *path token* is part of a URL's path (``/t/<token>/<cluster>/…``), for clients that cannot send a
+header. It is not accepted in a header, nor a bearer token in a path: URLs are stored in more
+places than headers.
 """
 
 from __future__ import annotations
@@ -19,30 +20,28 @@ from collections.abc import Iterable
 
 import msgspec
 
-from relay.model import Identity, Principal
+from relay.model import MAX_NAME, Identity, Principal, is_name
 
 AUTHENTICATOR = "token"
-"""The authenticator half of every principal that a static token makes."""
+"""The authenticator of every principal of a static token."""
 
 PREFIX = "relay_"
-"""Lets secret scanners recognise a leaked token; proves nothing."""
+"""Lets secret scanners recognise a leaked token; it proves nothing."""
 
-MAX_NAME = 255
-"""Longest name of a user, group or scope, and longest note, in characters."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BYTES = 32
 _PATH_TOKEN = re.compile(r"[a-z2-7]{52}")
 _REWRITTEN = "http"
-"""Jupyter's gateway client puts ``ws`` in its place, wherever in a URL it is."""
+"""Jupyter's gateway client replaces this text by ``ws``, wherever it is in a URL."""
 
 
-# An unknown field may be a restriction that a newer relay wrote: ignoring it would widen a token.
+# An unknown field may be a restriction that a newer relay wrote; ignoring it would widen a token.
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept of a token. Raises ``ValueError`` when made with impossible values."""
+    """What is stored of a token. Raises ``ValueError`` for impossible values."""
 
     id: str
-    """Names the token in lists and logs; no secret."""
+    """Names the token in lists and logs; not a secret."""
     hash: str
     """SHA-256 of the token, 64 lower-case hex digits."""
     user: str
@@ -50,32 +49,32 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Unix time in seconds."""
     note: str = ""
     expires: float | None = None
-    """Unix time in seconds from which on the token is refused; ``None`` for never."""
+    """Unix time in seconds from which the token is refused; ``None`` means never."""
     groups: tuple[str, ...] = ()
-    """The groups that its user is in when showing it."""
+    """The groups that the user is a member of with this token."""
     scopes: tuple[str, ...] = ()
-    """What it is limited to; without any it is good for all that its user may do."""
+    """What the token is limited to; without any it is good for all that its user may do."""
     clusters: tuple[str, ...] | None = None
-    """The clusters that it is good for; ``None`` for all."""
+    """The clusters that the token is good for; ``None`` means all."""
     path: bool = False
     """Whether it is a path token."""
 
     def __post_init__(self) -> None:
-        """Refuse what could never authenticate, or would never stop to."""
+        """Raise ``ValueError`` for a record that could never authenticate, or never expire."""
         if not self.id:
             msg = "a token needs an id"
         elif _SHA256.fullmatch(self.hash) is None:
             msg = "a token's hash is 64 lower-case hex digits"
         elif not is_name(self.user):
-            msg = f"a user name is {_A_NAME}"
+            msg = f"a user name is {_NAME_RULE}"
         elif not all(map(is_name, (*self.groups, *self.scopes, *(self.clusters or ())))):
-            msg = f"a group, scope or cluster is {_A_NAME}"
+            msg = f"a group, scope or cluster is {_NAME_RULE}"
         elif self.clusters == ():
-            msg = "a token is good for one cluster at least"
+            msg = "a token is good for at least one cluster"
         elif not math.isfinite(self.created) or not math.isfinite(self.expires or 0.0):
-            msg = "a token's times are finite"
+            msg = "a token's times are finite numbers"
         elif self.path and self.expires is None:
-            msg = "a path token expires"
+            msg = "a path token must expire"
         else:
             return
         raise ValueError(msg)
@@ -86,7 +85,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TokenStore:
-    """The tokens of a file, looked up in a time that tells nothing about them."""
+    """The tokens of a file; the time of a lookup reveals nothing about them."""
 
     def __init__(self, records: Iterable[TokenRecord] = ()) -> None:
         """Raise ``ValueError`` when two records share an id or a hash."""
@@ -99,39 +98,39 @@ class TokenStore:
     def parse(cls, data: bytes) -> TokenStore:
         """Read what ``dump`` wrote: ``{"tokens": [record, ...]}``.
 
-        Raises ``ValueError`` for anything else, an empty file included: a torn write must not pass
-        for a store without tokens.
+        Raises ``ValueError`` for anything else, an empty file included: a file whose writing was
+        interrupted must not pass for a store without tokens.
         """
         return cls(msgspec.json.decode(data, type=_File).tokens)
 
     def dump(self) -> bytes:
-        """Return the store as JSON, one indented object, to be kept private all the same."""
+        """Return the store as indented JSON; hashes only, but to be kept private."""
         return msgspec.json.format(msgspec.json.encode(_File(self.records)), indent=2) + b"\n"
 
     def authenticate(self, token: str, now: float) -> Identity | None:
-        """Return whom the bearer token stands for at ``now`` (Unix seconds), or ``None``.
+        """Return the identity of a bearer token at ``now`` (Unix seconds), or ``None``.
 
-        Compares with every record to the end, each in constant time.
+        Compares with every record, each in constant time.
         """
         record = self._find(token, now)
         return None if record is None or record.path else _identity(record)
 
     def authenticate_path(self, token: str, now: float, max_lifetime: float) -> Identity | None:
-        """As `authenticate` for a path token; one made for over ``max_lifetime`` s is none."""
+        """As `authenticate`, for a path token made for at most ``max_lifetime`` seconds."""
         record = self._find(token, now)
         if record is None or not record.path or record.expires is None:
             return None
         return _identity(record) if record.expires - record.created <= max_lifetime else None
 
     def _find(self, token: str, now: float) -> TokenRecord | None:
-        if not token.isascii():  # and never trip over a lone surrogate
+        if not token.isascii():  # compare_digest and encode raise for other characters
             return None
         digest = _digest(token)
         found: TokenRecord | None = None
         for record in self.records:
             if hmac.compare_digest(record.hash, digest):
                 found = record
-        return found if found is not None and is_alive(found, now) else None
+        return found if found is not None and not has_expired(found, now) else None
 
 
 def _identity(record: TokenRecord) -> Identity:
@@ -157,7 +156,7 @@ def generate(
     clusters: Iterable[str] | None = None,
     path: bool = False,
 ) -> tuple[str, TokenRecord]:
-    """Make a new token for ``user``: the text to show once, and the record to keep.
+    """Make a new token for ``user``: the text to show once, and the record to store.
 
     ``now`` is Unix time and ``lifetime`` a duration, both in seconds; without a lifetime the token
     does not expire. Raises ``ValueError`` for impossible names, notes and lifetimes, and for a
@@ -183,26 +182,22 @@ def generate(
     return token, record
 
 
-_A_NAME = f"1 to {MAX_NAME} printable characters, no space at its ends"
-
-
-def is_name(name: str) -> bool:
-    """Tell whether ``name`` can be shown in logs and lists without misleading anybody."""
-    return 0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()
+_NAME_RULE = f"1 to {MAX_NAME} printable characters without a space at either end"
 
 
 def is_path_token(text: str) -> bool:
-    """Tell whether ``text`` looks like a path token."""
+    """Whether ``text`` has the form of a path token."""
     return _PATH_TOKEN.fullmatch(text) is not None
 
 
-def is_alive(record: TokenRecord, now: float) -> bool:
-    """Tell whether a token has not expired at ``now`` (Unix seconds)."""
-    return record.expires is None or now < record.expires
+def has_expired(record: TokenRecord, now: float) -> bool:
+    """Whether a token has expired at ``now`` (Unix seconds)."""
+    # Written so that a NaN counts as expired: with it every comparison is false.
+    return record.expires is not None and not now < record.expires
 
 
 def _path_token() -> str:
-    """Lower-case letters and digits (base32, RFC 4648 §6): clients lower-case whole URLs."""
+    """Make lower-case letters and digits (base32, RFC 4648 §6): clients lower-case whole URLs."""
     while True:
         token = base64.b32encode(secrets.token_bytes(_BYTES)).decode().rstrip("=").lower()
         if _REWRITTEN not in token:

@@ -1,7 +1,8 @@
-"""How a link begins: each side names its version of the records, and may refuse the other's.
+"""The beginning of a link: each side states its version of the records, and may refuse the other's.
 
-This has to be the same in every version: the kinds ATTACH, ATTACHED, CLOSE, CALL, STATUS, READ and
-READING, that their payloads are JSON objects with a ``version``, and all that is in a CLOSE.
+The following must stay the same in every version: the kinds ATTACH, ATTACHED, CLOSE, CALL, STATUS,
+READ and READING, that their payloads are JSON objects with a ``version``, and the fields of a
+CLOSE.
 """
 
 from __future__ import annotations
@@ -18,33 +19,34 @@ from relay.errors import OtherVersion
 EDGE: Final = "edge"
 AGENT: Final = "agent"
 HOLDER: Final = "kernel's holder"
-"""The sides of links, as `Format.check` names them."""
+"""Names of the sides of links, for `Format.check`."""
 
 T = TypeVar("T", bound=Opening)
 
 
-class _Noted(msgspec.Struct, frozen=True):
-    """The version that a payload names."""
+class _Versioned(msgspec.Struct, frozen=True):
+    """The version in a payload."""
 
     version: int = FIRST
 
 
 def read_opening(payload: Buffer, struct_type: type[T], theirs: str, ours: str) -> T:
-    """The first record of the other side, in the form that it has in this version.
+    """Read the first record of the other side. ``theirs`` and ``ours`` are as in `Format.check`.
 
-    ``theirs`` and ``ours`` name the two sides, as in `Format.check`. Raises `OtherVersion`, which
-    is found out before anything else, and `RecordError`.
+    Raises:
+        OtherVersion: the other side has another version; this is checked first.
+        RecordError: the payload is malformed.
     """
-    RECORDS.check(read_struct(payload, _Noted).version, theirs, ours)
+    RECORDS.check(read_struct(payload, _Versioned).version, theirs, ours)
     opening = read_struct(payload, struct_type)
     return msgspec.structs.replace(opening, version=RECORDS.writes)
 
 
 def refusal_record(problem: str) -> bytes:
-    """The CLOSE that stands in the place of an answer: why the other side is refused."""
+    """Make the CLOSE that is sent in place of an answer to refuse the other side."""
     return struct_record(RecordKind.CLOSE, Close(OtherVersion.close_code, problem))
 
 
 def refused(payload: Buffer, theirs: str, ours: str) -> OtherVersion:
-    """What a CLOSE in the place of an answer means. Raises `RecordError`."""
-    return RECORDS.refusal(read_struct(payload, _Noted).version, theirs, ours)
+    """Return the error for a CLOSE in place of an answer. Raises `RecordError`."""
+    return RECORDS.refusal(read_struct(payload, _Versioned).version, theirs, ours)

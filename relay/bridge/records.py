@@ -1,9 +1,9 @@
-"""Records: what travels between edge and agent, and between agent and holder.
+"""Records, the units of the links between edge and agent, and between agent and holder.
 
-A record is ``u32le payload length, u8 kind, payload``. Both links use the same framing; each kind
-says below who sends it and what its payload holds. Small control payloads are JSON of the structs
-in this module; what carries messages is a fixed binary header and then bytes that nobody decodes
-on the way.
+A record is ``u32le payload length, u8 kind, payload``. Both links use the same framing; sender and
+payload of each kind are stated below. Small control payloads are JSON of the structs in this
+module; payloads with messages are a fixed binary header followed by bytes that are not decoded on
+the way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import enum
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -37,14 +37,14 @@ _JSON_PARTS: Final = 4
 
 
 class RecordKind(enum.IntEnum):
-    """What a record is; the comment names sender and payload."""
+    """The kind of a record; the comment names its sender and payload."""
 
     ATTACH = 1  # edge → agent → holder: Attach
     ATTACHED = 2  # holder → agent → edge: Attached
     FRAMES = 3  # agent → edge: u64 seq, u32 fragment, complete WebSocket frames
     MESSAGE = 4  # edge → agent: u64 number, u8 1 for text, one reassembled WebSocket message
     ACK = 5  # holder → agent → edge: u64 number of the last client message the holder has
-    PROVED = 6  # edge → agent → holder: u64 seq the client has received for certain
+    PROVED = 6  # edge → agent → holder: u64 seq up to which the client confirmed receipt
     CLOSE = 7  # holder → agent → edge: Close
     DETACH = 8  # edge → agent → holder: Detach
     ENTRIES = 9  # holder → agent: packed journal entries
@@ -55,14 +55,14 @@ class RecordKind(enum.IntEnum):
     PING = 14  # edge → agent: empty; answered by PONG
     PONG = 15  # agent → edge: BUSY while the kernel is busy, else empty
     READ = 16  # agent → holder: Read, as the first record
-    READING = 17  # holder → agent: Reading, the answer; then ENTRIES and GAP, at last CLOSE
+    READING = 17  # holder → agent: Reading, the answer; then ENTRIES and GAP, finally CLOSE
     GAP = 18  # holder → agent: Gap
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far one reader has come in a kernel's journal.
+    """A reader's position in a kernel's journal.
 
-    Everything up to ``seq`` is behind it, and ``fragment`` WebSocket frames of the message after.
+    The reader has everything up to ``seq``, and ``fragment`` WebSocket frames of the next message.
     """
 
     epoch: str
@@ -71,7 +71,7 @@ class Position(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """A position as clients write it, ``<epoch>-<seq>``. Raises ``ValueError``."""
+        """Read a position in clients' form, ``<epoch>-<seq>``. Raises ``ValueError``."""
         found = _POSITION.fullmatch(text)
         if found is None:
             raise ValueError("a position is <epoch>-<seq>, as in a message's relay_seq")
@@ -82,10 +82,10 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Attach(Opening, frozen=True, kw_only=True):
-    """A client wants a kernel's channels.
+    """Attaches a client's WebSocket to a kernel.
 
-    ``link`` is the edge's own name (32 hex digits) for the client's WebSocket: it stays the same
-    while the edge attaches again through another agent, so that repeats are recognised.
+    ``link`` is the edge's name (32 hex digits) for the WebSocket. It stays the same when the edge
+    attaches again through another agent, so that repeats are recognised.
     """
 
     link: str
@@ -93,22 +93,22 @@ class Attach(Opening, frozen=True, kw_only=True):
     session_id: str = ""
     subprotocol: str = ""
     gateway: bool = False
-    """Whether the client is a Jupyter Server in gateway mode: its WebSocket takes text only."""
+    """Whether the client is a Jupyter Server in gateway mode, whose WebSocket takes text only."""
     position: Position | None = None
-    """How far the edge has sent the journal on this WebSocket already."""
+    """The position up to which the edge has sent the journal on this WebSocket already."""
     asks: bool = False
     """Whether the client wants to hear the seq of every message, and repeats its requests."""
     last_seq: Position | None = None
-    """How far the client says that it has come."""
+    """The position that the client states for itself."""
     views_only: bool = False
-    """Whether the client only listens; it, too, the agent says, whatever the edge does."""
+    """Whether the client may read only; the agent decides it from the ticket's rights."""
     granted: bool = False
-    """Whether the kernel's owner lets the client in, who is somebody else's, and can end that."""
+    """Whether the client has access by a grant, which the kernel's owner can revoke."""
     request_id: str = ""
 
 
 class Attached(Opening, frozen=True, kw_only=True):
-    """The holder's answer: where reading starts and which client message it has last."""
+    """The holder's answer: where reading starts, and the last client message it has received."""
 
     position: Position
     acknowledged: int
@@ -125,18 +125,18 @@ class Close(Opening, frozen=True):
 
 
 class Disconnect(enum.StrEnum):
-    """How a client left."""
+    """How a client's connection ended."""
 
     GOODBYE = "goodbye"
-    """It closed its WebSocket in good order."""
+    """The client closed its WebSocket cleanly."""
     BROKEN = "broken"
-    """Its connection broke, or it closed because of what it had been sent."""
+    """The connection was lost, or the client closed it because of a message it was sent."""
 
 
 class Detach(msgspec.Struct, frozen=True, kw_only=True):
-    """The client's WebSocket ended; no ``departure`` where it was the edge that ended it.
+    """The client's WebSocket ended; ``departure`` is None where the edge ended it.
 
-    It had been sent everything up to ``seq``, and ``fragment`` frames of the message after.
+    The client was sent everything up to ``seq``, and ``fragment`` frames of the next message.
     """
 
     departure: Disconnect | None = None
@@ -145,23 +145,31 @@ class Detach(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrantChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What the kernel's owner lets another principal do: ``use``, ``view``, nothing any more."""
+    """Changes what another principal may do: ``use``, ``view``, or nothing (None)."""
 
     principal: str
     action: str | None
 
 
+Operation: TypeAlias = Literal["status", "interrupt", "restart", "shutdown", "grant"]
+"""What an agent can ask of a holder.
+
+``status`` asks for nothing but the `Status` that the holder sends to each agent: it opens a
+connection. ``grant`` changes a grant (`GrantChange`); the others are about the kernel's process.
+"""
+
+
 class Call(Opening, frozen=True, kw_only=True):
-    """One request to a holder: ``interrupt``, ``restart``, ``shutdown`` or ``grant``."""
+    """One request from an agent to a holder; a `Result` with the same id answers it."""
 
     id: int
-    op: str
+    op: Operation
     grant: GrantChange | None = None
     request_id: str = ""
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why something did not work, in words a client may see."""
+    """The reason of a failure, in words that are safe to show to a client."""
 
     message: str
     reason: str = "Kernel error"
@@ -169,14 +177,14 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to the `Call` of the same id."""
+    """The result of the `Call` with the same id."""
 
     id: int
     failure: Failure | None = None
 
 
 class Phase(enum.StrEnum):
-    """Where a kernel stands between its launch and its end."""
+    """A kernel's phase between its launch and its end."""
 
     STARTING = "starting"
     READY = "ready"
@@ -185,25 +193,25 @@ class Phase(enum.StrEnum):
 
 
 class HolderFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a holder counts, since its start, and measures; for the agent's metrics."""
+    """A holder's counts since its start, and its measurements, for the agent's metrics."""
 
     journal_bytes: int = 0
     """On disk."""
     journal_problem: str | None = None
     """Why the journal cannot be written just now."""
     messages: int = 0
-    """Messages in the journal, all that there were."""
+    """Messages written to the journal in all."""
     unsaved: int = 0
-    """Those of them that the disk never got."""
+    """Messages that could not be written to disk."""
     gaps: int = 0
     gap_messages: int = 0
     sessions: int = 0
     limit_hits: dict[str, int] = {}
-    """How often limits were hit, by setting."""
+    """Number of times that limits were reached, by setting."""
 
 
 class Status(Opening, frozen=True, kw_only=True):
-    """What a holder tells every agent about its kernel, at once and whenever it changes.
+    """The state of a kernel, which its holder sends to agents at once and after each change.
 
     ``last_activity`` is in seconds since the epoch.
     """
@@ -216,22 +224,22 @@ class Status(Opening, frozen=True, kw_only=True):
     connections: int
     failure: Failure | None = None
     figures: HolderFigures | None = None
-    """None of a holder that an older version started."""
+    """None from holders of an older version."""
     knows_viewers: bool = False
-    """False of a holder that an older version started: whoever is let in is listened to."""
+    """False from holders of an older version, which do not restrict clients to reading."""
 
 
 class Read(Opening, frozen=True, kw_only=True):
-    """Somebody wants to read what a kernel has said to everybody, from the journal."""
+    """Reads the messages that a kernel sent to all clients, from the journal."""
 
     after: int
-    """The seq to begin behind."""
+    """The seq after which to begin."""
     limit: int | None
-    """How many messages at the most."""
+    """The highest number of messages; None means no limit."""
     follow: bool
-    """Whether to wait for more, until the kernel ends; else it ends with the newest message."""
+    """Whether to wait for more messages until the kernel ends, or end with the newest one."""
     message_bytes: int
-    """Bytes of the largest message that the agent takes."""
+    """Bytes of the largest message that the agent accepts."""
     principal: str = ""
     granted: bool = False
     """As in `Attach`."""
@@ -239,17 +247,17 @@ class Read(Opening, frozen=True, kw_only=True):
 
 
 class Reading(Opening, frozen=True, kw_only=True):
-    """The answer to a `Read`: which journal it is, and its newest seq."""
+    """The answer to a `Read`: the journal's epoch and its newest seq."""
 
     epoch: str
     last_seq: int
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Messages that the reader does not get; some may not have been for everybody.
+    """Messages that are missing; some may not have been for all clients.
 
-    ``seq`` is the last one's. ``setting`` is the limit that they fell to, None where the disk
-    could not be written.
+    ``seq`` is the last one's. ``setting`` is the limit because of which they were deleted, None
+    where the disk could not be written.
     """
 
     messages: int
@@ -258,11 +266,11 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordError(RelayError):
-    """The other side of a link does not speak records; the link is of no more use."""
+    """The other side of a link sent something other than a record; the link cannot be used."""
 
 
 class RecordTooLarge(RecordError):
-    """A record over this side's limit; the next one cannot be found without reading it."""
+    """A record over this side's limit; the link cannot be used, since its payload is not read."""
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"a record of {size} bytes is over the limit of {limit}")
@@ -272,7 +280,7 @@ class RecordTooLarge(RecordError):
 
 
 class Entry(NamedTuple):
-    """One kernel→client message as a reader gets it."""
+    """One message from the kernel in the journal."""
 
     seq: int
     channel: Channel
@@ -284,17 +292,17 @@ Payload = TypeVar("Payload", bound=msgspec.Struct)
 
 
 def record(kind: RecordKind, payload: Buffer = b"") -> bytes:
-    """One record in one piece."""
+    """Encode a record."""
     return HEADER.pack(len(payload), kind) + payload
 
 
 def struct_record(kind: RecordKind, payload: msgspec.Struct) -> bytes:
-    """One record whose payload is a struct, as JSON."""
+    """Encode a record with a struct as JSON."""
     return record(kind, msgspec.json.encode(payload))
 
 
 def read_struct(payload: Buffer, struct_type: type[Payload]) -> Payload:
-    """The struct in a payload. Raises `RecordError`."""
+    """Decode the struct in a payload. Raises `RecordError`."""
     try:
         return msgspec.json.decode(payload, type=struct_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -303,12 +311,12 @@ def read_struct(payload: Buffer, struct_type: type[Payload]) -> Payload:
 
 
 def number_record(kind: RecordKind, number: int) -> bytes:
-    """An ACK or PROVED record."""
+    """Encode an ACK or PROVED record."""
     return HEADER.pack(_NUMBER.size, kind) + _NUMBER.pack(number)
 
 
 def read_number(payload: Buffer) -> int:
-    """The number in an ACK or PROVED payload. Raises `RecordError`."""
+    """Decode the number in an ACK or PROVED payload. Raises `RecordError`."""
     if len(payload) != _NUMBER.size:
         msg = "a number is 8 bytes"
         raise RecordError(msg)
@@ -317,7 +325,7 @@ def read_number(payload: Buffer) -> int:
 
 
 def frames_record(seq: int, fragment: int, frames: Iterable[Buffer]) -> bytes:
-    """A FRAMES record: after these frames the client stands at (``seq``, ``fragment``)."""
+    """Encode a FRAMES record; after its frames the client's position is (``seq``, ``fragment``)."""
     body = b"".join(frames)
     return b"".join(
         (
@@ -329,7 +337,7 @@ def frames_record(seq: int, fragment: int, frames: Iterable[Buffer]) -> bytes:
 
 
 def read_frames(payload: Buffer) -> tuple[int, int, memoryview]:
-    """(seq, fragment, frames) of a FRAMES payload. Raises `RecordError`."""
+    """Return (seq, fragment, frames) of a FRAMES payload. Raises `RecordError`."""
     if len(payload) < _FRAMES.size:
         msg = "a FRAMES record is cut short"
         raise RecordError(msg)
@@ -338,13 +346,13 @@ def read_frames(payload: Buffer) -> tuple[int, int, memoryview]:
 
 
 def message_record(number: int, *, text: bool, payload: Buffer) -> bytes:
-    """A MESSAGE record: the client's message ``number`` on this link."""
+    """Encode a MESSAGE record with the client's message ``number`` on this link."""
     head = HEADER.pack(_CLIENT.size + len(payload), RecordKind.MESSAGE)
     return b"".join((head, _CLIENT.pack(number, text), payload))
 
 
 def read_message(payload: Buffer) -> tuple[int, bool, memoryview]:
-    """(number, text, message) of a MESSAGE payload. Raises `RecordError`."""
+    """Return (number, text, message) of a MESSAGE payload. Raises `RecordError`."""
     if len(payload) < _CLIENT.size:
         msg = "a MESSAGE record is cut short"
         raise RecordError(msg)
@@ -353,7 +361,7 @@ def read_message(payload: Buffer) -> tuple[int, bool, memoryview]:
 
 
 def submit_record(number: int, message: Message) -> bytes:
-    """A SUBMIT record: the client's message ``number``, taken apart."""
+    """Encode a SUBMIT record with the parts of the client's message ``number``."""
     parts = message.header, message.parent_header, message.metadata, message.content
     body = _pack_parts((*parts, *message.buffers))
     head = HEADER.pack(_CLIENT.size + sum(map(len, body)), RecordKind.SUBMIT)
@@ -361,7 +369,7 @@ def submit_record(number: int, message: Message) -> bytes:
 
 
 def read_submit(payload: Buffer) -> tuple[int, Channel, tuple[memoryview, ...]]:
-    """(number, channel, parts) of a SUBMIT payload. Raises `RecordError`."""
+    """Return (number, channel, parts) of a SUBMIT payload. Raises `RecordError`."""
     try:
         number, channel = _CLIENT.unpack_from(payload)
         parts, end = _unpack_parts(memoryview(payload), _CLIENT.size)
@@ -375,7 +383,7 @@ def read_submit(payload: Buffer) -> tuple[int, Channel, tuple[memoryview, ...]]:
 
 
 def entries_record(entries: Iterable[Entry]) -> bytes:
-    """An ENTRIES record."""
+    """Encode an ENTRIES record."""
     body: list[Buffer] = []
     for entry in entries:
         parts = _pack_parts(entry.parts)
@@ -385,7 +393,7 @@ def entries_record(entries: Iterable[Entry]) -> bytes:
 
 
 def read_entries(payload: Buffer) -> Iterator[Entry]:
-    """The entries of an ENTRIES payload, as views into it. Raises `RecordError`."""
+    """Yield the entries of an ENTRIES payload, as views into it. Raises `RecordError`."""
     view = memoryview(payload)
     offset = 0
     while offset < len(view):
@@ -427,9 +435,9 @@ def _unpack_parts(view: memoryview, offset: int) -> tuple[tuple[memoryview, ...]
 
 
 class RecordReader:
-    """Cuts a byte stream into records, sans I/O.
+    """Splits a byte stream into records, sans I/O.
 
-    ``max_payload`` in bytes bounds what one record may make this side hold.
+    ``max_payload`` is the largest accepted payload in bytes.
     """
 
     def __init__(self, max_payload: int) -> None:
@@ -437,7 +445,7 @@ class RecordReader:
         self._buffer = bytearray()
 
     def feed(self, data: Buffer) -> list[tuple[RecordKind, bytes]]:
-        """The records that are complete with ``data``. Raises `RecordError`."""
+        """Return the records that ``data`` completes. Raises `RecordError`."""
         self._buffer += data
         found: list[tuple[RecordKind, bytes]] = []
         offset = 0
@@ -460,7 +468,7 @@ class RecordReader:
 
 
 def check_header(length: int, kind: int, max_payload: int) -> tuple[int, RecordKind]:
-    """A record header that is allowed to be. Raises `RecordError`."""
+    """Check a record's length and kind. Raises `RecordError`."""
     try:
         known = RecordKind(kind)
     except ValueError as error:

@@ -1,14 +1,14 @@
-"""Versions of the formats that outlive a process or stand between two: written here, read here.
+"""Versions of formats that outlive a process, or that two processes exchange.
 
-A holder runs for as long as its kernel, under whatever agents are installed meanwhile. So each of
-these formats bears a version, and each reader checks it before it makes anything of the rest:
+A holder runs for as long as its kernel, while newer agents may be installed. Each of these formats
+therefore has a version, which a reader checks before it reads anything else:
 
 - Records: ``version`` in ATTACH, CALL and READ, which open a connection, in their answers
   (ATTACHED, STATUS, READING), and in a CLOSE that refuses them (``openings.py``).
 - Folder: ``version`` in ``request.json`` and in ``record.json``, for all files of a kernel's folder
   (``kernel_folders.py``).
-- Journal: ``journal`` in ``record.json``. Agents have to know it before they start a holder, and
-  may not enter the journal's folder where it is another OS user's.
+- Journal: ``journal`` in ``record.json``. Agents must know it before they start a holder, and
+  cannot enter the journal's folder where it belongs to another OS user.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import msgspec
 from relay.errors import OtherVersion
 
 FIRST: Final = 1
-"""The version of what bears none, as all does that 0.1 has written."""
+"""The version of formats without a version, as relay 0.1 wrote them."""
 
 
 class Format(NamedTuple):
-    """One format: its name in a sentence, the version that is written and those that are read."""
+    """One format: its name for messages, the version that is written, those that are read."""
 
     name: str
     writes: int
@@ -33,13 +33,13 @@ class Format(NamedTuple):
     def check(self, version: int, theirs: str, ours: str) -> None:
         """Raise `OtherVersion` for a version that is not read here.
 
-        ``theirs`` names in a sentence who has written it, and ``ours`` who reads it.
+        ``theirs`` names the writer for the message, ``ours`` the reader.
         """
         if version not in self.reads:
             raise self.refusal(version, theirs, ours)
 
     def refusal(self, version: int, theirs: str, ours: str) -> OtherVersion:
-        """The error for two sides of different versions."""
+        """Make the error for two sides with different versions."""
         return OtherVersion(
             f"The {theirs} has version {version} of {self.name}, the {ours} has version "
             f"{self.writes}. One of them has to be upgraded."
@@ -52,6 +52,6 @@ JOURNAL: Final = Format("its journal", writes=1, reads=(1,))
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """What the first record of each side of a link has, of which version it may be."""
+    """The fields that the first record of each side of a link has in every version."""
 
     version: int = RECORDS.writes

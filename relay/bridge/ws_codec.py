@@ -1,10 +1,10 @@
-"""Jupyter messages to and from WebSocket payloads, and payloads to WebSocket frames.
+"""Encodes and decodes Jupyter messages as WebSocket payloads, and cuts payloads into frames.
 
-Two subprotocols. *v1* (``v1.kernel.websocket.jupyter.org``): a table of u64le offsets, then the
-parts as they are. *Legacy*: one JSON object as text or, with buffers, a table of u32be offsets,
-that object and the buffers. Both as jupyter_server has them
-(``services/kernels/connection/base.py``), but counts and offsets are checked before anything is
-allocated by them: eight hostile bytes make jupyter_server take gigabytes.
+There are two subprotocols. *v1* (``v1.kernel.websocket.jupyter.org``): a table of u64le offsets,
+then the parts as they are. *Legacy*: one JSON object as text or, with buffers, a table of u32be
+offsets, that object and the buffers. Both are as in jupyter_server
+(``services/kernels/connection/base.py``), but counts and offsets are checked before memory is
+allocated for them: eight hostile bytes make jupyter_server allocate gigabytes.
 
 Frames are RFC 6455 §5.2, server to client, so unmasked.
 """
@@ -24,27 +24,27 @@ from relay.bridge.messages import Buffer, Channel, Message
 from relay.errors import MalformedMessage, TooLarge
 
 FRAGMENT_SIZE: Final = 131072
-"""Payload bytes per frame. Part of the contract between agents: one continues, at a fragment
-boundary, what another began, so changing it breaks messages half sent during an upgrade."""
+"""Payload bytes per frame. Agents must agree on it: one continues, at a fragment boundary, a
+message that another began, so a change breaks messages that are half sent during an upgrade."""
 
 MAX_BUFFERS: Final = 65536
-"""Buffers that a client's message may have. An empty buffer costs the client eight bytes and us
-some two hundred, so their number needs a limit of its own beside the message's size."""
+"""Buffers of one message from a client. An empty buffer costs the client eight bytes and the relay
+some two hundred, so their number is limited in addition to the message's size."""
 
 _COPY_UP_TO: Final = 65536
-"""Payloads up to this many bytes are cut by copying, which is as fast as views and frees the
-payload; the parts of larger ones are views into it."""
+"""Bytes up to which a payload's parts are copied, which is as fast as views and frees the payload;
+parts of larger payloads are views into it."""
 
 
 class Subprotocol(enum.Enum):
-    """How messages look on one WebSocket; fixed by its handshake. The value is its token there."""
+    """The format of messages on one WebSocket; the value is its name in the handshake."""
 
     V1 = "v1.kernel.websocket.jupyter.org"
     LEGACY = ""
 
 
 class Payload(msgspec.Struct, frozen=True, gc=False):
-    """The payload of one WebSocket message in pieces, of ``size`` bytes together."""
+    """The payload of one WebSocket message in several parts, of ``size`` bytes in all."""
 
     text: bool
     parts: tuple[Buffer, ...]
@@ -52,30 +52,30 @@ class Payload(msgspec.Struct, frozen=True, gc=False):
 
 
 def choose(offered: Sequence[str]) -> Subprotocol:
-    """Pick v1 whenever the client offers it: some clients fail where it was not selected."""
+    """Choose v1 whenever the client offers it: some clients fail if it is not selected."""
     return Subprotocol.V1 if Subprotocol.V1.value in offered else Subprotocol.LEGACY
 
 
 def decode(subprotocol: Subprotocol, text: bool, payload: Buffer) -> Message:
-    """Cut a client's payload into a message. ``payload`` must not change afterwards.
+    """Split a client's payload into a message. ``payload`` must not change afterwards.
 
-    Only the layout is checked: the four JSON parts of v1 go on as they are. Raises
+    Only the layout is checked; the four JSON parts of v1 are passed on unchanged. Raises
     ``MalformedMessage``, whose text quotes nothing of the payload.
     """
     if subprotocol is Subprotocol.V1:
         return _decode_v1(payload)
-    # Jupyter Server's gateway mode sends the binary layout in text frames too. The first byte
-    # tells: that of the count is 0 in any message of less than 2^24 buffers, which JSON never is.
+    # Jupyter Server's gateway mode sends the binary layout in text frames too. Its first byte, of
+    # the count, is 0 in any message of less than 2^24 buffers, and JSON never begins with 0.
     if text and payload[:1] != b"\0":
         return _decode_json(payload, ())
     return _decode_layout(payload)
 
 
 def encode(subprotocol: Subprotocol, message: Message) -> Payload:
-    """Splice a message into a payload; the same message always gives the same bytes.
+    """Join a message into a payload; the same message always gives the same bytes.
 
     Raises, for legacy only, ``MalformedMessage`` where the header is not a JSON object, and
-    ``TooLarge`` where the offsets outgrow 32 bits.
+    ``TooLarge`` where the offsets exceed 32 bits.
     """
     if subprotocol is Subprotocol.V1:
         return _encode_v1(message)
@@ -101,7 +101,7 @@ def _decode_v1(payload: Buffer) -> Message:
     if not _V1_FIXED <= count <= _V1_FIXED + MAX_BUFFERS or start > len(payload):
         raise MalformedMessage("The message's number of offsets is not possible")
     parts = _cut(payload, start, struct.unpack_from(f"<{count}Q", payload, _U64.size))
-    # Eight bytes are enough to tell any name, so that a hostile one is not copied whole.
+    # Eight bytes are enough for every channel's name; a longer, hostile one is not copied.
     channel = _CHANNELS.get(bytes(parts[0][:8]))
     if channel is None:
         raise MalformedMessage("The message is for no known channel")
@@ -135,7 +135,7 @@ _LAYOUT_TAILS = tuple(b', "channel": "%b"}' % name for name in _CHANNEL_NAMES)
 
 
 class _Document(msgspec.Struct, frozen=True, gc=False):
-    """A legacy message from a client; "buffers" comes as [], as {} or not at all: not read."""
+    """A legacy message from a client; "buffers" is [], {} or absent, and is not read."""
 
     header: msgspec.Raw
     parent_header: msgspec.Raw = _EMPTY
@@ -145,7 +145,7 @@ class _Document(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Ids(msgspec.Struct, frozen=True, gc=False):
-    """What legacy repeats of the header beside it; raw, so whatever it is."""
+    """The header's fields that legacy repeats beside it; raw, since their types are not checked."""
 
     msg_id: msgspec.Raw = _NO_STRING
     msg_type: msgspec.Raw = _NO_STRING
@@ -160,7 +160,7 @@ def _decode_json(payload: Buffer, buffers: tuple[Buffer, ...]) -> Message:
         document = _DOCUMENT.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         document = None
-    # msgspec does not look inside the strings that it leaves raw.
+    # msgspec does not check the strings inside raw values.
     if document is None or not _is_utf8(payload):
         raise MalformedMessage("The message is not a JSON object with a header")
     try:
@@ -206,7 +206,7 @@ def _encode_layout(message: Message) -> Payload:
 
 
 def _document(message: Message, tail: bytes) -> tuple[Buffer, ...]:
-    """Splice the JSON object, keys and spaces as jupyter_server's ``json.dumps`` puts them."""
+    """Join the JSON object, with keys and spaces as in jupyter_server's ``json.dumps``."""
     header = _as_utf8(message.header)
     try:
         ids = _IDS.decode(header)
@@ -228,10 +228,10 @@ def _document(message: Message, tail: bytes) -> tuple[Buffer, ...]:
 
 
 def _as_utf8(part: Buffer) -> Buffer:
-    """Replace what is not UTF-8, as jupyter_client does on reading.
+    """Replace bytes that are not UTF-8, as jupyter_client does on reading.
 
-    ipykernel sends such bytes when a cell prints the lone surrogate U+DC80, say; in a text frame
-    they would make the client drop its connection (RFC 6455 §8.1).
+    ipykernel sends such bytes when a cell prints a lone surrogate such as U+DC80; in a text frame
+    they would make the client close its connection (RFC 6455 §8.1).
     """
     return part if _is_utf8(part) else str(part, "utf-8", "replace").encode()
 
@@ -241,7 +241,7 @@ def _is_utf8(part: Buffer) -> bool:
         return True
     view, position = memoryview(part), 0
     try:
-        while position < len(view):  # piecewise: decoding at once takes up to four times the size
+        while position < len(view):  # in parts: decoding at once takes up to four times the size
             end = position + _COPY_UP_TO
             position += codecs.utf_8_decode(view[position:end], "strict", end >= len(view))[1]
     except UnicodeDecodeError:
@@ -250,7 +250,7 @@ def _is_utf8(part: Buffer) -> bool:
 
 
 def _cut(payload: Buffer, start: int, offsets: tuple[int, ...]) -> list[Buffer]:
-    """Cut at ``offsets``, which must rise from ``start`` at least to the payload's end at most."""
+    """Cut at ``offsets``, which must rise, and lie between ``start`` and the payload's end."""
     if offsets[0] < start or offsets[-1] > len(payload) or sorted(offsets) != list(offsets):
         raise MalformedMessage("The message's offsets do not rise within the message")
     whole = bytes(payload) if len(payload) <= _COPY_UP_TO else memoryview(payload)
@@ -270,12 +270,12 @@ _HEAD_64 = struct.Struct(">BBQ")
 
 
 def fragments(payload: Payload) -> int:
-    """How many frames the payload takes: a function of its size alone; an empty one takes one."""
+    """Return the number of frames of a payload, which depends on its size only; at least one."""
     return max(1, -(-payload.size // FRAGMENT_SIZE))
 
 
 def frames(payload: Payload, skip: int = 0) -> Iterator[bytes]:
-    """Yield the payload's complete frames, without the first ``skip`` (those already sent).
+    """Yield the payload's frames without the first ``skip``, which were sent already.
 
     A text payload may be cut inside a character, as RFC 6455 §5.6 allows.
     """
@@ -299,7 +299,7 @@ def _head(first: int, size: int) -> bytes:
 
 
 def _fragment(parts: tuple[Buffer, ...], skip: int) -> Iterator[list[memoryview]]:
-    """Regroup all but the first ``skip`` bytes into lists of ``FRAGMENT_SIZE`` bytes each."""
+    """Regroup the bytes after the first ``skip`` into lists of ``FRAGMENT_SIZE`` bytes each."""
     pieces: list[memoryview] = []
     room = FRAGMENT_SIZE
     for part in parts:

@@ -1,4 +1,9 @@
-"""The `relay` command: parses, calls, prints. One file per subcommand."""
+"""The `relay` command, one file per subcommand.
+
+``up`` and ``down`` run everything on one machine, ``edge`` and ``agent`` one program each;
+``token`` and ``audit`` manage tokens and the audit log, ``check_config`` and ``checks`` examine
+configurations; ``output`` is text for people, ``exit_on_error`` turns errors into exit codes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from relay.cli import agent, audit, check_config, down, edge, token, up
 
 app = typer.Typer(
     name="relay",
-    help="One authenticated entry to Jupyter kernels in many clusters.",
+    help="One authenticated HTTPS entry to Jupyter kernels in many clusters.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -44,12 +49,11 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line and exit: 0, 1 for what failed, 2 for what cannot be done as asked."""
+    """Run the command line; exit with 0, 1 for a failure, 2 for what the operator must correct."""
     try:
         code = app(prog_name="relay", standalone_mode=False)
     except typer.TyperException as error:
-        # Typer would draw a box around it; whoever reads a log wants one line. Without a message
-        # it was help that was shown.
+        # One line instead of Typer's box, for readers of logs. Without a message help was shown.
         if message := error.format_message():
             typer.echo(f"relay: {message}", err=True)
         code = getattr(error, "exit_code", 2)

@@ -1,4 +1,4 @@
-"""`relay agent`: one cluster's side alone, for real deployments."""
+"""`relay agent`: runs one cluster's agent alone, for real deployments."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.exit_on_error import refusals, require_strict_parser
+from relay.cli.exit_on_error import exit_on_error, require_strict_parser
 
 
 def agent(
-    config: Annotated[Path, typer.Option(help="YAML file; see config/agent.yaml.")],
+    config: Annotated[Path, typer.Option(help="YAML file; the sample is config/agent.yaml.")],
     die_with_parent: Annotated[int | None, typer.Option(hidden=True, metavar="PID")] = None,
     become: Annotated[str | None, typer.Option(hidden=True, metavar="USER")] = None,
 ) -> None:
-    """Run an agent: kernels of one cluster, on this node."""
+    """Run an agent, which serves the kernels of one cluster on this node."""
     from relay import processes
 
-    with refusals():
+    with exit_on_error():
         if become is not None:
-            # Before anything is read. It would undo what follows, too (`prctl(2)`).
+            # First of all; and it would undo the setting of `die_with_parent` (`prctl(2)`).
             processes.become(become)
         if die_with_parent is not None:
             processes.die_with_parent(die_with_parent)

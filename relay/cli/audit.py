@@ -1,4 +1,4 @@
-"""`relay audit`: looks after the audit log that an edge writes."""
+"""`relay audit`: verifies the audit log that an edge writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from relay.auth.audit import ChainVerifier
 
-app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
+app = typer.Typer(help="Verify the audit log.", no_args_is_help=True)
 
 
 @app.callback()
@@ -27,20 +27,21 @@ def verify(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="One log with its rotated files, in any order; .gz too."
+            metavar="FILE...", help="One log and its rotated files, in any order; also .gz."
         ),
     ],
     *,
     noted: Annotated[
         str | None,
         typer.Option(
-            metavar="HASH", help="A hash that this command showed once: that line must be there."
+            metavar="HASH",
+            help="A hash shown by an earlier run; fail unless the log still contains its line.",
         ),
     ] = None,
 ) -> None:
-    """Tell whether every line of an audit log is as it was written, and where it was.
+    """Verify that every line of an audit log is as it was written.
 
-    Exit code 0: it is. 1: it is not; the first line that is wrong is shown. 2: no audit log.
+    Exit code 0: it is. 1: it is not; the first wrong line is shown. 2: this is not an audit log.
     """
     from relay.auth.audit import ChainVerifier
 
@@ -56,8 +57,8 @@ def verify(
     except (OSError, EOFError, zlib.error) as error:
         typer.echo(f"relay: {_problem(error)}", err=True)
         raise typer.Exit(2) from None
-    if noted is not None and not verifier.noted:
-        typer.echo(f"relay: no line has the hash {noted}: the log was cut, or is another", err=True)
+    if noted is not None and not verifier.found_expected:
+        typer.echo(f"relay: no line has the hash {noted}: the log was cut or is another", err=True)
         raise typer.Exit(1)
     for line in _summary(verifier):
         typer.echo(line)
@@ -69,36 +70,36 @@ def _summary(verifier: ChainVerifier) -> Iterator[str]:
     if first > 0:
         yield f"Lines 0 to {first - 1} are in older files, which were not given."
     if verifier.torn:
-        yield f"Cut off while they were written, and noted as such: {verifier.torn}."
+        yield f"Cut off while they were written, and reported by the next line: {verifier.torn}."
     yield f"First  {verifier.begins}"
     yield f"Last   {verifier.ends}"
     yield f"Hash   {verifier.hash}"
-    yield "Keep the hash elsewhere: with --noted HASH it shows that up to here nothing was cut off."
+    yield "Keep the hash elsewhere: --noted HASH detects lines that are cut off the end later."
 
 
 def _first_number(path: Path) -> int:
-    from relay.auth.audit import number
+    from relay.auth.audit import line_number
 
     with _opened(path) as lines:
         first = next(lines, b"")
     if not first:
-        raise _UnusableError(f"{path}: is empty")
-    found = number(first)
-    # What cannot be read is reported when its turn comes, in the first place.
+        raise _NotAnAuditLogError(f"{path}: the file is empty")
+    found = line_number(first)
+    # A file with an unreadable first line comes first, so that its mistake is reported.
     return -1 if found is None else found
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Iterator[bytes]]:
-    """A file's lines, one at a time and never more than may be in one."""
+    """Open a file as an iterator of its lines, each bounded by the length of a valid line."""
     from relay.auth.audit import LINE_BYTES
 
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         yield iter(lambda: file.readline(LINE_BYTES), b"")
 
 
-class _UnusableError(OSError):
-    """The file is no audit log."""
+class _NotAnAuditLogError(OSError):
+    """The file is not an audit log."""
 
 
 def _problem(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`relay check-config`: what is wrong with configurations, and what is dangerous about them."""
+"""`relay check-config`: reports mistakes and dangerous settings in configurations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from relay.config import Loaded
 
 Files = Annotated[
-    list[Path] | None, typer.Argument(metavar="FILE...", help="What it is for is found out.")
+    list[Path] | None,
+    typer.Argument(metavar="FILE...", help="Configuration files; the program of each is detected."),
 ]
 _ERRORS: Final = 2
 _WARNINGS: Final = 1
 
 
 class ReportLine(NamedTuple):
-    """One finding and where it is."""
+    """One finding with its place."""
 
     severity: Severity
     text: str
@@ -30,22 +31,24 @@ class ReportLine(NamedTuple):
 def check_config(
     files: Files = None,
     *,
-    edge: Annotated[Path | None, typer.Option(metavar="FILE", help="For `relay edge`.")] = None,
-    agent: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="For `relay agent`; repeatable.")
+    edge: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file of `relay edge`.")
     ] = None,
-    up: Annotated[Path | None, typer.Option(metavar="FILE", help="For `relay up`.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
+    agent: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A file of `relay agent`; repeatable.")
+    ] = None,
+    up: Annotated[Path | None, typer.Option(metavar="FILE", help="A file of `relay up`.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings.")] = False,
 ) -> None:
-    """Check configurations, alone and against each other: all mistakes, and what is dangerous.
+    """Check configurations, alone and against each other, for mistakes and dangerous settings.
 
-    Exit code 0: they can be used. 1: they can, and with --strict there are warnings. 2: they
-    cannot. Variables (RELAY_*) count as they do at a start.
+    Exit code 0: they are valid. 1: they are valid, but with --strict there are warnings. 2: they
+    are not valid. Variables (RELAY_*) are read as at a start.
     """
     given = [*((each, None) for each in files or ()), *((each, "agent") for each in agent or ())]
     given += [(path, kind) for path, kind in ((edge, "edge"), (up, "up")) if path is not None]
     if not given:
-        raise typer.BadParameter("name a configuration file, as config/edge.yaml")
+        raise typer.BadParameter("expected a configuration file, such as config/edge.yaml")
     lines = list(_check(given))
     for line in lines:
         typer.echo(f"{line.severity}: {line.text}")
@@ -104,7 +107,7 @@ def _kinds() -> dict[str, type[Any]]:
 
 
 def _guess(path: Path, kinds: list[type[Any]]) -> type[Any]:
-    """The kind of settings that has most of the names in a file. Raises ``ConfigError``."""
+    """Return the kind of settings with most of a file's names. Raises ``ConfigError``."""
     import yaml
 
     from relay.config import ConfigError, Problem
@@ -114,13 +117,13 @@ def _guess(path: Path, kinds: list[type[Any]]) -> type[Any]:
     except OSError as error:
         raise ConfigError([Problem("", f"cannot be read: {error.strerror}", str(path))]) from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        # Whatever it is, reading it again says what is wrong, and where.
+        # The file is read again, which reports the mistake and its place.
         written = {}
     names = set(written) if isinstance(written, dict) else set()
     fitting = [len(names.intersection(kind.__struct_fields__)) for kind in kinds]
     best = max(fitting)
     if fitting.count(best) > 1 and names:
-        text = "this could be for several programs: say --edge, --agent or --up"
+        text = "this fits several programs: use --edge, --agent or --up"
         raise ConfigError([Problem("", text, str(path))])
     return kinds[fitting.index(best)]
 
@@ -136,5 +139,5 @@ def _summary(errors: int, warnings: int) -> str:
     from relay.cli.output import count
 
     if not errors and not warnings:
-        return "No mistake was found, and nothing dangerous."
+        return "No mistakes and no dangerous settings were found."
     return f"{count(errors, 'error')}, {count(warnings, 'warning')}."

@@ -1,4 +1,4 @@
-"""`relay down`: stops a running `relay up`, and its kernels where asked to."""
+"""`relay down`: stops a running `relay up`, and with --kernels its kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP_TIMEOUT: Final = 30.0
 KERNELS_TIMEOUT: Final = 20.0
 """Seconds for the kernels to end."""
 HOLDERS_TIMEOUT: Final = 5.0
-"""Seconds for their holders, once told, to be gone too."""
+"""Seconds for the kernels' holders to end after that."""
 _INTERVAL: Final = 0.05
 
 
@@ -28,7 +28,7 @@ def down(
     state_dir: Annotated[Path | None, typer.Option(help="As given to `relay up`.")] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="End the kernels too.")] = False,
 ) -> None:
-    """Stop a running `relay up`. Kernels live on, unless --kernels is given."""
+    """Stop a running `relay up`. Kernels keep running, unless --kernels is given."""
     from relay import supervisor
     from relay.cli import output
 
@@ -44,11 +44,11 @@ def down(
             raise typer.Exit(1)
     else:
         option = output.state_option(path, os.environ)
-        output.show(output.left_behind(supervisor.living_kernels(path), option))
+        output.show(output.remaining_kernels(supervisor.living_kernels(path), option))
 
 
 def _stop(folder: StateFolder) -> str:
-    """Stop the relay of this folder; what to say about it."""
+    """Stop the relay of this directory; return the message for the user."""
     from relay.supervisor import lock_owner
 
     owner = lock_owner(folder)
@@ -57,7 +57,7 @@ def _stop(folder: StateFolder) -> str:
     os.kill(owner, signal.SIGTERM)
     if _gone(folder, owner, STOP_TIMEOUT):
         return f"Stopped the relay, process {owner}."
-    # Its edge and agents go with it.
+    # The edge and the agents are ended with their parent.
     os.kill(owner, signal.SIGKILL)
     _gone(folder, owner, STOP_TIMEOUT)
     return f"Killed the relay, process {owner}: it did not stop within {STOP_TIMEOUT:.0f} s."
@@ -75,7 +75,7 @@ def _gone(folder: StateFolder, owner: int, timeout: float) -> bool:
 
 
 def _remaining(path: Path) -> int:
-    """How many kernels are still there when their holders have had time to go."""
+    """Wait until the kernels' holders have ended; return the number of kernels that remain."""
     from relay.supervisor import living_kernels
 
     deadline = time.monotonic() + HOLDERS_TIMEOUT

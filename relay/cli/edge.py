@@ -1,4 +1,4 @@
-"""`relay edge`: the public side alone, for real deployments."""
+"""`relay edge`: runs the public side alone, for real deployments."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.exit_on_error import refusals, require_strict_parser
+from relay.cli.exit_on_error import exit_on_error, require_strict_parser
 
 
 def edge(
-    config: Annotated[Path, typer.Option(help="YAML file; see config/edge.yaml.")],
+    config: Annotated[Path, typer.Option(help="YAML file; the sample is config/edge.yaml.")],
     die_with_parent: Annotated[int | None, typer.Option(hidden=True, metavar="PID")] = None,
 ) -> None:
-    """Run an edge: authenticate, route, forward."""
+    """Run an edge, which authenticates requests and forwards them to agents."""
     from relay import processes
 
     if die_with_parent is not None:
         processes.die_with_parent(die_with_parent)
-    with refusals():
+    with exit_on_error():
         require_strict_parser(os.environ)
         from relay import log
         from relay.config import EdgeConfig, load

@@ -1,4 +1,4 @@
-"""What every subcommand does before its work, and how it says no: one line, exit code 2."""
+"""Turns errors that the operator must correct into lines on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turn what the operator must put right into a line on stderr (one for each mistake)."""
+def exit_on_error() -> Iterator[None]:
+    """Exit with code 2 and one line per mistake for an invalid configuration or a failed start."""
     from relay.config import ConfigError
     from relay.processes import StartError
 
@@ -23,12 +23,14 @@ def refusals() -> Iterator[None]:
 
 
 def require_strict_parser(environ: Mapping[str, str]) -> None:
-    """Refuse to serve with aiohttp's pure-Python HTTP parser: weaker against smuggled requests."""
+    """Raise `StartError` for aiohttp's pure-Python HTTP parser, which accepts smuggled requests."""
     from aiohttp import http_parser
 
     from relay.processes import StartError
 
     if environ.get("AIOHTTP_NO_EXTENSIONS"):
-        raise StartError("AIOHTTP_NO_EXTENSIONS is set: its parser is not safe to serve with")
+        raise StartError("AIOHTTP_NO_EXTENSIONS is set: aiohttp's Python parser is not safe")
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise StartError("aiohttp was installed without its C parser: not safe to serve with")
+        raise StartError(
+            "aiohttp was installed without its C parser; its Python parser is not safe"
+        )

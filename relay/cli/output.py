@@ -1,4 +1,4 @@
-"""What `relay up` and `relay down` tell people: text only, so that it can be tested as text."""
+"""Text for users of `relay up`, `relay down` and `relay token`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Style = Literal["", "bold", "bold green", "cyan", "dim", "yellow"]
 
 
 class OutputLine(NamedTuple):
-    """A line and, for terminals, its look."""
+    """A line, and its style on a terminal."""
 
     text: str
     style: Style = ""
 
 
 def ready(ready: Ready, state_dir: Path, uid: int, *, shared: bool) -> list[OutputLine]:
-    """Everything that is needed to use the relay, in lines ready to paste.
+    """Return the lines that `relay up` prints when it is ready, with commands to paste.
 
-    ``shared`` says that kernels of several users share ``uid``.
+    ``shared`` says that kernels of several users run as ``uid``.
     """
     cluster = ready.clusters[0]
     rest, channels = f"{ready.https_url}/{cluster}", f"{ready.wss_url}/{cluster}"
@@ -43,8 +43,7 @@ def ready(ready: Ready, state_dir: Path, uid: int, *, shared: bool) -> list[Outp
         OutputLine(f"  Metrics   {ready.metrics.edge} (the agents' are in relay.json)"),
         OutputLine(""),
         OutputLine(f"JupyterLab on {cluster}:", "bold"),
-        # SSL_CERT_FILE, since the gateway client's own JUPYTER_GATEWAY_CA_CERTS does nothing
-        # without a client certificate.
+        # JUPYTER_GATEWAY_CA_CERTS has no effect without a client certificate.
         OutputLine(f"  SSL_CERT_FILE={ca} \\", "cyan"),
         OutputLine(f"  JUPYTER_GATEWAY_WS_URL={channels} \\", "cyan"),
         OutputLine(f"  JUPYTER_GATEWAY_AUTH_TOKEN={ready.token} \\", "cyan"),
@@ -62,63 +61,63 @@ def ready(ready: Ready, state_dir: Path, uid: int, *, shared: bool) -> list[Outp
         OutputLine(f"  NODE_EXTRA_CA_CERTS={ca} code", "cyan"),
         OutputLine(""),
         _isolation(uid, shared=shared),
-        OutputLine("Logs: this terminal (stderr); kernels and their holders log to", "dim"),
+        OutputLine("Logs: this terminal (stderr); logs of kernels and of their holders:", "dim"),
         OutputLine(f"  {state_dir}/<cluster>/kernels/<id>/*.log", "dim"),
-        OutputLine("Ctrl-C stops the relay. Kernels live on.", "dim"),
+        OutputLine("Ctrl-C stops the relay. Kernels keep running.", "dim"),
     ]
 
 
 def _isolation(uid: int, *, shared: bool) -> OutputLine:
     if shared:
-        text = f"All kernels share uid {uid}, whoever starts them: no isolation between users."
+        text = f"All kernels run as uid {uid}, whoever starts them: users are not isolated."
         return OutputLine(text, "yellow")
     return OutputLine(
-        f"All kernels run as uid {uid}: only one user may start any; --shared-uid lets others.",
+        f"All kernels run as uid {uid}, for one user only; --shared-uid admits more users.",
         "dim",
     )
 
 
-def left_behind(kernels: Counter[str], option: str) -> list[OutputLine]:
-    """What lives on after the relay, and what to do about it; ``option`` is `state_option`."""
+def remaining_kernels(kernels: Counter[str], option: str) -> list[OutputLine]:
+    """Return lines about kernels that outlive the relay; ``option`` is from `state_option`."""
     if not kernels:
         return [OutputLine("No kernel is running.")]
     number = kernels.total()
-    verb, them = ("lives", "it") if number == 1 else ("live", "them")
+    verb, them = ("keeps", "it") if number == 1 else ("keep", "them")
     where = ", ".join(f"{cluster}: {n}" for cluster, n in sorted(kernels.items()))
     return [
-        OutputLine(f"{count(number, 'kernel')} {verb} on ({where}).", "bold"),
+        OutputLine(f"{count(number, 'kernel')} {verb} running ({where}).", "bold"),
         OutputLine(
-            f"`relay up{option}` finds {them} again; `relay down --kernels{option}` ends {them}."
+            f"`relay up{option}` serves {them} again; `relay down --kernels{option}` ends {them}."
         ),
     ]
 
 
 def count(number: int, noun: str) -> str:
-    """``1 kernel``, ``2 kernels``."""
+    """Format a number with its noun: ``1 kernel``, ``2 kernels``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def state_option(path: Path, environ: Mapping[str, str]) -> str:
-    """The option that names this state folder, with a space before it; "" for the default one."""
+    """Return " --state-dir …" for this state directory; "" for the default one."""
     from relay.supervisor import default_state_dir
 
     return "" if path == default_state_dir(environ) else f" --state-dir {shlex.quote(str(path))}"
 
 
 def show(lines: Iterable[OutputLine]) -> None:
-    """Print to standard output, in colour on a terminal; a closed pipe is nobody's problem."""
+    """Print to standard output, in colour on a terminal; a closed pipe is ignored."""
     with contextlib.suppress(OSError):
         if sys.stdout.isatty():
-            _paint(lines)
+            _print_styled(lines)
         else:
             print(*(line.text for line in lines), sep="\n", flush=True)  # noqa: T201 - its purpose
 
 
-def _paint(lines: Iterable[OutputLine]) -> None:
+def _print_styled(lines: Iterable[OutputLine]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     for line in lines:
-        # soft_wrap: a line to paste must not be broken at the terminal's edge.
+        # soft_wrap: a command to paste must not be broken at the terminal's edge.
         console.print(Text(line.text, style=line.style), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`relay token`: makes, lists and revokes the tokens that a relay's users show."""
+"""`relay token`: makes, lists and revokes tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from relay.cli.exit_on_error import refusals
+from relay.cli.exit_on_error import exit_on_error
 
 if TYPE_CHECKING:
     from relay.auth.tokens import TokenRecord, TokenStore
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
 
 StateDir = Annotated[
-    Path | None, typer.Option(help="As given to `relay up`; the default, without the other two.")
+    Path | None,
+    typer.Option(help="As given to `relay up`; used unless --file or --config is given."),
 ]
 File = Annotated[
-    Path | None, typer.Option(metavar="TOKENS.JSON", help="The tokens' file of an edge.")
+    Path | None, typer.Option(metavar="TOKENS.JSON", help="The token file of an edge.")
 ]
 Config = Annotated[
-    Path | None, typer.Option(metavar="EDGE.YAML", help="An edge's configuration, which names it.")
+    Path | None,
+    typer.Option(metavar="EDGE.YAML", help="An edge's configuration, which names the token file."),
 ]
 
 _TTL: Final = re.compile(r"([0-9]{1,9})([smhdw])")
@@ -38,42 +40,45 @@ _HEADINGS: Final = ("ID", "USER", "GROUPS", "CLUSTERS", "SCOPES", "CREATED", "EX
 
 
 class TokenFileLocation(NamedTuple):
-    """Where the tokens are, and what is known of who reads them."""
+    """The token file, and the edge that reads it as far as that is known."""
 
     path: Path
     authentication: AuthenticationSettings | None = None
-    """Of the edge, where its configuration is at hand."""
+    """The edge's settings, where its configuration is known."""
     folder: StateFolder | None = None
-    """The state folder that they are in, which may come to be with its first token."""
+    """The file's state directory, which is made with its first token."""
 
 
 @app.command()
 def create(  # noqa: PLR0913 - one for each option
     *,
-    user: Annotated[str, typer.Option(metavar="NAME", help="Whose it is.")],
+    user: Annotated[str, typer.Option(metavar="NAME", help="The token's user.")],
     group: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A group the user is in; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="A group of the user; repeatable.")
     ] = None,
     cluster: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Good for this one only; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Limit the token to this cluster; repeatable."),
     ] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Limited to rules with this scope; repeatable."),
+        typer.Option(metavar="NAME", help="Limit it to rules with this scope; repeatable."),
     ] = None,
     ttl: Annotated[
-        str | None, typer.Option(metavar="12h", help="s, m, h, d or w (default: for ever).")
+        str | None,
+        typer.Option(metavar="12h", help="Lifetime in s, m, h, d or w (default: unlimited)."),
     ] = None,
     note: Annotated[str, typer.Option(metavar="TEXT", help="For `relay token list`.")] = "",
     path: Annotated[
-        bool, typer.Option("--path", help="For URLs, /t/TOKEN/<cluster>/..., and nothing else.")
+        bool,
+        typer.Option("--path", help="Make a path token, for URLs /t/TOKEN/<cluster>/... only."),
     ] = False,
     state_dir: StateDir = None,
     file: File = None,
     config: Config = None,
 ) -> None:
-    """Make a token and print it, this once; what else there is to say goes to stderr."""
-    with refusals(), _refusing():
+    """Make a token and print it, once; messages go to stderr."""
+    with exit_on_error(), _start_errors():
         from relay import tokenfile
         from relay.auth.tokens import TokenStore, generate
         from relay.processes import StartError
@@ -85,9 +90,9 @@ def create(  # noqa: PLR0913 - one for each option
             except ValueError as error:
                 raise StartError(f"--cluster {name}: {error}") from None
         lifetime = None if ttl is None else _seconds(ttl)
-        place = _place(state_dir, file, config)
+        location = _locate(state_dir, file, config)
         if path:
-            _check_path_token(lifetime, place.authentication)
+            _check_path_token(lifetime, location.authentication)
         token, record = generate(
             user,
             time.time(),
@@ -98,26 +103,26 @@ def create(  # noqa: PLR0913 - one for each option
             clusters=cluster or None,
             path=path,
         )
-        if place.folder is not None:
-            place.folder.create()
-        with tokenfile.locked(place.path):
-            store = _read(place.path, missing=TokenStore())
-            tokenfile.write(place.path, TokenStore((*store.records, record)))
-    until = "" if record.expires is None else f", until {_when(record.expires)}"
-    typer.echo(f"Made the token {record.id} of {user}{until}. It is shown this once.", err=True)
+        if location.folder is not None:
+            location.folder.create()
+        with tokenfile.locked(location.path):
+            store = _read(location.path, missing=TokenStore())
+            tokenfile.write(location.path, TokenStore((*store.records, record)))
+    until = "" if record.expires is None else f", valid until {_format_time(record.expires)}"
+    typer.echo(f"Made token {record.id} of {user}{until}. It is shown only once.", err=True)
     if path:
-        typer.echo("Its place is the URL: https://HOST:PORT/t/TOKEN/<cluster>", err=True)
+        typer.echo("It belongs into a URL: https://HOST:PORT/t/TOKEN/<cluster>", err=True)
     typer.echo(token)
 
 
 @app.command("list")
 def list_(*, state_dir: StateDir = None, file: File = None, config: Config = None) -> None:
-    """List all tokens, those that have expired too."""
-    with refusals(), _refusing():
+    """List all tokens, expired ones too."""
+    with exit_on_error(), _start_errors():
         from relay.auth.tokens import TokenStore
         from relay.cli import output
 
-        store = _read(_place(state_dir, file, config).path, missing=TokenStore())
+        store = _read(_locate(state_dir, file, config).path, missing=TokenStore())
         if store.records:
             rows = [_HEADINGS, *(_row(record, time.time()) for record in store.records)]
             output.show(output.OutputLine(line) for line in _table(rows))
@@ -127,19 +132,19 @@ def list_(*, state_dir: StateDir = None, file: File = None, config: Config = Non
 
 @app.command()
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `relay token list` has it.")],
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="As in `relay token list`.")],
     *,
     state_dir: StateDir = None,
     file: File = None,
     config: Config = None,
 ) -> None:
-    """Take a token out: nobody comes in with it any more, and what it opened is ended."""
-    with refusals(), _refusing():
+    """Revoke a token: it is no longer accepted, and the connections that it opened are closed."""
+    with exit_on_error(), _start_errors():
         from relay import tokenfile
         from relay.auth.tokens import TokenStore
         from relay.processes import StartError
 
-        path = _place(state_dir, file, config).path
+        path = _locate(state_dir, file, config).path
         if not path.exists():
             raise StartError(f"there are no tokens: {path} does not exist")
         with tokenfile.locked(path):
@@ -149,12 +154,12 @@ def revoke(
                 raise StartError(f"no token has the id {token_id!r}")
             kept = (record for record in store.records if record.id != token_id)
             tokenfile.write(path, TokenStore(kept))
-    typer.echo(f"Revoked the token {token_id} of {found[0].user}.", err=True)
+    typer.echo(f"Revoked token {token_id} of {found[0].user}.", err=True)
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """What cannot be, or cannot be read or written, is for whoever typed it to put right."""
+def _start_errors() -> Iterator[None]:
+    """Turn errors of files and values, which the user must correct, into `StartError`."""
     from relay.processes import StartError
 
     try:
@@ -165,14 +170,14 @@ def _refusing() -> Iterator[None]:
         raise StartError(str(error)) from error
 
 
-def _place(state_dir: Path | None, file: Path | None, config: Path | None) -> TokenFileLocation:
-    """Raises `StartError` and `ConfigError`."""
+def _locate(state_dir: Path | None, file: Path | None, config: Path | None) -> TokenFileLocation:
+    """Find the token file. Raises `StartError` and `ConfigError`."""
     from relay import supervisor
     from relay.config import EdgeConfig, load
     from relay.processes import StartError
 
     if sum(each is not None for each in (state_dir, file, config)) > 1:
-        raise StartError("--state-dir, --file and --config say the same: give one of them")
+        raise StartError("give only one of --state-dir, --file and --config")
     if file is not None:
         return TokenFileLocation(file.expanduser().absolute())
     if config is not None:
@@ -188,7 +193,7 @@ def _place(state_dir: Path | None, file: Path | None, config: Path | None) -> To
 
 
 def _read(path: Path, missing: TokenStore | None = None) -> TokenStore:
-    """Raises ``OSError``, and `StartError` for a file that is damaged."""
+    """Read the tokens. Raises ``OSError``, and `StartError` for a damaged file."""
     from relay import tokenfile
     from relay.processes import StartError
 
@@ -203,21 +208,21 @@ def _read(path: Path, missing: TokenStore | None = None) -> TokenStore:
 
 
 def _seconds(ttl: str) -> float:
-    """Raises ``ValueError``."""
+    """Read a duration. Raises ``ValueError``."""
     found = _TTL.fullmatch(ttl)
     if found is None or not int(found[1]):
-        raise ValueError(f"--ttl {ttl}: expected a number and one of s, m, h, d, w, as 12h")
+        raise ValueError(f"--ttl {ttl}: expected a number and one of s, m, h, d, w, such as 12h")
     return float(int(found[1]) * _SECONDS[found[2]])
 
 
 def _check_path_token(lifetime: float | None, known: AuthenticationSettings | None) -> None:
-    """Raises `StartError` for what no edge would take."""
+    """Raise `StartError` for a path token that the edge would refuse."""
     from relay.config import PathTokenSettings
     from relay.processes import StartError
 
     settings = PathTokenSettings() if known is None else known.path_tokens
     if settings is None:
-        raise StartError("path tokens are off: set authentication.path_tokens (path_tokens of up)")
+        raise StartError("path tokens are off: set authentication.path_tokens (path_tokens for up)")
     if lifetime is None or lifetime > settings.max_lifetime:
         raise StartError(
             f"a path token needs a --ttl of at most {settings.max_lifetime:.0f}s"
@@ -226,19 +231,19 @@ def _check_path_token(lifetime: float | None, known: AuthenticationSettings | No
 
 
 def _row(record: TokenRecord, now: float) -> tuple[str, ...]:
-    from relay.auth.tokens import is_alive
+    from relay.auth.tokens import has_expired
 
     if record.expires is None:
         expires = "never"
     else:
-        expires = _when(record.expires) + ("" if is_alive(record, now) else " (expired)")
+        expires = _format_time(record.expires) + (" (expired)" if has_expired(record, now) else "")
     return (
         record.id,
         record.user,
         ",".join(record.groups) or "-",
         "all" if record.clusters is None else ",".join(record.clusters),
         ",".join(record.scopes) or "-",
-        _when(record.created),
+        _format_time(record.created),
         expires,
         " ".join(filter(None, ("[path]" if record.path else "", _printable(record.note)))),
     )
@@ -248,7 +253,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _when(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     try:
         return time.strftime(_TIME, time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""`relay up`: everything on one machine, nothing to configure."""
+"""`relay up`: runs everything on one machine, without configuration."""
 
 from __future__ import annotations
 
@@ -8,42 +8,57 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relay.cli.exit_on_error import refusals, require_strict_parser
+from relay.cli.exit_on_error import exit_on_error, require_strict_parser
 
 if TYPE_CHECKING:
     from relay.config import UpConfig
 
-Port = Annotated[
-    int | None, typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one.")
+HttpsPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, metavar="N", help="Port for HTTPS; 0 takes a free one."),
+]
+WssPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, metavar="N", help="Port for channels only; 0 takes a free one."),
 ]
 
 
 def up(
     context: typer.Context,
     *,
-    config: Annotated[Path | None, typer.Option(help="YAML file; see config/up.yaml.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file; the sample is config/up.yaml.")
+    ] = None,
     state_dir: Annotated[
         Path | None,
-        typer.Option(help="What outlives a run (default: the XDG folder)."),
+        typer.Option(
+            help="Directory for certificates, tokens and kernels"
+            " (default: kernel-relay in the user's state directory)."
+        ),
     ] = None,
-    https_port: Port = None,
-    wss_port: Port = None,
+    https_port: HttpsPort = None,
+    wss_port: WssPort = None,
     cluster: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME ...", help="Local clusters (default: alpha beta)."),
+        typer.Option(metavar="NAME ...", help="Names of local clusters (default: alpha beta)."),
     ] = None,
-    edge_workers: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    edge_workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Worker processes of the edge.")
+    ] = None,
     shared_uid: Annotated[
         bool,
-        typer.Option("--shared-uid", help="Several users may start kernels; they share one uid."),
+        typer.Option(
+            "--shared-uid",
+            help="Let several users start kernels, all as one OS user: users are not isolated.",
+        ),
     ] = False,
 ) -> None:
-    """Run an edge and local clusters, supervised, until Ctrl-C. Kernels live on after that."""
+    """Run an edge and local clusters until Ctrl-C. Kernels keep running after that."""
     # `--cluster a b` as well as `--cluster a --cluster b`.
     if context.args and not cluster:
         raise typer.BadParameter(f"unexpected argument {context.args[0]!r}")
     clusters = [*(cluster or ()), *context.args]
-    with refusals():
+    with exit_on_error():
         require_strict_parser(os.environ)
         settings = _settings(config, https_port, wss_port, clusters, edge_workers, shared_uid)
         chosen = state_dir or (Path(settings.state_dir) if settings.state_dir else None)
@@ -58,7 +73,7 @@ def _settings(
     edge_workers: int | None,
     shared_uid: bool,
 ) -> UpConfig:
-    """The configuration with the options over it. Raises `StartError` where they make no sense."""
+    """Return the configuration with the options applied. Raises `StartError`."""
     from msgspec.structs import replace
 
     from relay.config import UpConfig, load
@@ -113,5 +128,5 @@ def _run(settings: UpConfig, state_dir: Path | None) -> None:
         failure = error
         typer.echo(f"relay: {error}", err=True)
     option = output.state_option(path, os.environ)
-    output.show(output.left_behind(supervisor.living_kernels(path), option))
+    output.show(output.remaining_kernels(supervisor.living_kernels(path), option))
     raise typer.Exit(1 if failure else 0)

@@ -1,11 +1,14 @@
-"""A client for scripts: code runs once, each output comes once and in its order.
+"""A client for scripts: code runs once, and each output arrives once and in order.
 
     async with RelayClient.from_environment() as relay:
         kernel = await relay.start("python3")
         async for output in kernel.execute("print(1)"):
             print(output)
 
-docs/client.md tells more.
+``client`` and ``kernel`` are what a script calls, ``executions`` and ``outputs`` what it iterates
+over; ``kernel_session`` (with ``delivery_tracker``, ``inbox`` and ``kernel_message``) matches
+messages with requests and does no I/O; ``channels``, ``sockets`` and ``rest`` are the connections;
+``backoff``, ``errors`` and ``settings`` decide when to retry. See docs/client.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps a kernel's WebSocket open, one after the other, and carries the conversation over them."""
+"""Keeps a WebSocket to a kernel open, and carries the session's messages over it."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from relay.errors import AgentError, RelayError
 
 log = logging.getLogger(__name__)
 
-_STEADY: Final = 5.0
-"""Seconds after which a connection that ends is no failed try, though nothing was said on it."""
+_STABLE_AFTER: Final = 5.0
+"""Seconds after which a connection's end does not count as a failed try, even without messages."""
 
 Dial: TypeAlias = Callable[[str], Awaitable[Socket]]
-"""Opens a WebSocket from a position on, "" for the session's own."""
+"""Opens a WebSocket that starts at a position; "" starts at the session's own."""
 
 
 class Channels:
-    """The WebSockets of one conversation. `run` is to be somebody's task."""
+    """The successive WebSockets of one session. `run` must run as a task."""
 
     def __init__(
         self,
-        conversation: KernelSession,
+        session: KernelSession,
         dial: Dial,
         settings: Settings,
-        dice: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self.connections = 0
         """WebSockets that were opened."""
-        self._conversation = conversation
+        self._session = session
         self._dial = dial
         self._settings = settings
-        self._backoff = Backoff(settings, dice)
+        self._backoff = Backoff(settings, jitter)
         self._unsent = asyncio.Event()
         self._room = asyncio.Event()
-        self._told_to_read = False
+        self._logged_full = False
         self._was_open = False
-        conversation.on_unsent = self._unsent.set
-        conversation.on_room = self._room.set
+        session.on_unsent = self._unsent.set
+        session.on_room = self._room.set
 
     async def run(self) -> None:
-        """Stay connected from the first use on, until there is no sense in it any more."""
-        # Not before somebody listens: what is replayed from a position would find nobody.
+        """Stay connected from the session's first use until reconnecting cannot help."""
+        # Not before the first use, since messages replayed from a position would be dropped.
         await self._unsent.wait()
         try:
             await self._stay()
         except RelayError as error:
-            self._conversation.fail(error)
+            self._session.fail(error)
 
     async def _stay(self) -> None:
         loop = asyncio.get_running_loop()
@@ -62,23 +62,23 @@ class Channels:
             try:
                 await self._once()
             except AgentError as error:
-                if loop.time() - began > _STEADY and self._was_open:
+                if loop.time() - began > _STABLE_AFTER and self._was_open:
                     self._backoff.succeeded()
-                pause = self._backoff.pause(loop.time(), error)
-                log.info("%s Again in %.1f s.", error.message, pause)
-                await asyncio.sleep(pause)
+                delay = self._backoff.delay(loop.time(), error)
+                log.info("%s Retrying in %.1f s.", error.message, delay)
+                await asyncio.sleep(delay)
 
     async def _once(self) -> None:
-        """One WebSocket, to its end. Raises what ended it."""
+        """Use one WebSocket to its end. Raises the error that ended it."""
         self._was_open = False
-        received = self._conversation.ledger.received
+        received = self._session.tracker.received
         try:
             socket = await self._dial("" if received is None else str(received))
         except RelayError as error:
             raise when_connected(error) if self.connections else error from None
         self._was_open = True
         self.connections += 1
-        self._conversation.reconnected()
+        self._session.reconnected()
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send(socket), name="relay client: send")
@@ -91,30 +91,30 @@ class Channels:
     async def _send(self, socket: Socket) -> None:
         while True:
             self._unsent.clear()
-            while (payload := self._conversation.next_unsent()) is not None:
+            while (payload := self._session.next_unsent()) is not None:
                 try:
                     await socket.send(payload)
                 except ConnectionLost:
-                    # Whoever receives hears of it too. The next connection sends it again.
+                    # `_receive` fails too, and the next connection sends the payload again.
                     return
             await self._unsent.wait()
 
     async def _receive(self, socket: Socket) -> RelayError:
-        """Returned, not raised: the sender's group would wrap it."""
+        """Receive until an error; it is returned, since the task group would wrap it."""
         while True:
             await self._have_room()
             try:
-                self._conversation.take(await socket.receive())
+                self._session.receive(await socket.receive())
             except RelayError as error:
                 return error
             self._backoff.succeeded()
 
     async def _have_room(self) -> None:
-        """Read no further than the script does. The relay keeps the rest."""
-        ledger = self._conversation.ledger
-        while ledger.held_bytes > self._settings.queue_bytes:
-            if not self._told_to_read:
-                self._told_to_read = True
-                log.info("%d bytes wait to be read (queue_bytes)", ledger.held_bytes)
+        """Wait while the script has too much to read; the relay keeps the rest in the journal."""
+        tracker = self._session.tracker
+        while tracker.held_bytes > self._settings.queue_bytes:
+            if not self._logged_full:
+                self._logged_full = True
+                log.info("%d bytes wait to be read (queue_bytes)", tracker.held_bytes)
             self._room.clear()
             await self._room.wait()

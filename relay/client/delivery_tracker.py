@@ -1,4 +1,4 @@
-"""Which messages a client has had, and which of them its script has. Pure."""
+"""Tracks which messages a client has received, and which of them its script has read. Pure."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def parse_position(text: str) -> Position:
 class DeliveryTracker:
     """Two positions of one session.
 
-    ``received``: up to here everything is in this process, so this is what to ask the relay to go
-    on from. ``position``: up to here the script has been given everything, so this is what to store
-    for another process.
+    ``received``: this process has received everything up to here, so the relay is asked to continue
+    from here. ``position``: the script has read everything up to here, so this is to be stored for
+    another process.
     """
 
     def __init__(self, start: Position | None) -> None:
         self.received = start
         self.repeated = 0
-        """Messages that came although they had been received. There should be none."""
+        """Messages that arrived although they had been received; there should be none."""
         self.held_bytes = 0
         """Bytes of messages that wait to be read."""
         # A Counter keeps the order of arrival, which is that of the seqs.
@@ -35,13 +35,13 @@ class DeliveryTracker:
 
     @property
     def position(self) -> Position | None:
-        """Just before the oldest message that somebody has still to read."""
+        """The position before the oldest message that a reader has not finished."""
         for seq in self._held:
             return Position(seq.epoch, seq.seq - 1)
         return self.received
 
-    def take(self, seq: Position) -> bool:
-        """Note a message that came; False for one that came before, which is to be dropped."""
+    def receive(self, seq: Position) -> bool:
+        """Record a message's arrival; False for one that had been received, which is dropped."""
         last = self.received
         if last is not None and last.epoch == seq.epoch and seq.seq <= last.seq:
             self.repeated += 1
@@ -50,16 +50,16 @@ class DeliveryTracker:
         return True
 
     def hold(self, seq: Position, size: int) -> None:
-        """One reader more is still to be given this message of ``size`` bytes."""
+        """Record that one more reader is to read this message of ``size`` bytes."""
         self._held[seq] += 1
         self.held_bytes += size
 
     def fetch(self, size: int) -> None:
-        """One reader took a message of ``size`` bytes, and has not done with it."""
+        """Record that one reader has taken a message of ``size`` bytes and is processing it."""
         self.held_bytes -= size
 
     def release(self, seq: Position) -> None:
-        """One reader has done with it, or does not want it any more."""
+        """Record that one reader has finished with a message, or does not want it."""
         self._held[seq] -= 1
         if not self._held[seq]:
             del self._held[seq]

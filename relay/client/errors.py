@@ -1,15 +1,15 @@
-"""What can go wrong for a script, beside `relay.errors`, and which answer means what.
+"""Errors for scripts, beside `relay.errors`, and the errors that responses stand for.
 
 RelayError
 ├── ClientError
-│   └── Replaced           another client took the session over
+│   └── Replaced           another client has taken over the session
 ├── AgentError
 │   └── AgentUnavailable
-│       ├── ConnectionLost  come again; never leaves the client
-│       └── GaveUp          came again for long enough
+│       ├── ConnectionLost  retried; never leaves the client
+│       └── GaveUp          retried for long enough
 └── KernelError
-    ├── KernelGone         the kernel ended, or died for good
-    └── KernelRestarted    what was asked of the process before stays unanswered
+    ├── KernelGone         the kernel was shut down, or died for good
+    └── KernelRestarted    requests to the previous process stay unanswered
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from relay.errors import AgentUnavailable, ClientError, KernelError, NotFound, R
 
 
 class Replaced(ClientError):
-    """A newer connection with the same ``session_id`` has the session now."""
+    """A newer connection with the same ``session_id`` has taken over the session."""
 
     reason = "Session taken over"
 
 
 class ConnectionLost(AgentUnavailable):
-    """The way to the kernel broke; coming again may help."""
+    """The connection to the kernel was lost; reconnecting may help."""
 
 
 class GaveUp(AgentUnavailable):
-    """The relay was away for longer than ``give_up_after``."""
+    """The relay was unavailable for longer than ``give_up_after``."""
 
     reason = "Gave up"
 
 
 class KernelGone(KernelError):
-    """The kernel has ended, or its process died once too often."""
+    """The kernel was shut down, or its process died too often."""
 
     reason = "Kernel gone"
 
 
 class KernelRestarted(KernelError):
-    """The kernel was restarted before it answered: the request has run, in part, or not at all."""
+    """The kernel was restarted before it answered: the code has run, in part, or not at all."""
 
     reason = "Kernel restarted"
 
 
-_SHOWN: Final = (
+_ERRORS: Final = (
     errors.BadRequest,
     errors.Unauthorized,
     errors.Forbidden,
@@ -64,11 +64,11 @@ _SHOWN: Final = (
     errors.KernelError,
     errors.StartFailed,
 )
-_BY_REASON: Final = {(kind.http_status, kind.reason): kind for kind in _SHOWN}
-# The first of a status wins: the plain one. What is not known otherwise is some server's trouble.
-_BY_STATUS: Final = {kind.http_status: kind for kind in reversed(_SHOWN)}
-_COME_AGAIN: Final = frozenset({502, 503, 504})
-"""What proxies on the way say too when there is nobody behind them."""
+_BY_REASON: Final = {(kind.http_status, kind.reason): kind for kind in _ERRORS}
+# The first error with a status wins, which is the general one.
+_BY_STATUS: Final = {kind.http_status: kind for kind in reversed(_ERRORS)}
+_RETRYABLE: Final = frozenset({502, 503, 504})
+"""Statuses that proxies send too, when the server behind them is unavailable."""
 _CLIENT_ERRORS: Final = range(400, 500)
 _FINAL: Final = {
     kind.close_code: kind
@@ -83,24 +83,24 @@ _FINAL: Final = {
 }
 
 
-def of_answer(
+def from_response(
     status: int, message: str, *, reason: str = "", retry_after: int | None = None
 ) -> RelayError:
-    """The error that an HTTP answer means; an `AgentError` where coming again may help."""
+    """Return the error of an HTTP response; an `AgentError` where retrying may help."""
     kind = _BY_REASON.get((status, reason)) or _BY_STATUS.get(status)
-    if kind is None or (status in _COME_AGAIN and not issubclass(kind, errors.AgentError)):
+    if kind is None or (status in _RETRYABLE and not issubclass(kind, errors.AgentError)):
         fallback = ClientError if status in _CLIENT_ERRORS else RelayError
-        kind = AgentUnavailable if status in _COME_AGAIN else fallback
-    return kind(message or f"The relay answered {status}.", retry_after=retry_after)
+        kind = AgentUnavailable if status in _RETRYABLE else fallback
+    return kind(message or f"The relay responded with {status}.", retry_after=retry_after)
 
 
-def of_close(code: int | None, reason: str) -> RelayError:
-    """The error that the end of a WebSocket means; `ConnectionLost` where coming again may help.
+def from_close(code: int | None, reason: str) -> RelayError:
+    """Return the error of a WebSocket's end; `ConnectionLost` where reconnecting may help.
 
-    So do 1000 and 1011: the next handshake says whether the kernel is gone.
+    1000 and 1011 are retried too: the next handshake shows whether the kernel is gone.
     """
     if (code, reason) == REPLACED:
-        return Replaced("Another connection has this session now.")
+        return Replaced("Another connection has taken over this session.")
     kind = _FINAL.get(code) if code is not None else None
     if kind is None:
         return ConnectionLost(f"The connection ended ({code}: {reason or 'no reason given'}).")
@@ -108,5 +108,5 @@ def of_close(code: int | None, reason: str) -> RelayError:
 
 
 def when_connected(error: RelayError) -> RelayError:
-    """What a handshake's error means for a kernel that was there before."""
+    """Return the meaning of a handshake's error for a kernel that existed before."""
     return KernelGone("The kernel is gone.") if isinstance(error, NotFound) else error

@@ -1,4 +1,4 @@
-"""What a script iterates over: the outputs of one cell, or all messages."""
+"""Iterators for scripts: over the outputs of one cell, or over all messages."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from relay.client.kernel_session import KernelSession
 from relay.client.outputs import InputRequest, Output, Result, read_output
 
 OnInput: TypeAlias = Callable[[InputRequest], Awaitable[str]]
-"""Answers a cell that asks for a line of text."""
+"""Answers a cell's request for a line of input."""
 
 
 class Execution:
-    """One cell that runs: an iterator of its outputs, in their order, each once.
+    """One running cell: an iterator of its outputs, in order, each once.
 
-    To be read by one task. It ends when the kernel has replied and is idle again. It raises, after
-    the outputs that came before that: `KernelRestarted`, `KernelGone`, `GaveUp`, or what
-    else ended the connection for good. The request is sent whether or not anybody iterates. What is
-    not read counts against ``queue_bytes``, until nobody holds this object any more.
+    Only one task may read it. It ends when the kernel has replied and is idle again. After the
+    outputs that came before, it raises `KernelRestarted`, `KernelGone`, `GaveUp`, or the error that
+    ended the connection for good. The request is sent whether or not it is iterated. Unread outputs
+    count against ``queue_bytes`` until this object is garbage-collected.
     """
 
     def __init__(
-        self, msg_id: str, inbox: Inbox, conversation: KernelSession, on_input: OnInput | None
+        self, msg_id: str, inbox: Inbox, session: KernelSession, on_input: OnInput | None
     ) -> None:
         self.msg_id = msg_id
-        """Names the request, for another process too."""
+        """The request's id, which another process can resume."""
         self.reply: dict[str, Any] | None = None
         """The content of the ``execute_reply``, once the iteration has ended."""
         self.position: str | None = None
-        """That of the newest output that was handed out."""
+        """The position of the newest output that was returned."""
         self._inbox = inbox
-        self._conversation = conversation
+        self._session = session
         self._on_input = on_input
         self._question: KernelMessage | None = None
         self._answered: KernelMessage | None = None
-        # A script that leaves its loop early wants no more.
+        # A script that leaves its loop early does not read the rest.
         weakref.finalize(self, inbox.close).atexit = False
 
     def __aiter__(self) -> Self:
@@ -61,31 +61,31 @@ class Execution:
                 return output
 
     async def result(self) -> Result:
-        """Collect what is still to come. Raises as the iteration does."""
+        """Collect the remaining outputs. Raises as the iteration does."""
         outputs = [output async for output in self]
         return Result(self.msg_id, outputs, self.reply)
 
     async def _next(self) -> KernelMessage | None:
         message = await self._inbox.get()
         if self._answered is not None:
-            # Only now it is certain that the answer has arrived.
+            # The next message shows that the kernel has received the answer.
             self._inbox.done(self._answered)
             self._answered = None
         return message
 
     async def _answer(self, question: KernelMessage) -> None:
-        # Kept: where the handler is cancelled, or fails, the next turn asks again.
+        # Kept, so that the next turn asks again if the handler fails or is cancelled.
         self._question = question
         value = ""
         if self._on_input is not None:
             asked = convert(question.content, InputRequest) or InputRequest()
             value = await self._on_input(asked)
-        self._conversation.answer(question, value)
+        self._session.answer(question, value)
         self._question, self._answered = None, question
 
 
 class Messages:
-    """All messages that reach this session: those of other clients' cells on iopub too."""
+    """All messages of this session, those of other clients' cells on iopub included."""
 
     def __init__(self, inbox: Inbox, leave: Callable[[Inbox], None]) -> None:
         self._inbox = inbox
@@ -103,5 +103,5 @@ class Messages:
         return message
 
     def close(self) -> None:
-        """Want no more; so does whoever drops it."""
+        """Stop receiving messages; garbage collection does so too."""
         self._leave()

@@ -1,4 +1,4 @@
-"""Messages that came and wait for one reader."""
+"""A queue of received messages for one reader."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from relay.errors import RelayError
 
 
 class Inbox:
-    """A queue of messages for one reader. ``on_room`` is called when some left it."""
+    """A queue of messages for one reader; ``on_room`` is called when the reader takes one."""
 
-    def __init__(self, ledger: DeliveryTracker, on_room: Callable[[], None]) -> None:
-        self._ledger = ledger
+    def __init__(self, tracker: DeliveryTracker, on_room: Callable[[], None]) -> None:
+        self._tracker = tracker
         self._on_room = on_room
         self._messages: deque[KernelMessage] = deque()
         self._ended = False
@@ -24,20 +24,20 @@ class Inbox:
         self._changed = asyncio.Event()
 
     def put(self, message: KernelMessage) -> None:
-        """Add a message, unless nobody wants one any more."""
+        """Add a message, unless the inbox is closed or at its end."""
         if not (self._closed or self._ended):
-            self._ledger.hold(message.seq, message.size)
+            self._tracker.hold(message.seq, message.size)
             self._messages.append(message)
             self._changed.set()
 
     def end(self, error: RelayError | None) -> None:
-        """No more will come; ``error`` says why, where that was no regular end."""
+        """Mark the end; ``error`` is the reason, None for a regular end."""
         if not self._ended:
             self._ended, self._error = True, error
             self._changed.set()
 
     async def get(self) -> KernelMessage | None:
-        """The next message, for `done`; None at the end. Raises what the end was told."""
+        """Return the next message, for `done`; None at the end. Raises the error of the end."""
         while not self._messages:
             if self._ended:
                 if self._error is not None:
@@ -48,17 +48,17 @@ class Inbox:
         return self._fetch()
 
     def done(self, message: KernelMessage) -> None:
-        """The reader has done with it: another process need not read it again."""
-        self._ledger.release(message.seq)
+        """Finish with a message: another process need not read it again."""
+        self._tracker.release(message.seq)
 
     def _fetch(self) -> KernelMessage:
         message = self._messages.popleft()
-        self._ledger.fetch(message.size)
+        self._tracker.fetch(message.size)
         self._on_room()
         return message
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Drop all messages, and those that are still to come."""
         self._closed = True
         while self._messages:
             self.done(self._fetch())

@@ -1,4 +1,4 @@
-"""A kernel as a script has it."""
+"""A kernel, for scripts."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ from relay.client.delivery_tracker import parse_position
 from relay.client.executions import Execution, Messages, OnInput
 from relay.client.kernel_session import KernelSession
 from relay.client.outputs import Result
-from relay.client.rest import Rest
+from relay.client.rest import RestClient
 from relay.errors import ClientError, NotFound
 from relay.model import KernelModel
 
 
 class Options(TypedDict, total=False):
-    """More of an ``execute_request``, with the specification's defaults."""
+    """Optional fields of an ``execute_request``, with the specification's defaults."""
 
     silent: bool
-    """Nothing is shown or counted; False."""
+    """Whether output and counting are suppressed; default False."""
     store_history: bool
-    """It gets a number, and a place in the history; True."""
+    """Whether the cell gets a number and is stored in the history; default True."""
     stop_on_error: bool
-    """When it fails, what is queued behind it is not run; True."""
+    """Whether requests queued behind the cell are aborted when it fails; default True."""
 
 
 class Kernel:
-    """One kernel, and this script's session with it. Made by `RelayClient`.
+    """One kernel, and this script's session with it; made by `RelayClient`.
 
-    The WebSocket opens with the first use and stays, through any number of failures, until
-    `close`. The kernel lives on after that, and until `shutdown`.
+    The WebSocket opens with the first use and is kept open, through any number of failures, until
+    `close`. The kernel keeps running after that, until `shutdown`.
     """
 
     def __init__(
-        self, kernel_id: str, rest: Rest, conversation: KernelSession, channels: Channels
+        self, kernel_id: str, rest: RestClient, session: KernelSession, channels: Channels
     ) -> None:
         self.id = kernel_id
         self._path = f"/api/kernels/{kernel_id}"
         self._rest = rest
-        self._conversation = conversation
+        self._session = session
         self._channels = channels
         self._task: asyncio.Task[None] | None = None
 
     def open(self, tasks: asyncio.TaskGroup) -> Self:
-        """Run the channels as one of ``tasks``; for `RelayClient`."""
+        """Run the channels as one of ``tasks``; called by `RelayClient`."""
         self._task = tasks.create_task(self._channels.run(), name=f"relay client: {self.id}")
         return self
 
     async def close(self) -> None:
-        """Leave the kernel as it is: whoever comes with this session and position goes on."""
+        """Disconnect, and leave the kernel running: another process can resume the session."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._conversation.fail(ClientError("The client was closed."))
+        self._session.fail(ClientError("The client was closed."))
 
     @property
     def closed(self) -> bool:
-        """Whether nothing will come any more."""
-        return self._conversation.failure is not None
+        """Whether no more messages will arrive."""
+        return self._session.failure is not None
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,31 +70,32 @@ class Kernel:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # Where it stands.
+    # Position.
 
     @property
     def session_id(self) -> str:
-        """Names the session; ``connect`` in another process takes it over."""
-        return self._conversation.session_id
+        """The session's id; ``connect`` in another process can take the session over."""
+        return self._session.session_id
 
     @property
     def position(self) -> str | None:
-        """Up to here this script has been given everything, as ``<epoch>-<N>``: store it.
+        """How far this script has read, as ``<epoch>-<N>``, for another process to resume.
 
-        The output that a loop's body has in its hands counts. None until something came.
+        The output that the body of a loop is processing counts as read. None before the first
+        message.
         """
-        position = self._conversation.ledger.position
+        position = self._session.tracker.position
         return None if position is None else str(position)
 
     @property
     def connections(self) -> int:
-        """How many WebSockets there have been: one, and one more for each failure."""
+        """Number of WebSockets so far: one, and one more for each failure."""
         return self._channels.connections
 
     @property
     def repeated(self) -> int:
-        """Messages that came twice, of which one was dropped. There should be none."""
-        return self._conversation.ledger.repeated
+        """Messages that arrived twice, one of which was dropped; there should be none."""
+        return self._session.tracker.repeated
 
     # Running code.
 
@@ -106,25 +107,25 @@ class Kernel:
         msg_id: str | None = None,
         **options: Unpack[Options],
     ) -> Execution:
-        """Run code: an iterator of its outputs.
+        """Run code; return an iterator of its outputs.
 
-        It is sent at once, or as soon as the relay is back, and runs once, after what was sent
-        before it. ``on_input`` answers ``input()``; without it the cell's call fails. ``msg_id``
-        should be new; None makes one. Raises `RelayError` where the kernel is
-        gone, `BadRequest` for a ``msg_id`` in use.
+        The request is sent at once, or as soon as the relay is back, and runs once, after the
+        requests before it. ``on_input`` answers ``input()``, which fails without it. ``msg_id``
+        must be new; by default one is made. Raises `RelayError` where the kernel is gone,
+        `BadRequest` for a ``msg_id`` in use.
         """
         content = _content(code, on_input, options)
-        chosen, inbox = self._conversation.ask(
+        chosen, inbox = self._session.request(
             Channel.SHELL, "execute_request", content, msg_id=msg_id
         )
-        return Execution(chosen, inbox, self._conversation, on_input)
+        return Execution(chosen, inbox, self._session, on_input)
 
     async def run(
         self, code: str, *, on_input: OnInput | None = None, **options: Unpack[Options]
     ) -> Result:
-        """Run code and wait for all that comes of it. Options and errors as for `execute`.
+        """Run code and wait for its end. Options and errors as for `execute`.
 
-        An exception in the code is no error here; see `Result.ok`.
+        An exception in the code is not raised here; see `Result.ok`.
         """
         return await self.execute(code, on_input=on_input, **options).result()
 
@@ -137,24 +138,24 @@ class Kernel:
         on_input: OnInput | None = None,
         **options: Unpack[Options],
     ) -> Execution:
-        """Go on with what another process of this session executed.
+        """Continue a request that another process of this session has executed.
 
-        To be called right after `RelayClient.connect`, for all that was running, before anything
-        is awaited: what comes for a request that nobody has resumed is dropped. With the ``code``
-        (and options) it is also run, if it never arrived. ``after`` is the position of that
-        execution, where it was ahead of the kernel's.
+        Call it right after `RelayClient.connect`, for everything that was running, before anything
+        is awaited: messages for requests that are not resumed are dropped. With ``code`` (and
+        options) the request is run if it never arrived. ``after`` is the position of that
+        execution, where it is ahead of the kernel's.
         """
         content = None if code is None else _content(code, on_input, options)
         seq = None if after is None else parse_position(after)
-        inbox = self._conversation.resume(msg_id, content, seq)
-        return Execution(msg_id, inbox, self._conversation, on_input)
+        inbox = self._session.resume(msg_id, content, seq)
+        return Execution(msg_id, inbox, self._session, on_input)
 
     async def request(
         self, msg_type: str, content: Mapping[str, Any] | None = None, *, control: bool = False
     ) -> dict[str, Any]:
-        """Ask anything else, ``complete_request`` for example: the content of the reply."""
+        """Send any other request, such as ``complete_request``; return the reply's content."""
         channel = Channel.CONTROL if control else Channel.SHELL
-        _, inbox = self._conversation.ask(channel, msg_type, content or {}, waits_for_idle=False)
+        _, inbox = self._session.request(channel, msg_type, content or {}, waits_for_idle=False)
         try:
             while (message := await inbox.get()) is not None:
                 inbox.done(message)
@@ -162,34 +163,34 @@ class Kernel:
                     return message.content
         finally:
             inbox.close()
-        # Not reached: without a reply there is no end but an error.
+        # Not reached: an inbox without a reply ends with an error.
         return {}
 
     def messages(self) -> Messages:
-        """All messages from now on, of other clients' cells too, as they came."""
-        return Messages(self._conversation.listen(), self._conversation.leave)
+        """Return an iterator of all messages from now on, those of other clients' cells too."""
+        return Messages(self._session.listen(), self._session.leave)
 
-    # Its life.
+    # Control.
 
     async def model(self) -> KernelModel:
-        """The kernel as REST shows it. Raises `NotFound` where it is gone."""
+        """Return the kernel's model from REST. Raises `NotFound` where the kernel is gone."""
         return msgspec.json.decode(await self._rest.call("GET", self._path), type=KernelModel)
 
     async def interrupt(self) -> None:
-        """Interrupt what runs. Not repeated where that might hit the next cell: `AgentError`."""
+        """Interrupt the running cell. Raises `AgentError` where a retry might hit the next cell."""
         await self._rest.call("POST", f"{self._path}/interrupt", {}, repeatable=False)
 
     async def restart(self) -> None:
-        """Restart the kernel. What it had not answered ends with `KernelRestarted`."""
+        """Restart the kernel. Unanswered requests end with `KernelRestarted`."""
         await self._rest.call("POST", f"{self._path}/restart", {}, repeatable=False)
-        self._conversation.restarted()
+        self._session.restarted()
 
     async def shutdown(self) -> None:
-        """End the kernel, if it has not ended already."""
+        """Shut down the kernel; a kernel that is gone already is not an error."""
         try:
             await self._rest.call("DELETE", self._path)
         except NotFound:
-            # Gone, which is what was wanted, or ended by a first try whose answer was lost.
+            # Gone before, or ended by a first try whose response was lost.
             return
 
 

@@ -1,4 +1,4 @@
-"""Messages as a script sends and receives them, over `relay.bridge`'s codec. Pure."""
+"""Messages for scripts, encoded and decoded with `relay.bridge`'s codec. Pure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _JUST_JSON: Final = msgspec.json.Decoder()
 
 
 class KernelMessage(msgspec.Struct, frozen=True):
-    """A message of the kernel's: its headers read, the rest as it came."""
+    """A message from the kernel with its headers decoded."""
 
     seq: Position
-    """Its number; that of the message before it where it has none (``numbered``)."""
+    """The message's number; that of the message before where it has none (``numbered``)."""
     header: Header
     parent: Header
     raw: Message
@@ -42,7 +42,7 @@ class KernelMessage(msgspec.Struct, frozen=True):
 
     @property
     def msg_type(self) -> str:
-        """What it is, such as ``stream`` or ``execute_reply``."""
+        """The message's type, such as ``stream`` or ``execute_reply``."""
         return self.header.msg_type
 
     @property
@@ -66,24 +66,26 @@ class KernelMessage(msgspec.Struct, frozen=True):
         return self.raw.size
 
     def state(self) -> str:
-        """The kernel's state, where this is a status; else nothing."""
+        """The kernel's state in a status message; empty for other messages."""
         if self.raw.channel is not Channel.IOPUB or self.msg_type != "status":
             return ""
         return str(self.content.get("execution_state", ""))
 
 
 def read(payload: bytes, before: Position | None) -> KernelMessage:
-    """Read what came in a WebSocket message, behind the number ``before`` if there was one.
+    """Decode a WebSocket message; ``before`` is the number of the message before, if there is one.
 
-    Raises `MalformedMessage`, also where there is no number and never was one. A relay cannot
-    number a message whose metadata is no object, as the specification wants it to be.
+    Raises `MalformedMessage`, also for a first message without a number. A relay cannot number a
+    message whose metadata is not an object, against the specification.
     """
     raw = decode(Subprotocol.V1, text=False, payload=payload)
     try:
         seq, numbered = Position.parse(str(_read(raw.metadata).get("relay_seq"))), True
     except ValueError:
         if before is None:
-            msg = "A message came without a number: the server is no relay that can be resumed."
+            msg = (
+                "A message came without a number: the server is not a relay that supports resuming."
+            )
             raise MalformedMessage(msg) from None
         seq, numbered = before, False
     header, parent = parse_header(raw.header), _parent(raw.parent_header)
@@ -100,7 +102,7 @@ def request(
     date: str,
     parent_header: Buffer = b"{}",
 ) -> bytes:
-    """The WebSocket message for a request: the same bytes however often it is sent."""
+    """Encode a request as a WebSocket message; repeats must send the same bytes."""
     header = {
         "msg_id": msg_id,
         "msg_type": msg_type,
@@ -120,7 +122,7 @@ def request(
 
 
 def convert(content: Mapping[str, Any], kind: type[T]) -> T | None:
-    """The content as a struct, or None where the kernel did not keep to the specification."""
+    """Convert content to a struct; None where it does not match the specification."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError:
@@ -128,14 +130,14 @@ def convert(content: Mapping[str, Any], kind: type[T]) -> T | None:
 
 
 def _parent(raw: Buffer) -> Header:
-    # A kernel that says something of its own has {}, or null.
+    # A message without a parent has {}, or null.
     return Header() if bytes(raw[:4]) in {b"", b"null"} else parse_header(raw)
 
 
 def _read(part: Buffer) -> dict[str, Any]:
-    """A JSON object. What kernels send that is none, strictly, is read as Python's json does.
+    """Decode a JSON object; what is not strict JSON is read as Python's json does.
 
-    That is NaN, lone surrogates and, of what is not UTF-8, what is left of it.
+    That is NaN, lone surrogates and, in invalid UTF-8, replacement characters.
     """
     try:
         value = _JUST_JSON.decode(part)

@@ -1,8 +1,8 @@
 """One session with one kernel, over any number of WebSockets. Sans I/O.
 
-`Channels` hands in what it receives (`KernelSession.take`), and sends what
-`KernelSession.next_unsent` gives; `KernelSession.reconnected` makes every request of which nothing
-has come yet unsent again. The relay drops those that it has had, by ``msg_id``: so each runs once.
+`Channels` passes in what it receives (`KernelSession.receive`), and sends what
+`KernelSession.next_unsent` returns; `KernelSession.reconnected` marks every request without any
+response as unsent again. The relay drops requests that it knows, by ``msg_id``, so each runs once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SILENT: Final = {
 
 
 class _Request(msgspec.Struct):
-    """Something asked of the kernel. ``payload`` is None where another process has sent it."""
+    """A request to the kernel; ``payload`` is None where another process has sent it."""
 
     channel: Channel
     payload: bytes | None
@@ -43,17 +43,16 @@ class _Request(msgspec.Struct):
     after: Position | None = None
     waits_for_idle: bool = True
     seen: bool = False
-    """Something came of it, so it has arrived."""
+    """Whether a message for it has arrived, so that the kernel has received it."""
     replied: bool = False
     idle: bool = False
     then: Callable[[], None] | None = None
 
 
 class KernelSession:
-    """What was asked, what came, and who reads it.
+    """Matches requests with the kernel's messages, and passes the messages to their readers.
 
-    ``now`` gives the date for a header; ``in_flight`` bounds the requests of which nothing is known
-    yet.
+    ``now`` returns the date for a header; ``in_flight`` limits the requests without any response.
     """
 
     def __init__(
@@ -61,9 +60,9 @@ class KernelSession:
     ) -> None:
         self.session_id = session_id
         self._in_flight_limit = in_flight
-        self.ledger = DeliveryTracker(start)
+        self.tracker = DeliveryTracker(start)
         self.failure: RelayError | None = None
-        """Why nothing will come any more."""
+        """Why no more messages will arrive; None while they may."""
         self.on_unsent: Callable[[], None] = _nothing
         """Called when there is something to send."""
         self.on_room: Callable[[], None] = _nothing
@@ -71,20 +70,20 @@ class KernelSession:
         self._now = now
         self._requests: dict[str, _Request] = {}
         self._answers: dict[str, bytes] = {}
-        """What was answered on stdin last, by the ``msg_id`` of the request that asked."""
+        """The latest stdin answer for each request, by the request's ``msg_id``."""
         self._unsent: deque[str] = deque()
         self._unsent_answers: deque[str] = deque()
         self._in_flight: set[str] = set()
-        """What was sent, and nothing came of it yet."""
+        """Requests that were sent and have no response yet."""
         self._numbered = False
         self._listeners: list[Inbox] = []
-        self._fences: set[str] = set()
-        """Requests that stand for a restart which we asked for."""
+        self._barriers: set[str] = set()
+        """Requests sent after a restart of ours, whose reply shows that the new process runs."""
         self._dead: KernelGone | None = None
 
-    # Asking.
+    # Requests.
 
-    def ask(
+    def request(
         self,
         channel: Channel,
         msg_type: str,
@@ -93,9 +92,9 @@ class KernelSession:
         msg_id: str | None = None,
         waits_for_idle: bool = True,
     ) -> tuple[str, Inbox]:
-        """Send a request: its ``msg_id``, and where its messages come.
+        """Send a request; return its ``msg_id`` and the inbox of its messages.
 
-        Raises `RelayError` where there is nobody to ask any more.
+        Raises `RelayError` where the kernel or the connection is gone.
         """
         self._check()
         msg_id = self._new(msg_id)
@@ -108,10 +107,10 @@ class KernelSession:
     def resume(
         self, msg_id: str, content: Mapping[str, Any] | None, after: Position | None
     ) -> Inbox:
-        """Take up an ``execute_request`` of another process; where ``content`` is, send it again.
+        """Continue an ``execute_request`` of another process; ``content`` sends it again.
 
-        What that process has read does not come again, so the end may not either. A request that
-        does nothing is sent behind it: when that has been answered, everything has come.
+        What that process has read is not sent again, and this may include the end. A request
+        without effect is sent after it: its reply shows that everything before has arrived.
         """
         self._check()
         self._new(msg_id)
@@ -122,28 +121,28 @@ class KernelSession:
         self._requests[msg_id] = request
         if payload is not None:
             self._send(msg_id)
-        self._fence(functools.partial(self._end, msg_id, None))
+        self._send_barrier(functools.partial(self._end, msg_id, None))
         return request.inbox
 
     def restarted(self) -> None:
-        """The kernel was restarted because we asked for it.
+        """Handle a restart of the kernel that this client asked for.
 
-        What was asked of the process before fails, but only once all that it still said has come:
-        that is when the new process has answered.
+        Requests to the previous process fail once all of its messages have arrived, which the
+        reply to a barrier request shows.
         """
         self._dead = None
-        old = [msg_id for msg_id in self._requests if msg_id not in self._fences]
+        old = [msg_id for msg_id in self._requests if msg_id not in self._barriers]
 
         def fail_old() -> None:
-            self._fences.discard(fence)
+            self._barriers.discard(barrier)
             for msg_id in old:
                 self._end(msg_id, _restarted())
 
-        fence = self._fence(fail_old)
-        self._fences.add(fence)
+        barrier = self._send_barrier(fail_old)
+        self._barriers.add(barrier)
 
     def answer(self, question: KernelMessage, value: str) -> None:
-        """Answer an ``input_request``. The same question always gets the same ``msg_id``."""
+        """Answer an ``input_request``; the same question always gets the same ``msg_id``."""
         msg_id = f"{question.header.msg_id}-reply"
         payload = self._payload(
             Channel.STDIN, "input_reply", {"value": value}, msg_id, parent=question
@@ -155,7 +154,7 @@ class KernelSession:
             self.on_unsent()
 
     def listen(self) -> Inbox:
-        """Have every message from now on."""
+        """Return an inbox of every message from now on."""
         self._check()
         inbox = self._inbox()
         self._listeners.append(inbox)
@@ -163,7 +162,7 @@ class KernelSession:
         return inbox
 
     def leave(self, inbox: Inbox) -> None:
-        """Have no more of them."""
+        """End the delivery to an inbox of `listen`."""
         self._listeners.remove(inbox)
         inbox.close()
 
@@ -179,13 +178,14 @@ class KernelSession:
         return msg_id or uuid.uuid4().hex
 
     def _inbox(self) -> Inbox:
-        return Inbox(self.ledger, self._made_room)
+        return Inbox(self.tracker, self._made_room)
 
     def _made_room(self) -> None:
         self.on_room()
 
-    def _fence(self, then: Callable[[], None]) -> str:
-        msg_id, inbox = self.ask(Channel.SHELL, "execute_request", _SILENT)
+    def _send_barrier(self, then: Callable[[], None]) -> str:
+        """Send a request without effect; call ``then`` after its reply."""
+        msg_id, inbox = self.request(Channel.SHELL, "execute_request", _SILENT)
         inbox.close()
         self._requests[msg_id].then = then
         return msg_id
@@ -211,17 +211,17 @@ class KernelSession:
     # Sending.
 
     def reconnected(self) -> None:
-        """There is a new WebSocket: whatever may not have arrived goes again, in its order."""
+        """Mark everything that may not have arrived as unsent, in its order."""
         self._in_flight.clear()
         self._unsent = deque(key for key, request in self._requests.items() if not request.seen)
         self._unsent_answers = deque(self._answers)
         self.on_unsent()
 
     def next_unsent(self) -> bytes | None:
-        """The next payload to send, once; None where there is none, or too much in flight.
+        """Return the next payload to send; None where there is none, or too much in flight.
 
-        Of what has arrived the relay remembers so much only (``sessions.repeats``). Answers go
-        first: what they are for may be what the rest waits for.
+        The relay remembers a limited number of requests (``sessions.repeats``). Answers are sent
+        first, since requests may wait for them.
         """
         while self._unsent_answers:
             answer = self._answers.get(self._unsent_answers.popleft())
@@ -239,17 +239,18 @@ class KernelSession:
         self._unsent.append(msg_id)
         self.on_unsent()
 
-    # Hearing.
+    # Messages.
 
-    def take(self, payload: bytes) -> None:
-        """What came in one WebSocket message. Raises `MalformedMessage`."""
-        message = kernel_message.read(payload, self.ledger.received if self._numbered else None)
+    def receive(self, payload: bytes) -> None:
+        """Handle one WebSocket message. Raises `MalformedMessage`."""
+        before = self.tracker.received if self._numbered else None
+        message = kernel_message.read(payload, before)
         self._numbered = True
-        if message.numbered and not self.ledger.take(message.seq):
+        if message.numbered and not self.tracker.receive(message.seq):
             return
         for listener in self._listeners:
             listener.put(message)
-        self._note_life(message.state())
+        self._on_state(message.state())
         if message.parent.session != self.session_id:
             return
         request = self._requests.get(message.parent.msg_id)
@@ -259,9 +260,9 @@ class KernelSession:
     def _deliver(self, message: KernelMessage, request: _Request) -> None:
         msg_id = message.parent.msg_id
         request.seen = True
-        self._land(msg_id)
+        self._arrived(msg_id)
         if message.raw.channel is Channel.STDIN:
-            # It asks again, so the answer before has arrived.
+            # The kernel asks again, so it has received the previous answer.
             self._answers.pop(msg_id, None)
         if message.raw.channel is request.channel:
             request.replied = True
@@ -273,19 +274,19 @@ class KernelSession:
         if request.replied and (request.idle or not request.waits_for_idle):
             self._end(msg_id, None)
 
-    def _note_life(self, state: str) -> None:
-        """Whether the kernel's process is still the one that was asked."""
+    def _on_state(self, state: str) -> None:
+        """End requests to a process of the kernel that died or was replaced."""
         if state == "dead":
             self._dead = KernelGone("The kernel died.")
             self._end_all(self._dead)
-        elif state == "restarting" or (state == "starting" and not self._fences):
+        elif state == "restarting" or (state == "starting" and not self._barriers):
             self._dead = None
             self._end_all(_restarted())
 
-    # Ending.
+    # The end.
 
     def fail(self, error: RelayError) -> None:
-        """Nothing will come any more."""
+        """End all requests and listeners with ``error``."""
         if self.failure is None:
             self.failure = error
         self._end_all(error)
@@ -293,7 +294,7 @@ class KernelSession:
             listener.end(error)
 
     def _end_all(self, error: RelayError) -> None:
-        self._fences.clear()
+        self._barriers.clear()
         for msg_id in list(self._requests):
             self._end(msg_id, error)
 
@@ -301,13 +302,13 @@ class KernelSession:
         request = self._requests.pop(msg_id, None)
         if request is None:
             return
-        self._land(msg_id)
+        self._arrived(msg_id)
         self._answers.pop(msg_id, None)
         request.inbox.end(error)
         if error is None and request.then is not None:
             request.then()
 
-    def _land(self, msg_id: str) -> None:
+    def _arrived(self, msg_id: str) -> None:
         if msg_id in self._in_flight:
             self._in_flight.discard(msg_id)
             if self._unsent:
@@ -319,8 +320,8 @@ def _is_before(seq: Position, after: Position | None) -> bool:
 
 
 def _restarted() -> KernelRestarted:
-    return KernelRestarted("The kernel was restarted; whether this has run, it cannot say.")
+    return KernelRestarted("The kernel was restarted; whether the code has run is not known.")
 
 
 def _nothing() -> None:
-    """Nobody to tell."""
+    """Do nothing; the default callback."""

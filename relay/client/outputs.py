@@ -1,4 +1,4 @@
-"""What a cell gives, typed as the messaging specification has it.
+"""The outputs of a cell, typed as in the messaging specification.
 
 https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-iopub-pub-sub-channel
 """
@@ -14,39 +14,39 @@ from relay.client.kernel_message import KernelMessage, convert
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """Text on stdout or stderr. The relay's own notices, of a gap say, are on stderr."""
+    """Text on stdout or stderr; the relay's own notices are on stderr."""
 
     name: Literal["stdout", "stderr"]
     text: str
 
 
 class DisplayData(msgspec.Struct, frozen=True):
-    """Something to show, in several forms: ``data`` by MIME type."""
+    """A display in several formats: ``data`` by MIME type."""
 
     data: dict[str, Any]
     metadata: dict[str, Any] = {}
     transient: dict[str, Any] = {}
     buffers: tuple[Any, ...] = ()
-    """Binary data: bytes, or views of large ones."""
+    """Binary buffers: bytes, or views of large ones."""
 
     @property
     def display_id(self) -> str | None:
-        """By which an `UpdateDisplayData` names what it replaces."""
+        """The name by which an `UpdateDisplayData` refers to this display."""
         return self.transient.get("display_id")
 
 
 class UpdateDisplayData(msgspec.Struct, frozen=True):
-    """What now is to be shown in place of an earlier display."""
+    """A replacement of an earlier display's data."""
 
     data: dict[str, Any]
     metadata: dict[str, Any] = {}
     transient: dict[str, Any] = {}
     buffers: tuple[Any, ...] = ()
-    """Binary data: bytes, or views of large ones."""
+    """Binary buffers: bytes, or views of large ones."""
 
     @property
     def display_id(self) -> str | None:
-        """Names the display."""
+        """The name of the replaced display."""
         return self.transient.get("display_id")
 
 
@@ -67,13 +67,13 @@ class Error(msgspec.Struct, frozen=True):
 
 
 class ClearOutput(msgspec.Struct, frozen=True):
-    """What was shown so far is to go; with ``wait`` only when more comes."""
+    """A request to clear the outputs so far; with ``wait`` only when more arrive."""
 
     wait: bool = False
 
 
 class Other(msgspec.Struct, frozen=True):
-    """An output that this version does not know, or that does not keep to the specification."""
+    """An output of an unknown type, or one that does not match the specification."""
 
     msg_type: str
     content: dict[str, Any]
@@ -92,31 +92,31 @@ _KINDS: Final[dict[str, type[Output]]] = {
     "error": Error,
     "clear_output": ClearOutput,
 }
-_ASIDE: Final = frozenset(
+_NOT_OUTPUT: Final = frozenset(
     {"comm_close", "comm_msg", "comm_open", "debug_event", "execute_input", "status"}
 )
-"""What the kernel says of a cell that is no output of it; see ``Kernel.messages``."""
+"""Types of iopub messages of a cell that are not outputs; see ``Kernel.messages``."""
 
 
 class InputRequest(msgspec.Struct, frozen=True):
-    """The cell asks for a line of text."""
+    """A cell's request for a line of input."""
 
     prompt: str = ""
     password: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):
-    """All that came of a cell."""
+    """Everything that a cell produced."""
 
     msg_id: str
     outputs: list[Output]
     reply: dict[str, Any] | None
-    """The content of the ``execute_reply``; None where it came before the position that an
-    execution was resumed from."""
+    """The content of the ``execute_reply``; None where the reply came before the position from
+    which an execution was resumed."""
 
     @property
     def ok(self) -> bool:
-        """Whether the kernel replied that all went well."""
+        """Whether the reply's status is "ok"."""
         return self.reply is not None and self.reply.get("status") == "ok"
 
     @property
@@ -131,12 +131,12 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def error(self) -> Error | None:
-        """The exception, if one ended the cell."""
+        """The exception that ended the cell, if there was one."""
         return next((each for each in self.outputs if isinstance(each, Error)), None)
 
     @property
     def value(self) -> str | None:
-        """The value of the last expression as text, if there was one."""
+        """The value of the last expression as text, if there is one."""
         for each in self.outputs:
             if isinstance(each, ExecuteResult):
                 return each.data.get("text/plain")
@@ -148,8 +148,8 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def read_output(message: KernelMessage) -> Output | None:
-    """The output in an iopub message; None where it is something else."""
-    if message.msg_type in _ASIDE:
+    """Return the output in an iopub message; None where it is not an output."""
+    if message.msg_type in _NOT_OUTPUT:
         return None
     content = message.content
     kind = _KINDS.get(message.msg_type)

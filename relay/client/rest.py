@@ -1,4 +1,4 @@
-"""The relay's REST API, asked again while the relay is away."""
+"""Requests to the relay's REST API, repeated while the relay is unavailable."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import msgspec
 from relay.client import errors
 from relay.client.backoff import Backoff
 from relay.client.settings import Settings
-from relay.client.sockets import of_failure, retry_after
+from relay.client.sockets import from_exception, retry_after
 from relay.errors import AgentError, RelayError
 
 _UNCONNECTED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class _Problem(msgspec.Struct, frozen=True):
-    """The body of an error."""
+    """The body of an error response."""
 
     message: str = ""
     reason: str = ""
 
 
-class Rest:
-    """Requests below ``url``, the cluster's."""
+class RestClient:
+    """Requests to the REST API of one cluster; ``url`` is the cluster's."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         url: str,
         settings: Settings,
-        dice: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self._session = session
         self._url = url
         self._settings = settings
-        self._dice = dice
+        self._jitter = jitter
 
     async def call(
         self,
@@ -48,22 +48,23 @@ class Rest:
         *,
         repeatable: bool = True,
     ) -> bytes:
-        """The body of the answer. Raises `RelayError`.
+        """Send a request; return the response's body. Raises `RelayError`.
 
-        Where the relay is away it is asked again, for ``give_up_after`` seconds, then `GaveUp`.
-        What may not be done twice is only asked again where it cannot have arrived.
+        While the relay is unavailable the request is repeated, for ``give_up_after`` seconds, then
+        `GaveUp` is raised. A request that is not ``repeatable`` is only repeated where the relay
+        cannot have received it.
         """
-        backoff = Backoff(self._settings, self._dice)
+        backoff = Backoff(self._settings, self._jitter)
         while True:
             try:
                 return await self._once(method, path, body)
             except AgentError as error:
-                # There was no connection: nobody has seen the request.
+                # Without a connection the relay cannot have received the request.
                 unseen = isinstance(error.__cause__, _UNCONNECTED)
                 if not (repeatable or unseen):
                     raise
-                pause = backoff.pause(asyncio.get_running_loop().time(), error)
-            await asyncio.sleep(pause)
+                delay = backoff.delay(asyncio.get_running_loop().time(), error)
+            await asyncio.sleep(delay)
 
     async def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
         try:
@@ -71,25 +72,25 @@ class Rest:
                 asyncio.timeout(self._settings.request_timeout),
                 self._session.request(
                     method, self._url + path, json=body, allow_redirects=False
-                ) as answer,
+                ) as response,
             ):
-                content = await answer.read()
+                content = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise of_failure(error) from error
-        if not 200 <= answer.status < 300:  # noqa: PLR2004  (what HTTP calls success)
-            raise _error(answer, content)
+            raise from_exception(error) from error
+        if not 200 <= response.status < 300:  # noqa: PLR2004  (what HTTP calls success)
+            raise _error(response, content)
         return content
 
 
-def _error(answer: aiohttp.ClientResponse, content: bytes) -> RelayError:
+def _error(response: aiohttp.ClientResponse, content: bytes) -> RelayError:
     try:
         problem = msgspec.json.decode(content, type=_Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # Something on the way answered in the relay's place.
+        # Not from the relay: a proxy on the way responded.
         problem = _Problem()
-    return errors.of_answer(
-        answer.status,
+    return errors.from_response(
+        response.status,
         problem.message,
         reason=problem.reason,
-        retry_after=retry_after(answer.headers),
+        retry_after=retry_after(response.headers),
     )

@@ -1,7 +1,9 @@
-"""What can be set, its defaults, and how it is read: YAML below ``RELAY_*`` variables.
+"""Settings: their names, defaults and types, read from YAML and ``RELAY_*`` variables.
 
-The structs are in ``edge``, ``door``, ``authentication``, ``jupyterhub``, ``policy``, ``agent``,
-``up`` and ``values``, one per subject; ``load`` is in ``loading``. Import all of them from here.
+``edge``, ``agent`` and ``up`` are the settings of one program each; ``admission``,
+``authentication``, ``jupyterhub``, ``policy`` and ``values`` are their sections and types.
+``holder`` is what an agent tells a holder. ``loading`` reads them. Import everything but
+``holder`` from here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings that say who may come in: one frozen struct per authenticator."""
+"""Settings of authentication: one frozen struct per authenticator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from msgspec import Meta, Struct, field
 
 from relay.config.jupyterhub import JupyterHubSettings
 from relay.config.values import (
-    A_DAY,
     KIB,
+    SECONDS_PER_DAY,
     AuthenticatorName,
     ClaimPath,
     FilePath,
@@ -20,7 +20,7 @@ from relay.config.values import (
     SecretFile,
     Size,
     WebUrl,
-    check_fetched,
+    check_https,
     check_web_url,
 )
 from relay.model import Principal
@@ -29,22 +29,22 @@ ServerName = Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])
 
 
 class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Static tokens, which ``relay token`` makes; their authenticator is called ``token``."""
+    """Static tokens, which ``relay token`` makes; the authenticator is called ``token``."""
 
     file: SecretFile
-    """JSON file: the hashes of the tokens, and whose they are; read again when it changes."""
+    """JSON file: the hashes of the tokens and their users; read again when it changes."""
     look_interval: Annotated[float, Meta(gt=0, le=60)] = 0.5
-    """Seconds between two looks at whether the file has changed."""
+    """Seconds between two checks for a changed file."""
 
 
 class PathTokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens in URLs' paths, ``/t/<token>/<cluster>/…``: for WebSockets of clients without headers.
 
-    They are in the file of the static tokens, and are no such tokens.
+    They are in the file of the static tokens, but not accepted in place of one.
     """
 
     max_lifetime: Seconds = 43_200.0
-    """Seconds; a path token that was made for longer is refused."""
+    """Seconds; a path token made for a longer time is refused."""
 
 
 class PemSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,49 +53,47 @@ class PemSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     file: FilePath
     """PEM file: one public key, RSA or on one of the curves P-256, P-384, P-521 and Ed25519."""
     kid: Name | None = None
-    """What tokens call it; by default it is for those whose ``kid`` no other key has."""
+    """The key's id in tokens; by default the key is for tokens whose ``kid`` no other key has."""
 
 
 class KeySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the keys are that an issuer's tokens are signed with: one of the first five."""
+    """The keys that an issuer signs its tokens with; set one of the first five."""
 
     discovery: bool = False
-    """Whether to ask the issuer (OpenID Connect Discovery) where it publishes its keys."""
+    """Whether to ask the issuer for the URL of its keys (OpenID Connect Discovery)."""
     jwks_url: WebUrl | None = None
-    """Where it publishes them."""
+    """The URL of the issuer's JWK Set."""
     jwks_file: JwksFile | None = None
     """JSON file: a JWK Set; for HMAC with the secrets in it."""
     pem: list[PemSettings] = []
-    """Public keys in files of their own."""
+    """Public keys in separate files."""
     secret: SecretFile | None = None
-    """File: an HMAC secret, as many bytes as the hash has or more. A line's end at its end is not
-    part of it."""
+    """File: an HMAC secret, at least as long as the hash. A final line feed is not part of it."""
     ca: FilePath | None = None
-    """PEM file: the authorities that the issuer's certificate may come from; by default the
-    system's."""
+    """PEM file: the certificate authorities for the issuer's URL; by default the system's."""
     refresh: Seconds = 600.0
-    """Seconds after which published keys are fetched again, or sooner where the issuer says so: a
-    key that it withdraws is believed no longer than this."""
+    """Seconds after which published keys are fetched again, or sooner if the issuer says so; a key
+    that the issuer withdraws is accepted no longer than this."""
     cool_down: Seconds = 10.0
-    """Seconds between two fetches at the least, whatever keys tokens name."""
-    keep: Annotated[float, Meta(ge=3600, le=A_DAY)] = 7200.0
-    """Seconds that keys which were fetched are used while the issuer does not answer."""
+    """Seconds between two fetches, at least, whatever keys tokens name."""
+    keep: Annotated[float, Meta(ge=3600, le=SECONDS_PER_DAY)] = 7200.0
+    """Seconds that fetched keys are used while the issuer does not respond."""
     timeout: Seconds = 5.0
-    """Seconds for a fetch, discovery and all."""
+    """Seconds for a fetch, including discovery."""
     document_bytes: Size = 256 * KIB
-    """Bytes of each document that is fetched; beyond, the fetch has failed."""
+    """Bytes of each fetched document; beyond, the fetch has failed."""
     allow_http: bool = False
     """Whether URLs may be ``http`` on the loopback interface. For tests."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` unless there is one source, and a safe way to it."""
+        """Raise ``ValueError`` unless there is exactly one source, over HTTPS."""
         sources = (self.discovery, self.jwks_url, self.jwks_file, self.pem, self.secret)
         if sum(map(bool, sources)) != 1:
-            raise ValueError("set one of discovery, jwks_url, jwks_file, pem and secret")
+            raise ValueError("set exactly one of discovery, jwks_url, jwks_file, pem and secret")
         if self.jwks_url is not None:
-            check_fetched(self.jwks_url, allow_http=self.allow_http)
+            check_https(self.jwks_url, allow_http=self.allow_http)
         if len({each.kid for each in self.pem}) < len(self.pem):
-            raise ValueError("pem: two keys need two different kids")
+            raise ValueError("pem: two keys need different kids")
 
 
 Symmetric = Literal["HS256", "HS384", "HS512"]
@@ -105,108 +103,108 @@ Asymmetric = Literal[
 
 
 class ClaimSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which claims say what; a dot leads into an object, as in ``realm_access.roles``."""
+    """The claims to read; a dot leads into an object, as in ``realm_access.roles``."""
 
     user: ClaimPath = "sub"
-    """The user's name. It should be one that the issuer gives to nobody else later."""
+    """The user's name; choose a claim that the issuer never reassigns to another user."""
     groups: ClaimPath | None = None
     """The user's groups: a list of names, or one name; by default there are none."""
     scopes: ClaimPath | None = None
-    """What the token is limited to: a list, or a text with spaces. Where this is set, a token
-    without scopes is refused; by default tokens are not limited."""
+    """The token's scopes: a list, or a text with spaces. Where this is set, a token without scopes
+    is refused; by default tokens are not limited."""
 
 
 class JwtSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The JWTs of one issuer."""
 
     issuer: Name
-    """What their ``iss`` is, exactly; for ``keys.discovery`` a URL."""
+    """The value of ``iss``, exactly; for ``keys.discovery`` a URL."""
     audiences: list[Name]
-    """Of their ``aud`` one has to be among these, exactly."""
+    """A token's ``aud`` must contain one of these, exactly."""
     algorithms: list[Literal[Symmetric, Asymmetric]]
-    """What they may be signed with: HS256, RS256, PS256 or ES256, the same with 384 and 512, and
-    EdDSA. HS cannot be together with others."""
+    """Accepted algorithms: HS256, RS256, PS256 or ES256, the same with 384 and 512, and EdDSA. HS
+    cannot be combined with others."""
     keys: KeySettings
-    """What they are signed with."""
+    """The keys that the issuer signs with."""
     claims: ClaimSettings = field(default_factory=ClaimSettings)
-    """Whose they are."""
+    """The claims with user, groups and scopes."""
     required: list[Literal["nbf", "iat", "jti"]] = field(default_factory=lambda: ["nbf"])
-    """Claims that have to be there besides ``iss``, ``aud`` and ``exp``; what is there of them is
-    checked in any case."""
+    """Claims that a token must have besides ``iss``, ``aud`` and ``exp``; those that are present
+    are checked in any case."""
     types: list[Literal["JWT", "at+jwt"]] = field(default_factory=lambda: ["JWT", "at+jwt"])
-    """What their ``typ`` may be; one without counts as JWT."""
+    """Accepted values of ``typ``; a token without ``typ`` counts as JWT."""
     leeway: Annotated[float, Meta(ge=0, le=60)] = 30.0
-    """Seconds that the issuer's clock may be before or behind this one."""
+    """Seconds by which the issuer's clock may differ from this one."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` where no token could be right, or keys be taken for secrets."""
+        """Raise ``ValueError`` where no token could be valid, or keys could be used as secrets."""
         if not (self.audiences and self.algorithms and self.types):
-            raise ValueError("audiences, algorithms and types each need one entry at least")
+            raise ValueError("audiences, algorithms and types each need at least one entry")
         symmetric = {algorithm.startswith("HS") for algorithm in self.algorithms}
         if len(symmetric) > 1:
-            raise ValueError("algorithms: HS cannot be together with others")
+            raise ValueError("algorithms: HS cannot be combined with others")
         published = self.keys.discovery or self.keys.jwks_url
         if True in symmetric and (published or self.keys.pem):
-            raise ValueError("keys: for HS they are in secret or in jwks_file")
+            raise ValueError("keys: for HS they must be in secret or in jwks_file")
         if False in symmetric and self.keys.secret:
-            raise ValueError("keys.secret: it is for HS only")
+            raise ValueError("keys.secret: it can be used with HS only")
         if self.keys.discovery:
             check_web_url(self.issuer)
-            check_fetched(self.issuer, allow_http=self.keys.allow_http)
+            check_https(self.issuer, allow_http=self.keys.allow_http)
 
 
 class MtlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What clients prove by a certificate that connect to one of the edge's names."""
+    """Client certificates for one of the edge's host names."""
 
     ca: FilePath
-    """PEM file: the authorities, and no others, that their certificates may come from."""
+    """PEM file: the only certificate authorities that are accepted for clients."""
     user_from: Literal["subject-cn", "subject-dn", "san-uri", "san-email", "san-dns"] = "subject-cn"
-    """What of a certificate is the user's name; it must have exactly one of it."""
+    """The part of a certificate that is the user's name; there must be exactly one of it."""
     users: dict[Name, Name] | None = None
-    """Users by what the certificate says; others stay outside. ``None``: what it says."""
+    """Users by that name; others are refused. ``None``: the name itself is the user."""
 
 
 RESERVED: Final = ("token", "jupyterhub", "mtls")
-"""Names of authenticators that are no issuer's."""
+"""Names of authenticators that an issuer of JWTs cannot have."""
 
 
 class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The authenticators. Whom none of them knows stays outside."""
+    """The authenticators; a client that none of them knows is refused."""
 
     chain: list[AuthenticatorName] = []
-    """Their names in the order in which they are asked; empty: all, in the order they have here."""
+    """Names in the order in which they are asked; empty: all, in the order of these settings."""
     tokens: TokenSettings | None = None
     """Static tokens."""
     path_tokens: PathTokenSettings | None = None
     """Path tokens; without this section there are none."""
     jwt: dict[AuthenticatorName, JwtSettings] = {}
-    """JWTs: their issuers, each an authenticator by the name that it has here."""
+    """Issuers of JWTs; each is an authenticator under the name that it has here."""
     jupyterhub: JupyterHubSettings | None = None
-    """A JupyterHub's tokens."""
+    """JupyterHub's tokens."""
     mtls: dict[ServerName, MtlsSettings] = {}
-    """Names of the edge under which clients show a certificate; their authenticator is called
-    ``mtls``, and is not in the chain: a connection's certificate counts before any token."""
+    """Host names under which clients must present a certificate. The authenticator is called
+    ``mtls`` and is not in the chain: the connection's certificate counts before any token."""
     aliases: dict[PrincipalName, PrincipalName] = {}
-    """Who is another authenticator's user in truth: ``corp:alice: token:alice``. Without this, two
-    authenticators never speak of the same person."""
+    """Principals that share another principal's identity: ``corp:alice: token:alice``. Without an
+    alias two authenticators never name the same user."""
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` for a chain that is not made of the authenticators that are set."""
+        """Raise ``ValueError`` for a chain, alias or section that names a missing authenticator."""
         self._check_issuers()
         known = self.authenticators
         if not known:
-            raise ValueError("no authenticator is set: nobody could come in")
+            raise ValueError("no authenticator is set, so nobody could be authenticated")
         for name in self.chain:
-            if name not in self.names:
-                there = ", ".join(self.names)
-                raise ValueError(f"chain: {name} is not set here; there is {there}")
+            if name not in self.chainable:
+                there = ", ".join(self.chainable)
+                raise ValueError(f"chain: {name} is not set here; known are {there}")
         if len(set(self.chain)) < len(self.chain):
             raise ValueError("chain: a name appears twice")
         for principal in self.aliases:
             if Principal.parse(principal).authenticator not in known:
-                raise ValueError(f"aliases: no authenticator that is set here knows {principal}")
+                raise ValueError(f"aliases: the authenticator of {principal} is not set here")
         if self.path_tokens is not None and self.tokens is None:
-            raise ValueError("path_tokens: tokens is not set, in whose file they are")
+            raise ValueError("path_tokens: they need tokens, whose file they are in")
 
     def _check_issuers(self) -> None:
         for name in self.jwt:
@@ -217,19 +215,19 @@ class AuthenticationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("jwt: an issuer appears twice")
 
     @property
-    def names(self) -> list[str]:
-        """The names of all authenticators that are set and can be in the chain, in their order."""
+    def chainable(self) -> list[str]:
+        """Names of the configured authenticators that can be in the chain, in their order."""
         tokens = ["token"] if self.tokens is not None else []
         hub = ["jupyterhub"] if self.jupyterhub is not None else []
         return [*tokens, *self.jwt, *hub]
 
     @property
     def authenticators(self) -> list[str]:
-        """The names of all that are set."""
-        return [*self.names, *(["mtls"] if self.mtls else [])]
+        """Names of all configured authenticators."""
+        return [*self.chainable, *(["mtls"] if self.mtls else [])]
 
     @property
-    def principals(self) -> list[str]:
-        """The authenticators whose principals come in, those that aliases name among them."""
+    def of_principals(self) -> list[str]:
+        """Names of all authenticators of principals, including those that aliases name."""
         named = [Principal.parse(principal).authenticator for principal in self.aliases.values()]
         return list(dict.fromkeys([*self.authenticators, *named]))

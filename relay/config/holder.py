@@ -1,4 +1,4 @@
-"""What an agent tells the holder it starts; kept beside the kernel as ``request.json``."""
+"""The configuration that an agent gives to a holder; stored with the kernel as ``request.json``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relay.config.values import LogSettings
 
 
 class HolderConfig(Struct, frozen=True, kw_only=True):
-    """One kernel to launch and everything that its holder is bound by."""
+    """One kernel to launch, and all settings of its holder."""
 
     version: int = FOLDER.writes
     """Of the files in a kernel's folder."""
@@ -19,19 +19,19 @@ class HolderConfig(Struct, frozen=True, kw_only=True):
     owner: str
     """The principal who asked for the kernel, as ``authenticator:subject``."""
     request_id: str = ""
-    """The request that asked for it; every line that has no request of its own bears it."""
+    """The request that started the kernel; in every log line without a request of its own."""
     created: float
-    """When it was asked for, in seconds since the epoch."""
+    """Unix time of the request, in seconds."""
     socket: str
     """Path of the unix socket to serve."""
     environment: dict[str, str]
     """The kernel's whole environment, before what its kernelspec adds."""
     parameters: dict[str, str] = {}
-    """What stands in for ``{name}`` in the kernelspec's argv and env."""
+    """Values for ``{name}`` in the kernelspec's argv and env."""
     working_folder: str | None = None
-    """Where the kernel starts; the agent's own folder by default."""
+    """The folder that the kernel starts in; by default the agent's working folder."""
     max_record: int
-    """Bytes of one record from an agent."""
+    """Bytes of the largest record that is accepted from an agent."""
     culling: CullSettings
     kernels: KernelSettings
     journal: JournalSettings

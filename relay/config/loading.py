@@ -1,9 +1,9 @@
-"""From YAML and ``RELAY_*`` variables to a settings struct, with every mistake reported at once.
+"""Reads settings from YAML and ``RELAY_*`` variables, and reports all mistakes at once.
 
-``RELAY_A__B=value`` sets ``a.b`` and beats the file. The value is text where the setting is text,
-else YAML (``RELAY_TICKET_KEYS='[a.pem, b.pem]'``). In a cluster's name ``_`` stands for ``-``,
-which a variable's name cannot hold. An empty variable counts as unset. Relative paths in the file
-are taken from the file's folder, those in variables from the working directory.
+``RELAY_A__B=value`` sets ``a.b`` and takes precedence over the file. The value is text where the
+setting is text, else YAML (``RELAY_TICKET_KEYS='[a.pem, b.pem]'``). In a cluster's name ``_`` is
+``-``, which a variable's name cannot hold. An empty variable counts as unset. Relative paths in
+the file are relative to the file's folder, those in variables to the working directory.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from typing import (
 import msgspec
 import yaml
 
+from relay.config.plain_errors import plain_error
+
 PREFIX: Final = "RELAY_"
 SHARED: Final = frozenset({"RELAY_STATE_DIR"})
-"""Variables that several programs are given and those without such a setting pass over."""
+"""Variables for several programs; those without such a setting ignore them."""
 
 Keys = tuple[str, ...]
 Tree = Any  # plain values, as YAML has them
 Kind = Any  # a type, as annotations have them
 T = TypeVar("T", bound=msgspec.Struct)
-_BAD: Final[Any] = object()  # stands where a value was wrong and is reported already
+_INVALID: Final[Any] = object()  # in the place of a value whose mistake is reported already
 
 
 class Problem(NamedTuple):
-    """One mistake: the setting's path, what is wrong, and where it was written if that is known."""
+    """One mistake: the setting's path, the text, and the place in a file where that is known."""
 
     path: str
     text: str
@@ -53,7 +55,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; ``str()`` is one line for each mistake."""
+    """The configuration is invalid; ``str()`` has one line for each mistake."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -61,23 +63,23 @@ class ConfigError(Exception):
 
 
 class Loaded(NamedTuple, Generic[T]):
-    """Settings, and where each was written."""
+    """Settings, and the place where each was set."""
 
     settings: T
     where: Callable[[str], str]
-    """The file and line, or the variable, of the setting with this path, else of its section."""
+    """Returns the file and line, or the variable, of the setting at a path, or of its section."""
 
 
 def load(struct_type: type[T], path: Path | None, env: Mapping[str, str]) -> T:
-    """Settings from the YAML file at ``path``, if any, under the ``RELAY_*`` variables of ``env``.
+    """Read settings from the YAML file at ``path``, if any, and ``RELAY_*`` variables of ``env``.
 
-    Raises ``ConfigError`` with every problem that was found.
+    Raises ``ConfigError`` with every mistake.
     """
     return load_located(struct_type, path, env).settings
 
 
 def load_located(struct_type: type[T], path: Path | None, env: Mapping[str, str]) -> Loaded[T]:
-    """As `load`, with the places."""
+    """As `load`, with the places of the settings."""
     source = _Source()
     tree: Tree = None if path is None else source.read(path)
     tree = {} if tree is None else tree
@@ -92,43 +94,40 @@ def load_located(struct_type: type[T], path: Path | None, env: Mapping[str, str]
 
 
 class _Source:
-    """What was written, as plain values, and where each of them was."""
+    """The configuration as plain values, and the place of each of them."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.where: dict[Keys, str] = {}
 
-    def report(self, keys: Keys, text: str, inside: Keys = ()) -> None:
-        """Note a mistake at ``keys``; it is located by the nearest place that is known.
-
-        ``inside`` leads from there to the setting that the text is about.
-        """
-        self.problems.append(Problem(".".join(keys), text, self.nearest((*keys, *inside))))
+    def report(self, keys: Keys, text: str) -> None:
+        """Report a mistake at ``keys``, with the nearest known place."""
+        self.problems.append(Problem(".".join(keys), text, self.nearest(keys)))
 
     def from_env(self, keys: Keys) -> bool:
-        """Tell whether the value at ``keys`` was a variable's."""
+        """Whether the value at ``keys`` comes from a variable."""
         return self.nearest(keys).startswith("$")
 
     def nearest(self, keys: Keys) -> str:
-        """The nearest place above ``keys`` that is known; empty where there is none."""
+        """Return the nearest known place at or above ``keys``; empty where there is none."""
         known = (keys[:length] for length in range(len(keys), -1, -1))
         return next((self.where[some] for some in known if some in self.where), "")
 
     def read(self, path: Path) -> Tree:
-        """The file as plain values, ``None`` when it is empty."""
+        """Return the file as plain values, ``None`` when it is empty."""
         self.where[()] = str(path)
         try:
             text = path.read_text("utf-8")
         except OSError as error:
             self.report((), f"cannot be read: {error.strerror}")
-            return _BAD
+            return _INVALID
         except UnicodeDecodeError:
             self.report((), "is not UTF-8 text")
-            return _BAD
+            return _INVALID
         return self.parse(text, str(path), ())
 
     def parse(self, text: str, name: str, keys: Keys) -> Tree:
-        """Plain values of the YAML in ``text``, which was found at ``name``."""
+        """Return the YAML in ``text``, which comes from ``name``, as plain values."""
         try:
             with _loader(text) as loader:
                 node = loader.get_single_node()
@@ -136,10 +135,10 @@ class _Source:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             at = name if mark is None or name.startswith("$") else f"{name}:{mark.line + 1}"
-            self.problems.append(Problem(".".join(keys), f"is not YAML: {error.problem}", at))
+            self.problems.append(Problem(".".join(keys), f"is not valid YAML: {error.problem}", at))
         except yaml.YAMLError:
-            self.problems.append(Problem(".".join(keys), "is not YAML", name))
-        return _BAD
+            self.problems.append(Problem(".".join(keys), "is not valid YAML", name))
+        return _INVALID
 
     def _plain(
         self, loader: yaml.SafeLoader, node: yaml.Node, name: str, keys: Keys, seen: set[int]
@@ -147,9 +146,9 @@ class _Source:
         if keys or not isinstance(node, yaml.MappingNode):
             line = node.start_mark.line + 1
             self.where[keys] = name if name.startswith("$") else f"{name}:{line}"
-        if id(node) in seen:  # an alias may contain itself, or double at every level
-            self.report(keys, "is a YAML alias; write the value out")
-            return _BAD
+        if id(node) in seen:  # an alias may contain itself, or double the size at every level
+            self.report(keys, "is a YAML alias, which is not supported; write the value out")
+            return _INVALID
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(loader, node, name, keys, seen)
@@ -161,8 +160,8 @@ class _Source:
         try:
             return loader.construct_object(node)
         except (yaml.YAMLError, ValueError):
-            self.report(keys, "is no value that YAML knows")
-            return _BAD
+            self.report(keys, "is not a value that YAML supports")
+            return _INVALID
 
     def _mapping(
         self, loader: yaml.SafeLoader, node: yaml.MappingNode, name: str, keys: Keys, seen: set[int]
@@ -174,17 +173,17 @@ class _Source:
             if key in result:
                 self.problems.append(
                     Problem(
-                        ".".join(inner), "is there twice", f"{name}:{key_node.start_mark.line + 1}"
+                        ".".join(inner), "is set twice", f"{name}:{key_node.start_mark.line + 1}"
                     )
                 )
                 continue
             result[key] = self._plain(loader, value_node, name, inner, seen)
-            if not name.startswith("$"):  # where the key is, not where its block begins
+            if not name.startswith("$"):  # the place of the key, not the beginning of its block
                 self.where[inner] = f"{name}:{key_node.start_mark.line + 1}"
         return result
 
     def overlay(self, tree: dict[str, Any], root: type, env: Mapping[str, str]) -> None:
-        """Put the variables' values into ``tree``, over what the file says."""
+        """Put the variables' values into ``tree``, over those of the file."""
         # Sorted, so that RELAY_TLS comes before RELAY_TLS__KEY, which then adds to it.
         for name in sorted(env):
             if not name.startswith(PREFIX) or not env[name]:
@@ -204,22 +203,22 @@ class _Source:
                 inside[key] = {}
             inside = inside[key]
             if not isinstance(inside, dict):
-                return  # reported when the file's own value is judged
+                return  # reported when the file's own value is checked
         inside[keys[-1]] = value
         self.where[keys] = name
 
 
 class _Builder:
-    """Builds the struct from the bottom up, going on after every mistake."""
+    """Builds the struct from the bottom up, and continues after a mistake."""
 
     def __init__(self, source: _Source, base: Path) -> None:
         self._source = source
         self._base = base
 
     def build(self, kind: Kind, value: Tree, keys: Keys, default: Tree = None) -> Tree:
-        """``value`` as ``kind``, or ``_BAD`` after the reason was reported."""
-        if value is _BAD:
-            return _BAD
+        """Return ``value`` as ``kind``, or ``_INVALID`` after a report."""
+        if value is _INVALID:
+            return _INVALID
         kind, optional = _without_none(kind)
         if value is None and optional:
             return None
@@ -240,9 +239,9 @@ class _Builder:
         built = {}
         for name in value.keys() - fields.keys():
             self._bad((*keys, name), "no such setting" + _did_you_mean(name, fields))
-            built[name] = _BAD
+            built[name] = _INVALID
         for name, field in fields.items():
-            # A section that the file gives in part keeps the rest of its own default.
+            # A section that the file sets in part keeps the rest of its default.
             fallback = getattr(default, name) if isinstance(default, kind) else _default(field)
             if name in value:
                 built[name] = self.build(field.type, value[name], (*keys, name), fallback)
@@ -250,12 +249,13 @@ class _Builder:
                 built[name] = self._bad((*keys, name), "is required")
             else:
                 built[name] = fallback
-        if _BAD in built.values():
-            return _BAD
+        if _INVALID in built.values():
+            return _INVALID
         try:
             return kind(**built)
         except ValueError as error:
-            return self._bad(keys, str(error), _subject(str(error), fields))
+            inside, text = _split_subject(str(error), fields)
+            return self._bad((*keys, *inside), text)
 
     def _dict(self, kind: Kind, value: Tree, keys: Keys) -> Tree:
         key_kind, value_kind = get_args(kind)
@@ -265,15 +265,15 @@ class _Builder:
         for key, inner in value.items():
             checked = self._leaf(key_kind, key, (*keys, key))
             item = self.build(value_kind, inner, (*keys, key))
-            built[key] = _BAD if checked is _BAD else item
-        return _BAD if _BAD in built.values() else built
+            built[key] = _INVALID if checked is _INVALID else item
+        return _INVALID if _INVALID in built.values() else built
 
     def _list(self, kind: Kind, value: Tree, keys: Keys) -> Tree:
         if not isinstance(value, list):
             return self._bad(keys, "expected a list")
         (item_kind,) = get_args(kind)
         built = [self.build(item_kind, item, (*keys, str(n))) for n, item in enumerate(value)]
-        return _BAD if _BAD in built else built
+        return _INVALID if _INVALID in built else built
 
     def _leaf(self, kind: Kind, value: Tree, keys: Keys) -> Tree:
         extra = _extra(kind)
@@ -283,7 +283,9 @@ class _Builder:
             value = msgspec.convert(value, kind)
             if "check" in extra:
                 extra["check"](value)
-        except ValueError as error:  # msgspec.ValidationError is one
+        except msgspec.ValidationError as error:
+            return self._bad(keys, plain_error(str(error), kind))
+        except ValueError as error:
             return self._bad(keys, str(error))
         return self._path(value, keys) if "path" in extra else value
 
@@ -292,15 +294,15 @@ class _Builder:
         try:
             return str((Path.cwd() if here else self._base) / Path(value).expanduser())
         except RuntimeError:
-            return self._bad(keys, "there is no such home folder")
+            return self._bad(keys, "there is no such home directory")
 
-    def _bad(self, keys: Keys, text: str, inside: Keys = ()) -> object:
-        self._source.report(keys, text, inside)
-        return _BAD
+    def _bad(self, keys: Keys, text: str) -> object:
+        self._source.report(keys, text)
+        return _INVALID
 
 
 def _locate(kind: Kind, segments: Keys) -> tuple[Keys, Kind]:
-    """The path that a variable's segments name, and the type there, ``None`` if there is none."""
+    """Return the path that a variable's segments name, and its type; ``None`` if unknown."""
     keys: Keys = ()
     for segment in segments:
         kind, _ = _without_none(kind)
@@ -354,10 +356,11 @@ def _default(field: msgspec.structs.FieldInfo) -> Tree:
     return field.default
 
 
-def _subject(text: str, known: Mapping[str, object]) -> Keys:
-    """The setting with whose name a message begins, as in ``policy.rules.0: …``."""
-    keys = tuple(text.partition(":")[0].split("."))
-    return keys if keys[0] in known else ()
+def _split_subject(text: str, known: Mapping[str, object]) -> tuple[Keys, str]:
+    """Split a message into its setting, as in ``policy.rules.0: …``, and the rest."""
+    subject, colon, rest = text.partition(": ")
+    keys = tuple(subject.split("."))
+    return (keys, rest) if colon and keys[0] in known else ((), text)
 
 
 def _did_you_mean(name: str, known: Mapping[str, object]) -> str:

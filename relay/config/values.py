@@ -1,7 +1,7 @@
-"""What settings are made of: their types, and the sections that several programs have.
+"""Types of settings, and the sections that several programs have.
 
-A struct made in code is not checked field by field; ``load`` checks everything it reads. What one
-value must be is in its type here; what several must be together is in ``__post_init__``.
+A struct made in code is not checked field by field; ``load`` checks everything it reads. A type
+states what one value must be; ``__post_init__`` checks values against each other.
 """
 
 from __future__ import annotations
@@ -14,36 +14,35 @@ import msgspec
 from msgspec import Meta, Struct
 
 from relay.auth.origin import check_origin
-from relay.model import Principal
+from relay.model import AUTHENTICATOR_NAME, MAX_NAME, Principal, is_name
 from relay.routing.clusters import check_name
-from relay.routing.routes import is_kernelspec_name
+from relay.routing.names import is_kernelspec_name
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _UNITS: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
-_AUTHENTICATOR: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _PRIVATE: Final = frozenset({"k", "d"})
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([A-Za-z]*)")
 
-THE_RELAYS: Final = ("RELAY_", "JUPYTERHUB_", "JPY_API_TOKEN")
-"""Beginnings of the names of variables that are for the relay itself. They may hold tokens, a
-Hub's twice over: no kernel gets any, nor does a program that has nothing to do with them."""
+RELAY_PREFIXES: Final = ("RELAY_", "JUPYTERHUB_", "JPY_API_TOKEN")
+"""Prefixes of variables for the relay itself. They may hold tokens: kernels never get them, nor do
+programs that do not need them."""
 
 OS_USER_NAME: Final = re.compile(r"[a-z_][a-z0-9._-]{0,31}")
-"""Names of OS users that a kernel may run as; others exist, and mean trouble somewhere."""
+"""Names of OS users that a kernel may run as; other names are valid but cause trouble."""
 LAST_UID: Final = 2**32 - 2
 
 
 def read_size(value: object) -> object:
-    """Bytes for a text such as ``64 MiB``; anything but text passes unchanged.
+    """Read a size such as ``64 MiB`` in bytes; values that are not text pass unchanged.
 
-    Raises ``ValueError`` for a text that is no size.
+    Raises ``ValueError`` for text that is not a size.
     """
     if not isinstance(value, str):
         return value
     match = _SIZE.fullmatch(value)
     if match is None or match[2] not in _UNITS:
-        raise ValueError("expected bytes: a number, or one with B, KiB, MiB or GiB behind it")
+        raise ValueError("expected a number of bytes, optionally followed by B, KiB, MiB or GiB")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -53,22 +52,22 @@ def check_agent_url(url: str) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
         raise ValueError("expected http://host:port or https://host:port")
     if url != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
-        raise ValueError("expected nothing but scheme, host and port")
+        raise ValueError("expected only a scheme, a host and a port")
 
 
 def check_web_url(url: str) -> None:
-    """Raise ``ValueError`` unless ``url`` is an ``http(s)`` URL without anything secret in it."""
+    """Raise ``ValueError`` unless ``url`` is an ``http(s)`` URL without credentials."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected https://host/path")
     if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable():
-        raise ValueError("expected nothing but scheme, host, port, path and query")
+        raise ValueError("expected only a scheme, a host, a port, a path and a query")
 
 
-def check_fetched(url: str, *, allow_http: bool) -> None:
-    """Raise ``ValueError`` unless what comes from ``url`` is from whom it should be.
+def check_https(url: str, *, allow_http: bool) -> None:
+    """Raise ``ValueError`` unless ``url`` is reached over TLS, which authenticates the server.
 
-    ``allow_http`` lets plain HTTP pass within this machine.
+    ``allow_http`` accepts plain HTTP on the loopback interface.
     """
     parts = urlsplit(url)
     here = parts.hostname in ("127.0.0.1", "::1", "localhost")
@@ -76,32 +75,34 @@ def check_fetched(url: str, *, allow_http: bool) -> None:
         raise ValueError(f"{url[:200]}: expected https")
 
 
-def check_visible(text: str) -> None:
-    """Raise ``ValueError`` for text that could be shown as something else than it is."""
-    if not text.isprintable() or text != text.strip():
-        raise ValueError("expected printable characters, and no space at either end")
+def check_visible_name(text: str) -> None:
+    """Raise ``ValueError`` unless ``text`` is a name of a user, group, scope or key."""
+    if not is_name(text):
+        raise ValueError(
+            f"expected 1 to {MAX_NAME} printable characters without a space at either end"
+        )
 
 
 def check_principal(text: str) -> None:
-    """Raise ``ValueError`` unless ``text`` is an authenticator's name, a colon and a user's."""
+    """Raise ``ValueError`` unless ``text`` is ``authenticator:user``."""
     principal = Principal.parse(text)
-    if _AUTHENTICATOR.fullmatch(principal.authenticator) is None:
+    if AUTHENTICATOR_NAME.fullmatch(principal.authenticator) is None:
         raise ValueError("expected the name of an authenticator before the colon")
-    check_visible(principal.subject)
+    check_visible_name(principal.subject)
 
 
 def check_kernelspec(name: str) -> None:
-    """Raise ``ValueError`` for what cannot be a kernelspec's name."""
+    """Raise ``ValueError`` unless ``name`` can be the name of a kernelspec."""
     if not is_kernelspec_name(name):
         raise ValueError("expected a kernelspec's name: letters, digits, '.', '_' and '-'")
 
 
 def is_secret_jwks(content: bytes) -> bool:
-    """Whether there is a key in a JWK Set that is not public (RFC 7518 §6): "k" and "d" have it."""
+    """Whether a JWK Set contains a secret or private key (RFC 7518 §6): a member "k" or "d"."""
     try:
         document = msgspec.json.decode(content)
     except (ValueError, RecursionError):
-        # Whoever uses it says so.
+        # Reported by the code that uses the keys.
         return False
     keys = document.get("keys") if isinstance(document, dict) else None
     entries = keys if isinstance(keys, list) else []
@@ -109,7 +110,7 @@ def is_secret_jwks(content: bytes) -> bool:
 
 
 def check_os_user(user: int | str) -> None:
-    """Raise ``ValueError`` for what is neither the name of an OS user nor a uid."""
+    """Raise ``ValueError`` unless ``user`` is the name of an OS user or a uid."""
     if isinstance(user, int):
         known = 0 <= user <= LAST_UID
     else:
@@ -118,13 +119,13 @@ def check_os_user(user: int | str) -> None:
         raise ValueError("expected the name of an OS user, or a uid")
 
 
-# `load` knows three extras: `read` turns what is written into the value, `check` raises ValueError
-# for what the type alone cannot exclude, `path` takes a relative path from the right folder.
-# `relay check-config` knows one: `secret` is True where a file is for nobody else, or tells so from
-# its content.
-A_DAY: Final = 86_400
-Seconds = Annotated[float, Meta(gt=0, le=A_DAY)]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=A_DAY)]
+# Extras of `load`: `read` converts the written value, `check` raises ValueError for values that
+# the type alone cannot exclude, `path` resolves a relative path.
+# An extra of `relay check-config`: `secret` is True for a file that only its owner may read, or a
+# function that decides it by the file's content.
+SECONDS_PER_DAY: Final = 86_400
+Seconds = Annotated[float, Meta(gt=0, le=SECONDS_PER_DAY)]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=SECONDS_PER_DAY)]
 Size = Annotated[int, Meta(ge=1, extra={"read": read_size})]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -138,9 +139,9 @@ ClusterName = Annotated[str, Meta(extra={"check": check_name})]
 WebUrl = Annotated[str, Meta(max_length=2000, extra={"check": check_web_url})]
 Origin = Annotated[str, Meta(max_length=300, extra={"check": check_origin})]
 AgentUrl = Annotated[str, Meta(extra={"check": check_agent_url})]
-Name = Annotated[str, Meta(min_length=1, max_length=255, extra={"check": check_visible})]
+Name = Annotated[str, Meta(extra={"check": check_visible_name})]
 ClaimPath = Annotated[str, Meta(pattern=r"\A[^\s]{1,255}\Z")]
-AuthenticatorName = Annotated[str, Meta(pattern=rf"\A{_AUTHENTICATOR.pattern}\Z")]
+AuthenticatorName = Annotated[str, Meta(pattern=rf"\A{AUTHENTICATOR_NAME.pattern}\Z")]
 PrincipalName = Annotated[str, Meta(max_length=300, extra={"check": check_principal})]
 KernelspecName = Annotated[str, Meta(extra={"check": check_kernelspec})]
 OsUserName = Annotated[str, Meta(pattern=rf"\A{OS_USER_NAME.pattern}\Z")]
@@ -151,7 +152,7 @@ EnvironmentPattern = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]*\*?\Z
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is logged, to stderr."""
+    """Logging to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe level that is written."""
@@ -163,21 +164,21 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """An address to listen on."""
 
     host: Host = "127.0.0.1"
-    """A name or an IP address; ``0.0.0.0`` or ``::`` is every interface."""
+    """A host name or an IP address; ``0.0.0.0`` or ``::`` means every interface."""
     port: Port
     """A TCP port; 0 takes a free one."""
 
 
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Prometheus finds a program's metrics, at ``/metrics``: plain HTTP, to whoever asks."""
+    """The address of ``/metrics`` for Prometheus: plain HTTP, without authentication."""
 
     host: Host = "127.0.0.1"
-    """A name or an IP address; who can reach it can read all metrics."""
+    """A host name or an IP address; everybody who can reach it can read the metrics."""
     port: Port | None = None
     """A TCP port; by default there is none, and nothing is served."""
 
 
-def check_two_ports(https: ListenSettings, wss: ListenSettings) -> None:
-    """Raise ``ValueError`` where the two ports are one."""
+def check_distinct_ports(https: ListenSettings, wss: ListenSettings) -> None:
+    """Raise ``ValueError`` where both listeners have the same address."""
     if https.port == wss.port != 0 and https.host == wss.host:
-        raise ValueError("https and wss need two different ports")
+        raise ValueError("https and wss need different ports")

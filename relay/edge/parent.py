@@ -1,7 +1,7 @@
 """The edge's parent process: keeps N workers running that share the two listening sockets.
 
 Touches no connection, so that it has little reason to die; it keeps what the workers share about
-clients (`council`), and nothing of that is missed by the next one.
+clients (`ipc`), and the next parent misses nothing of that.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
 from relay.auth.audit import AuditEvent, AuditNote
 from relay.config import EdgeConfig
 from relay.connections import page_server
-from relay.edge.audit_file import AuditFile
-from relay.edge.council import Chair, council_path
-from relay.edge.http.audit import TOPIC
-from relay.edge.quotas import Quotas, Refusal
+from relay.edge.ipc.audit_file import AuditFile, audit_service
+from relay.edge.ipc.quotas import Quotas, quotas_service
+from relay.edge.ipc.server import ParentServer, socket_path
 from relay.edge.reload import SharedConfig
 from relay.edge.shared_dir import private_folder
 from relay.log import get_logger
@@ -44,10 +41,10 @@ from relay.processes import (
     StartError,
     claim_notify_socket,
     inherited_listeners,
-    listen_patiently,
+    listen_with_retry,
     notify,
     stop_all,
-    until_ready,
+    wait_until_ready,
 )
 
 LISTENERS: Final = ("https", "wss")
@@ -71,7 +68,7 @@ def run(config: EdgeConfig, path: Path) -> int:
             opened.enter_context(listener)
         metrics = None
         if config.metrics.port is not None:
-            metrics = listen_patiently(config.metrics.host, config.metrics.port)
+            metrics = listen_with_retry(config.metrics.host, config.metrics.port)
             opened.enter_context(metrics)
         try:
             folder = opened.enter_context(private_folder())
@@ -101,7 +98,7 @@ def listening_sockets(config: EdgeConfig) -> dict[str, socket.socket]:
     if not inherited:
         with contextlib.ExitStack() as opened:
             found = {
-                name: opened.enter_context(listen_patiently(settings.host, settings.port))
+                name: opened.enter_context(listen_with_retry(settings.host, settings.port))
                 for name, settings in zip(LISTENERS, (config.https, config.wss), strict=True)
             }
             opened.pop_all()
@@ -119,14 +116,14 @@ def worker_command(
 ) -> Command:
     """How a worker is started; the names in the order of `LISTENERS`.
 
-    ``folder`` is where it finds the council's socket.
+    ``folder`` is where it finds the parent's socket.
     """
     return Command(
         name="edge worker",
         argv=(
             *(sys.executable, "-P", "-m", "relay.edge.worker"),
             *("--settings", str(path), "--die-with-parent", str(os.getpid())),
-            *("--council", str(council_path(folder))),
+            *("--parent-socket", str(socket_path(folder))),
             *(() if metrics_folder is None else ("--metrics-folder", str(metrics_folder))),
         ),
         environment=dict(os.environ),
@@ -155,12 +152,10 @@ class Parent:
         self._change = asyncio.Event()
         self._reported: tuple[int, ...] = ()
         self._scraped = scraped
-        self._chair = Chair(
-            council_path(folder),
-            Quotas(config.connections, config.quotas, config.logins),
-            welcome=self._is_worker,
-            notes={} if audit is None else {TOPIC: partial(_keep, audit)},
-        )
+        services = [quotas_service(Quotas(config.connections, config.quotas, config.logins))]
+        if audit is not None:
+            services.append(audit_service(audit))
+        self._server = ParentServer(socket_path(folder), services, is_worker=self._is_worker)
         self._audit = audit
         self._workers: frozenset[int] = frozenset()
         self._ended = 0
@@ -174,7 +169,7 @@ class Parent:
         culprit: ProcessManager | None = None
         if self._scraped is not None:
             await self._serve_metrics(self._scraped)
-        await self._chair.listen()
+        await self._server.listen()
         async with asyncio.TaskGroup() as group:
             trying = None
             if self._audit is not None:
@@ -183,19 +178,19 @@ class Parent:
             for number, keeper in enumerate(self._keepers):
                 group.create_task(keeper.run(), name=f"keep edge worker {number}")
             try:
-                culprit = await until_ready(self._keepers, self._change, self._stop)
+                culprit = await wait_until_ready(self._keepers, self._change, self._stop)
                 if culprit is None and not self._stop.is_set():
-                    log.info("edge ready", **self._addresses())
+                    log.info("edge_ready", **self._addresses())
                     notify("READY=1")
                     await self._stop.wait()
             finally:
                 await self._end()
-                self._chair.close()
+                self._server.close()
                 if trying is not None:
                     trying.cancel()
         if culprit is None or culprit.last_exit is None:
             return 0
-        log.error("edge workers do not start", exit_code=culprit.last_exit.code)
+        log.error("workers_failed_to_start", exit_code=culprit.last_exit.code)
         return culprit.last_exit.code if culprit.last_exit.code > 0 else 1
 
     def _is_worker(self, pid: int) -> bool:
@@ -272,13 +267,3 @@ class Parent:
             host, port, *_ = listener.getsockname()
             found[name] = f"{host}:{port}"
         return found
-
-
-def _keep(audit: AuditFile, note: bytes) -> Refusal | None:
-    """Write what a worker noted, if anything; refuses while not all that it ever noted is written.
-
-    Raises ``ValueError`` for what is no note.
-    """
-    if note:
-        audit.keep(msgspec.msgpack.decode(note, type=AuditNote))
-    return Refusal("audit.file") if audit.problem else None

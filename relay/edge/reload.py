@@ -51,13 +51,13 @@ class SharedConfig:
         except OSError as error:
             self.accepted = before
             return self._refuse(f"the workers' copy cannot be written: {error.strerror}")
-        log.info("policy_read", rules=len(read.policy.rules), other_changes=self._others(read))
+        log.info("policy_reloaded", rules=len(read.policy.rules), other_changes=self._others(read))
         return True
 
     def _refuse(self, *problems: str) -> bool:
         self.failures += 1
         for problem in problems:
-            log.error("configuration_not_read", problem=problem)
+            log.error("configuration_invalid", problem=problem)
         return False
 
     def _others(self, read: EdgeConfig) -> list[str]:

@@ -23,6 +23,7 @@ import uvloop
 
 from relay import limits, processes
 from relay import log as logging
+from relay.auth.audit import AuditNote
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig
 from relay.config.jupyterhub import base_url
@@ -31,16 +32,18 @@ from relay.edge import reload
 from relay.edge.authn import authenticators
 from relay.edge.authn.authenticators import Authenticators
 from relay.edge.authn.revalidation import Reauthorizer
-from relay.edge.council import Council, Refused
-from relay.edge.http.audit import TOPIC, AuditTrail
+from relay.edge.http.audit import AuditTrail
 from relay.edge.http.channels import ChannelsHandler
 from relay.edge.http.forward import Forwarder
 from relay.edge.http.pipeline import Dependencies, Pipeline
-from relay.edge.http.rate_limits import AdmissionControl
+from relay.edge.http.rate_limits import RateLimits
+from relay.edge.ipc.audit_file import WriteNote
+from relay.edge.ipc.client import CallError, ParentClient
 from relay.edge.listener.acceptor import Acceptor
+from relay.edge.listener.client_address import ClientAddresses
 from relay.edge.listener.client_certs import ClientCertificates, server_context
 from relay.edge.listener.proxy_headers import Networks
-from relay.edge.upstream.client import Upstream
+from relay.edge.upstream.client import UpstreamClient
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
@@ -51,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="relay.edge.worker")
     parser.add_argument("--settings", type=Path, required=True, help="what the parent accepted")
     parser.add_argument("--die-with-parent", type=int)
-    parser.add_argument("--council", type=Path, required=True, help="the parent's socket")
+    parser.add_argument("--parent-socket", type=Path, required=True)
     parser.add_argument("--metrics-folder", type=Path, help="shared with the parent")
     arguments = parser.parse_args()
     if arguments.die_with_parent is not None:
@@ -67,9 +70,9 @@ def main() -> None:
         secrets = Secrets.read(config, metrics)
     except (OSError, ValueError) as error:
         # The parent takes 2 for what another try will not mend.
-        log.error("cannot start", problem=str(error))  # noqa: TRY400 - one line says it all
+        log.error("start_failed", problem=str(error))  # noqa: TRY400 - one line says it all
         sys.exit(2)
-    uvloop.run(_run(config, path, secrets, metrics, arguments.council))
+    uvloop.run(_run(config, path, secrets, metrics, arguments.parent_socket))
 
 
 def _raise_descriptor_limit() -> None:
@@ -85,8 +88,8 @@ def _metrics(folder: Path | None) -> EdgeMetrics:
         try:
             metrics = EdgeMetrics.shared(folder)
         except OSError as error:
-            log.error("metrics_not_shared", problem=str(error))  # noqa: TRY400 - says it all
-    limits.subscribe(metrics.limit_hit)
+            log.error("shared_metrics_unavailable", problem=str(error))  # noqa: TRY400 - says it all
+    limits.subscribe(metrics.count_limit_hit)
     return metrics
 
 
@@ -122,31 +125,33 @@ def _naming(setting: str) -> Iterator[None]:
 
 
 async def _run(
-    config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics, council_path: Path
+    config: EdgeConfig, path: Path, secrets: Secrets, metrics: EdgeMetrics, parent_socket: Path
 ) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     sockets = processes.inherited_listeners()
-    standing = Reauthorizer(secrets.authentication.identify, metrics)
-    council = await Council.join(council_path, os.getppid(), stopped.set)
+    reauthorizer = Reauthorizer(secrets.authentication.identify, metrics)
+    parent = await ParentClient.connect(parent_socket, os.getppid(), stopped.set)
     async with (
         secrets.authentication,
-        Upstream(config, secrets.signer, metrics=metrics) as upstream,
+        UpstreamClient(config, secrets.signer, metrics=metrics) as upstream,
         _background(
-            standing=standing.run(), watching=secrets.authentication.watch(standing.judge_all)
+            revalidation=reauthorizer.run(),
+            watching=secrets.authentication.watch(reauthorizer.reauthorize_all),
         ),
     ):
         channels = ChannelsHandler(config, upstream, metrics, secrets.authentication.follow)
-        rest = Forwarder(config, upstream, metrics)
+        forwarder = Forwarder(config, upstream, metrics)
         parts = Dependencies(
-            door=AdmissionControl(council, config.proxies),
-            authentication=secrets.authentication,
-            standing=standing,
-            audit=AuditTrail(config.audit, partial(_tell, council)),
+            addresses=ClientAddresses(config.proxies),
+            rate_limits=RateLimits(parent),
+            authenticators=secrets.authentication,
+            reauthorizer=reauthorizer,
+            audit=AuditTrail(config.audit, partial(_write_audit, parent)),
             upstream=upstream,
-            rest=rest,
+            forwarder=forwarder,
             channels=channels,
             metrics=metrics,
         )
@@ -162,7 +167,7 @@ async def _run(
             Acceptor(
                 sockets[name],
                 http,
-                council=council,
+                parent=parent,
                 tls=secrets.tls,
                 certificates=secrets.certificates,
                 proxies=proxies,
@@ -178,12 +183,12 @@ async def _run(
             processes.notify("READY=1")
             log.info("ready")
             await stopped.wait()
-            if council.gone:
+            if parent.gone:
                 # Nobody can be let in without the parent, and nobody else would end this process.
-                log.error("parent_gone")
+                log.error("parent_died")
                 sys.exit(1)
             log.info("stopping", drain=config.drain)
-            app.ready = False
+            app.edge_routes.ready = False
             for task in tasks:
                 task.cancel()
         for listener in sockets.values():
@@ -191,7 +196,7 @@ async def _run(
         # Not all at once: they come back together.
         await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
         channels.drain()
-        rest.drain()
+        forwarder.drain()
         for http in servers:
             http.pre_shutdown()
         await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
@@ -219,7 +224,7 @@ def _change_policy(app: Pipeline, path: Path) -> None:
     """Judge by what the parent has accepted meanwhile."""
     policy = reload.read(path).policy
     app.change_policy(policy.policy())
-    log.info("policy_taken", rules=len(policy.rules))
+    log.info("policy_applied", rules=len(policy.rules))
 
 
 @contextlib.asynccontextmanager
@@ -232,15 +237,15 @@ async def _background(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def _tell(council: Council, note: bytes) -> bool:
-    """Have the parent write to the audit log; whether all is written.
+async def _write_audit(parent: ParentClient, note: AuditNote | None) -> bool:
+    """Have the parent write to the audit log, and return whether all is written.
 
     Raises ``ConnectionError`` once the parent is gone, with which the client's connection ends:
     nobody hears of a decision that nobody will write down.
     """
     try:
-        await council.tell(TOPIC, note)
-    except Refused:
+        await parent.call(WriteNote(note))
+    except CallError:
         return False
     return True
 

@@ -253,7 +253,11 @@ class Lifecycle:
         self._restarts = 1 if uptime > self._settings.restart_window else self._restarts + 1
         await self._process.collect()
         if self._restarts > self._settings.restart_limit:
-            log.error("kernel_dead", restarts=self._restarts - 1, setting="kernels.restart_limit")
+            log.error(
+                "kernel_restart_limit_reached",
+                restarts=self._restarts - 1,
+                setting="kernels.restart_limit",
+            )
             limits.record("kernels.restart_limit")
             self._note("dead")
             self._broker.announce("dead")

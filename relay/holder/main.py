@@ -196,7 +196,7 @@ class Holder:
         self._memory.close()
         self._requests.close()
         Path(self._config.socket).unlink(missing_ok=True)
-        log.info("ended", phase=self._lifecycle.phase)
+        log.info("holder_ended", phase=self._lifecycle.phase)
 
     async def _make_up(self) -> None:
         await make_up(self._broker, self._requests)
@@ -253,7 +253,7 @@ class Holder:
         except OSError as error:
             # A holder is no worse without it, unless it dies: until there is room again.
             if self._noted:
-                log.error("record_not_written", problem=str(error))  # noqa: TRY400 - says it all
+                log.error("record_write_failed", problem=str(error))  # noqa: TRY400 - says it all
             self._noted = False
         else:
             self._noted = True
@@ -280,7 +280,7 @@ class Holder:
                 self._broker.activity.last, self._broker.activity.state, self._broker.connections
             )
             if self._lifecycle.phase is Phase.READY and is_idle(usage, settings, time.time()):
-                log.warning("culled", setting="culling.cull_idle_timeout")
+                log.warning("kernel_culled", setting="culling.cull_idle_timeout")
                 limits.record("culling.cull_idle_timeout")
                 self._broker.say(
                     "[relay] This kernel is shut down: nobody has used it for "
@@ -294,7 +294,7 @@ class Holder:
             if path.stat().st_size > limit:
                 # The kernel appends: it goes on at the new end.
                 os.truncate(path, 0)
-                log.warning("kernel_log_cut", limit=limit, setting="kernels.log_bytes")
+                log.warning("kernel_log_truncated", limit=limit, setting="kernels.log_bytes")
                 limits.record("kernels.log_bytes")
 
 

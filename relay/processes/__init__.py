@@ -1,6 +1,8 @@
-"""Processes of this machine: what one inherits, the ports it listens on, the children it keeps.
+"""Processes of one machine, for every program of the relay; the room knows none of them.
 
-Used by every program of the relay; knows none of them.
+``children`` spawns one and watches it, ``process_manager`` keeps it running, ``inherited`` takes
+over what a parent hands down, ``ports`` opens listening sockets, ``privileges`` gives up rights,
+``errors`` is the error of a failed start.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ from relay.processes.inherited import (
     inherited_listeners,
     notify,
 )
-from relay.processes.ports import PortInUse, listen, listen_patiently, reserve
+from relay.processes.ports import PortInUse, listen, listen_with_retry, reserve
 from relay.processes.privileges import become, hide_from_user, refuse_new_privileges
-from relay.processes.process_manager import Backoff, ProcessManager, stop_all, until_ready
+from relay.processes.process_manager import (
+    ProcessManager,
+    RestartDelay,
+    stop_all,
+    wait_until_ready,
+)
 
 __all__ = [
-    "Backoff",
     "Child",
     "Command",
     "PortInUse",
     "ProcessManager",
+    "RestartDelay",
     "StartError",
     "become",
     "claim_notify_socket",
@@ -32,10 +39,10 @@ __all__ = [
     "inherited_channel",
     "inherited_listeners",
     "listen",
-    "listen_patiently",
+    "listen_with_retry",
     "notify",
     "refuse_new_privileges",
     "reserve",
     "stop_all",
-    "until_ready",
+    "wait_until_ready",
 ]

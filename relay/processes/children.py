@@ -1,8 +1,8 @@
-"""One child process: spawned, heard through its notify socket, waited for.
+"""One child process: spawned, watched through its notify socket, waited for.
 
-Children are spawned with ``posix_spawn(3)``, which gives them their listening sockets at
-descriptors 3 and up without running Python between fork and exec, and always from the thread
-that called, as ``PR_SET_PDEATHSIG`` requires.
+Children are spawned with ``posix_spawn(3)``, which hands over listening sockets as descriptors 3
+and up without running Python between fork and exec, and does so from the calling thread, as
+``PR_SET_PDEATHSIG`` requires.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
 
+from relay.peer_credentials import CREDENTIALS_SIZE, sender_pid
+
 _FIRST_LISTENER: Final = 3
 _NOTIFY_BYTES: Final = 4096
-_CREDENTIALS: Final = struct.Struct("3i")
 _POLL_INTERVAL: Final = 0.05
 _OF_ONE_PROCESS: Final = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
-# An ignored SIGINT ("relay up &" in a script) would be inherited down to the kernels, which
-# then could not be interrupted; Python itself ignores SIGPIPE and SIGXFSZ.
+# A child would inherit ignored signals, down to the kernels, which then could not be interrupted:
+# "relay up &" in a script ignores SIGINT, and Python itself SIGPIPE and SIGXFSZ.
 _DEFAULT_SIGNALS: Final = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -41,7 +41,7 @@ _DEFAULT_SIGNALS: Final = (
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A program to run. ``listeners`` are sockets to hand over, by name, as descriptors."""
+    """A program to run; ``listeners`` are the sockets to hand over, by name, as descriptors."""
 
     name: str
     argv: tuple[str, ...]
@@ -50,10 +50,10 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Child:
-    """A running process in a session of its own, so that the terminal's Ctrl-C misses it."""
+    """A running process in a session of its own, which the terminal's Ctrl-C does not reach."""
 
     def __init__(
-        self, command: Command, pid: int, channel: socket.socket, heard: Callable[[], None]
+        self, command: Command, pid: int, channel: socket.socket, on_notify: Callable[[], None]
     ) -> None:
         """Use `start`."""
         self.command = command
@@ -61,44 +61,43 @@ class Child:
         self.ready = False
         self.workers: tuple[int, ...] = ()
         self._channel = channel
-        self._heard = heard
+        self._on_notify = on_notify
         self._pidfd = _open_pidfd(pid)
         self._ended = False
-        asyncio.get_running_loop().add_reader(channel.fileno(), self._listen)
+        asyncio.get_running_loop().add_reader(channel.fileno(), self._read_notifications)
 
     @classmethod
-    def start(cls, command: Command, heard: Callable[[], None]) -> Self:
-        """Spawn the command; ``heard`` is called after each notification.
+    def start(cls, command: Command, on_notify: Callable[[], None]) -> Self:
+        """Spawn the command; ``on_notify`` is called after each notification.
 
-        Standard input is /dev/null, output and error are ours. Raises ``OSError`` where the
-        program cannot be run. `wait` must be awaited once, to its end.
+        Standard input is /dev/null; output and error are those of this process. `wait` must be
+        awaited once, to its end. Raises ``OSError`` where the program cannot be run.
         """
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             channel.settimeout(0)
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            channel.bind(
-                b""
-            )  # an abstract address of the kernel's choice, unix(7): no file to leave
+            # An abstract address of the kernel's choice (unix(7)), which leaves no file.
+            channel.bind(b"")
             pid = _spawn(command, channel.getsockname())
         except BaseException:
             channel.close()
             raise
-        return cls(command, pid, channel, heard)
+        return cls(command, pid, channel, on_notify)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens once the process has been waited for."""
+        """Send a signal, unless the process has been waited for."""
         if not self._ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     async def wait(self) -> int:
-        """Wait for the end; the exit code, negative for the signal that killed it."""
+        """Wait for the end; return the exit code, negative for the signal that killed it."""
         try:
             status = await self._reap()
         finally:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self._listen()
+            self._read_notifications()
             self._channel.close()
             if self._pidfd is not None:
                 os.close(self._pidfd)
@@ -119,24 +118,24 @@ class Child:
     def _status(self) -> int | None:
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:  # whoever started us has SIGCHLD ignored: its status is lost
+        except ChildProcessError:  # SIGCHLD is ignored, as our parent set it: the status is lost
             return 0
         return status if pid else None
 
-    def _listen(self) -> None:
+    def _read_notifications(self) -> None:
         while True:
             try:
                 text, ancillary, _, _ = self._channel.recvmsg(
-                    _NOTIFY_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
+                    _NOTIFY_BYTES, socket.CMSG_SPACE(CREDENTIALS_SIZE)
                 )
             except OSError:
                 return
-            # Anybody on the machine can write to an abstract socket.
-            if _sender(ancillary) == self.pid:
-                self._note(text.decode(errors="replace"))
-                self._heard()
+            # Every process of the machine can write to an abstract socket.
+            if sender_pid(ancillary) == self.pid:
+                self._apply(text.decode(errors="replace"))
+                self._on_notify()
 
-    def _note(self, text: str) -> None:
+    def _apply(self, text: str) -> None:
         for line in text.splitlines():
             name, _, value = line.partition("=")
             if name == "READY" and value == "1":
@@ -152,7 +151,7 @@ def _spawn(command: Command, address: bytes) -> int:
         environment["LISTEN_FDS"] = str(len(command.listeners))
         environment["LISTEN_FDNAMES"] = ":".join(command.listeners)
     past = _FIRST_LISTENER + len(command.listeners)
-    # Copies beyond the targets: dup2(4, 3) followed by dup2(3, 4) would hand over one twice.
+    # Copies beyond the targets: dup2(4, 3) followed by dup2(3, 4) would hand over one socket twice.
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, past) for fd in command.listeners.values()]
     actions: list[tuple[Any, ...]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -175,7 +174,7 @@ def _spawn(command: Command, address: bytes) -> int:
 
 
 def _inheritable() -> list[int]:
-    """What our own parent left open beyond the standard three, a pipe of make's, say."""
+    """Find descriptors beyond the standard three that our own parent left inheritable."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         descriptor = int(entry.name)
@@ -200,11 +199,3 @@ async def _readable(descriptor: int) -> None:
         await event.wait()
     finally:
         loop.remove_reader(descriptor)
-
-
-def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            pid: int = _CREDENTIALS.unpack(data)[0]
-            return pid
-    return 0

@@ -1,7 +1,7 @@
-"""The one error a program ends with when it cannot start."""
+"""The error with which a program ends when it cannot start."""
 
 from __future__ import annotations
 
 
 class StartError(Exception):
-    """Something only the operator can put right: shown as one line, exit code 2."""
+    """A mistake that the operator must correct; it is shown as one line, with exit code 2."""

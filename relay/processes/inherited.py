@@ -1,8 +1,8 @@
-"""What a process is given by its parent: its fate, a place to report to, listening sockets.
+"""What a parent hands down to a process: its lifetime, a notify socket, listening sockets.
 
 The protocols are systemd's, so that the same programs run under systemd: sd_notify(3) for
 readiness, sd_listen_fds(3) for sockets. Each variable is removed from the environment once it
-is read: a grandchild that found it would report, or listen, in our name.
+is read: otherwise a grandchild would notify or listen in this process's place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _FIRST_LISTENER: Final = 3
 def die_with_parent(expected: int) -> None:
     """Have the kernel kill this process with SIGKILL when its parent ends (``prctl(2)``).
 
-    ``expected`` is the pid of that parent. Where it has ended already, so does this process:
-    the signal is only sent for a death that comes after the call.
-    The signal fires when the *thread* that forked ends, so parents fork from their main thread.
+    ``expected`` is the pid of that parent. If it has ended already, this process exits, since the
+    signal is only sent for a later death. The signal is sent when the *thread* that forked ends, so
+    parents fork from their main thread.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
@@ -39,17 +39,17 @@ def die_with_parent(expected: int) -> None:
 
 @functools.cache
 def claim_notify_socket() -> str:
-    """Take ``$NOTIFY_SOCKET`` out of the environment; "" where nobody listens.
+    """Take ``$NOTIFY_SOCKET`` out of the environment; "" where it is not set.
 
-    Call it before the first child is spawned. Later calls answer from memory.
+    Call it before the first child is spawned. Later calls return the same value.
     """
     return os.environ.pop("NOTIFY_SOCKET", "")
 
 
 def notify(text: str) -> bool:
-    r"""Tell the supervisor: ``READY=1``, ``X_WORKERS=12,13``; several lines joined by ``\n``.
+    r"""Send lines to the supervisor, such as ``READY=1`` or ``X_WORKERS=12,13``, joined by ``\n``.
 
-    Returns whether somebody was told. Never raises: a process works without a supervisor too.
+    Returns whether they were sent. Never raises, since a process works without a supervisor too.
     """
     address = claim_notify_socket()
     if not address:
@@ -66,17 +66,17 @@ def notify(text: str) -> bool:
 
 
 def inherited_channel(name: str) -> socket.socket:
-    """Take over the one socket of ``$LISTEN_FDS``, which has this name and is connected.
+    """Take over the one socket of ``$LISTEN_FDS``, which must have this name and be connected.
 
-    It does not block and is not inherited any further. Raises `StartError` where there is none.
+    It does not block and is not inherited any further. Raises `StartError` without such a socket.
     """
     if (os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_FDNAMES", "")) != ("1", name):
-        raise StartError(f"this program is started by its {name} only")
+        raise StartError(f"this program can only be started by its {name}")
     try:
         fcntl.fcntl(_FIRST_LISTENER, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         channel = socket.socket(fileno=_FIRST_LISTENER)
     except OSError as error:
-        raise StartError(f"LISTEN_FDS: the {name} left no socket: {error.strerror}") from error
+        raise StartError(f"LISTEN_FDS: descriptor 3 is not a socket: {error.strerror}") from error
     channel.settimeout(0)
     return channel
 
@@ -84,9 +84,9 @@ def inherited_channel(name: str) -> socket.socket:
 def inherited_listeners() -> dict[str, socket.socket]:
     """Take over the listening sockets of ``$LISTEN_FDS``, by their ``$LISTEN_FDNAMES``.
 
-    Empty where there are none. ``$LISTEN_PID`` is honoured where it is set; our own parents
-    cannot know the pid before the exec and leave it out. The sockets do not block and are not
-    inherited any further. Raises `StartError` where the variables do not fit together.
+    Empty where there are none. ``$LISTEN_PID`` is checked if it is set; the relay's own parents do
+    not know the pid before the exec and leave it out. The sockets do not block and are not
+    inherited any further. Raises `StartError` where the variables contradict each other.
     """
     count = os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -105,7 +105,7 @@ def _adopt(descriptor: int, name: str) -> socket.socket:
         listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise StartError(
-            f"LISTEN_FDS: descriptor {descriptor} ({name}) is no socket: {error.strerror}"
+            f"LISTEN_FDS: descriptor {descriptor} ({name}) is not a socket: {error.strerror}"
         ) from error
     if not listening:
         listener.close()

@@ -1,4 +1,4 @@
-"""TCP ports: listening on them, keeping them, and who else has one."""
+"""TCP ports: listening, reserving, and finding the process that uses one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ _COMMAND_SHOWN: Final = 120
 
 
 class PortInUse(StartError):
-    """Somebody else listens there; the message says who, where that can be known."""
+    """Another process listens on the port; the message names it where that is known."""
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening TCP socket; port 0 takes a free one.
 
-    Not inherited, not blocking, ``SO_REUSEADDR``. Raises `PortInUse`, or `StartError` where
-    the address itself cannot be had.
+    It is not inherited, does not block, and has ``SO_REUSEADDR``.
+
+    Raises:
+        PortInUse: another process listens there.
+        StartError: the address cannot be used.
     """
     family, address = _resolve(host, port)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # Two sockets may both be bound under SO_REUSEADDR; it is here that the second fails.
+        # SO_REUSEADDR lets two sockets bind one address; the second one fails here.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
@@ -42,12 +45,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def listen_patiently(host: str, port: int, *, patience: float = 2.0) -> socket.socket:
-    """Like `listen`, but try for ``patience`` seconds: a killed predecessor may not be gone yet.
+def listen_with_retry(host: str, port: int, *, timeout: float = 2.0) -> socket.socket:
+    """Listen as `listen`, but retry for ``timeout`` seconds: a killed predecessor may still exist.
 
-    Blocks; for start-up, before any loop runs.
+    Blocks; for the start, before an event loop runs.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return listen(host, port)
@@ -58,20 +61,20 @@ def listen_patiently(host: str, port: int, *, patience: float = 2.0) -> socket.s
 
 
 def reserve(host: str) -> socket.socket:
-    """Take a free port without listening on it: keep the socket to keep the port.
+    """Reserve a free port without listening on it, for as long as the socket is open.
 
-    A child that binds with ``SO_REUSEADDR`` gets the port, again after each restart; the kernel
-    hands it to nobody who asks for a free one.
+    A child that binds with ``SO_REUSEADDR`` gets the port, also after each restart; no process that
+    asks for a free port gets it.
     """
     family, address = _resolve(host, 0)
-    holder = socket.socket(family, socket.SOCK_STREAM)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(address)
-    return holder
+    reservation = socket.socket(family, socket.SOCK_STREAM)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(address)
+    return reservation
 
 
 def user_of(port: int) -> str:
-    """Who listens on a TCP port of this machine: ``process 12 (nginx -g ...)``, as far as known."""
+    """Describe the process that listens on a TCP port: ``process 12 (nginx -g ...)``, if known."""
     inodes = _listening_inodes(port)
     if not inodes:
         return "a process that /proc does not show"
@@ -99,7 +102,7 @@ def _refusal(host: str, port: int, error: OSError) -> StartError:
 
 
 def _listening_inodes(port: int) -> set[str]:
-    """Socket inodes listening on the port, of all addresses (``proc(5)``, /proc/net/tcp)."""
+    """Return inodes of sockets that listen on the port at any address (``proc(5)``, net/tcp)."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
@@ -112,7 +115,7 @@ def _listening_inodes(port: int) -> set[str]:
 
 def _socket_inodes(pid: int) -> set[str]:
     found = set()
-    # Processes end while we look, and those of other users don't let us.
+    # Processes may end meanwhile, and those of other users are not accessible.
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
             with contextlib.suppress(OSError):

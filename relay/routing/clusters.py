@@ -1,10 +1,8 @@
-"""The names of clusters, and the paths beside them that answer without a credential."""
+"""The names that clusters may have."""
 
 from __future__ import annotations
 
 import re
-
-from relay.routing.paths import Target
 
 RESERVED = frozenset(
     {
@@ -26,7 +24,6 @@ RESERVED = frozenset(
 """First path segments that are, or will be, something else than a cluster."""
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-_PROBES = frozenset({("tree",), ("login",), ("hub", "api")})
 
 
 def check_name(name: str) -> None:
@@ -42,17 +39,8 @@ def check_name(name: str) -> None:
         raise ValueError(f"the name '{name}' is reserved")
 
 
-def is_vscode_probe(target: Target) -> bool:
-    """Tell whether ``target`` is one that VS Code asks before it shows a credential.
-
-    404 on these means "no password, no JupyterHub" to it; 401 makes it prompt for a password
-    (vscode-jupyter, jupyterPasswordConnect.ts and userServerUrlProvider.ts). The answer must not
-    depend on whether the cluster exists.
-    """
-    return target.segments[1:] in _PROBES and _is_name(target.segments[0])
-
-
-def _is_name(name: str) -> bool:
+def is_cluster_name(name: str) -> bool:
+    """Tell whether a cluster can be called ``name``."""
     try:
         check_name(name)
     except ValueError:

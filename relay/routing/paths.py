@@ -54,14 +54,7 @@ class Target(NamedTuple):
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return the decoded values of every ``name`` in the query, in order."""
-        return tuple(value for key, value, _ in _parameters(self.query) if key == name)
-
-    def query_without(self, *names: str) -> str:
-        """Return the query without any parameter called one of ``names``, the rest untouched.
-
-        Keeps the user's token from going where the query goes, however its name is escaped.
-        """
-        return "&".join(raw for key, _, raw in _parameters(self.query) if key not in names)
+        return tuple(value for key, value in _parameters(self.query) if key == name)
 
 
 def parse_target(raw: str) -> Target:
@@ -105,12 +98,12 @@ def _decode(text: str) -> str:
         raise BadRequest("the request target is not UTF-8") from None
 
 
-def _parameters(query: str) -> Iterator[tuple[str, str, str]]:
-    """Yield each parameter's decoded name and value, and how it was written.
+def _parameters(query: str) -> Iterator[tuple[str, str]]:
+    """Yield each parameter's decoded name and value.
 
     Only ``&`` separates (WHATWG URL §5.1), as in aiohttp and Tornado.
     """
     for raw in query.split("&"):
         if raw:
             name, _, value = raw.partition("=")
-            yield unquote_plus(name), unquote_plus(value), raw
+            yield unquote_plus(name), unquote_plus(value)

@@ -1,6 +1,7 @@
-"""`relay up`: one edge and one agent per local cluster, from nothing to ready, and kept so.
+"""`relay up`: starts one edge and one agent per local cluster, and keeps them running.
 
-``state`` is the folder, ``secrets`` fills it with keys, ``plan`` says what runs, ``run`` runs it.
+``state`` is the state directory, ``secrets`` fills it with keys, ``plan`` makes the configurations
+and commands of the processes, ``run`` runs them.
 """
 
 from __future__ import annotations

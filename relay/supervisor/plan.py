@@ -1,4 +1,4 @@
-"""What `relay up` runs: the configurations of its edge and agents, and the commands."""
+"""The configurations and commands of the edge and the agents that `relay up` runs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from relay.config import (
     TokenSettings,
     UpConfig,
 )
-from relay.config.values import THE_RELAYS
+from relay.config.values import RELAY_PREFIXES
 from relay.processes import Command
 from relay.supervisor.state import StateFolder
 
 LOCAL_HOST = "127.0.0.1"
-_OF_AGENTS: Final = frozenset(UpConfig.__struct_fields__).intersection(
+_AGENT_FIELDS: Final = frozenset(UpConfig.__struct_fields__).intersection(
     AgentConfig.__struct_fields__
 )
-"""What `relay up` hands on to its agents: known by its name, since msgspec allows a struct one
-base, and that is the edge's."""
+"""Settings that `relay up` passes on to its agents; by name, since msgspec allows a struct only one
+base class, which is the edge's."""
 
 
 def edge_config(
@@ -48,7 +48,7 @@ def edge_config(
     metrics: int,
     agents: Mapping[str, int],
 ) -> EdgeConfig:
-    """The edge's configuration: the ports it really has, and the agents' ports by cluster."""
+    """Make the edge's configuration: with its actual ports, and the agents' ports by cluster."""
     certificate, key = folder.server
     authentication = _authentication(folder, config)
     config = replace(
@@ -66,7 +66,7 @@ def edge_config(
             for name, port in agents.items()
         },
         authentication=authentication,
-        policy=config.policy or _everybody(authentication),
+        policy=config.policy or _default_policy(authentication),
         ticket_key=str(folder.ticket_keys[1]),
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
@@ -76,8 +76,8 @@ def _settings(config: UpConfig, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _everybody(authentication: AuthenticationSettings) -> PolicySettings:
-    """Whoever comes in may do everything with kernels of their own."""
+def _default_policy(authentication: AuthenticationSettings) -> PolicySettings:
+    """Allow every authenticated user everything with kernels of their own."""
     actions: list[Action] = [action for action in Action if action is not Action.ADMIN]
     names = authentication.authenticators
     return PolicySettings(
@@ -86,35 +86,35 @@ def _everybody(authentication: AuthenticationSettings) -> PolicySettings:
 
 
 def _authentication(folder: StateFolder, config: UpConfig) -> AuthenticationSettings:
-    """The state folder's tokens first, then what is configured."""
+    """Put the state directory's tokens before the configured authenticators."""
     tokens = TokenSettings(file=str(folder.tokens))
-    besides = config.authentication
-    if besides is None:
+    others = config.authentication
+    if others is None:
         return AuthenticationSettings(tokens=tokens, path_tokens=config.path_tokens)
-    chain = [AUTHENTICATOR, *besides.chain] if besides.chain else []
-    return replace(besides, tokens=tokens, path_tokens=config.path_tokens, chain=chain)
+    chain = [AUTHENTICATOR, *others.chain] if others.chain else []
+    return replace(others, tokens=tokens, path_tokens=config.path_tokens, chain=chain)
 
 
 def agent_config(
     folder: StateFolder, config: UpConfig, cluster: str, *, port: int, metrics: int
 ) -> AgentConfig:
-    """One cluster's agent."""
+    """Make the configuration of one cluster's agent."""
     config = replace(config, state_dir=str(folder.path))
     return AgentConfig(
-        **_settings(config, _OF_AGENTS),
+        **_settings(config, _AGENT_FIELDS),
         cluster=cluster,
         listen=ListenSettings(host=LOCAL_HOST, port=port),
         ticket_keys=[str(folder.ticket_keys[0])],
-        # One limit, wherever a body is refused.
+        # The same limit for edge and agent.
         body_bytes=config.limits.body_bytes,
         metrics=MetricsSettings(host=LOCAL_HOST, port=metrics),
     )
 
 
 def write(folder: StateFolder, name: str, settings: EdgeConfig | AgentConfig) -> Path:
-    """Write a configuration where its program reads it."""
+    """Write a configuration to the file that its program reads."""
     path = folder.configurations / f"{name}.yaml"
-    head = b"# Written by `relay up` at each start: changes made here are lost.\n"
+    head = b"# Written by `relay up` at each start: changes to this file are lost.\n"
     files.write_atomic(path, head + msgspec.yaml.encode(settings))
     return path
 
@@ -127,13 +127,13 @@ def command(
     environ: Mapping[str, str],
     listeners: Mapping[str, int] | None = None,
 ) -> Command:
-    """``relay edge`` or ``relay agent``, ending with its parent.
+    """Make the command of ``relay edge`` or ``relay agent``, which ends with its parent.
 
-    Our own settings are in its file, so no ``RELAY_*`` variable is handed on; what a Hub told us,
-    its token among it, is for the edge alone. ``-P`` keeps the working directory, where anything
-    may lie, off the path of imports.
+    The settings are in its file, so ``RELAY_*`` variables are not passed on; those of JupyterHub,
+    which hold its token, go to the edge only. ``-P`` keeps the working directory, which may contain
+    anything, off the import path.
     """
-    dropped = THE_RELAYS if program == "agent" else ("RELAY_",)
+    dropped = RELAY_PREFIXES if program == "agent" else ("RELAY_",)
     return Command(
         name=name,
         argv=(

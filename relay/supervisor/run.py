@@ -1,4 +1,4 @@
-"""Runs the plan: ports, processes, readiness, signals, the end."""
+"""Runs `relay up`: ports, processes, readiness, signals and the end."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from relay.processes import (
     ProcessManager,
     StartError,
     claim_notify_socket,
-    listen_patiently,
+    listen_with_retry,
     notify,
     reserve,
     stop_all,
-    until_ready,
+    wait_until_ready,
 )
 from relay.supervisor import plan, secrets
 from relay.supervisor.state import Lock, MetricsUrls, Pids, Ready, StateFolder
 
 START_TIMEOUT: Final = 60.0
-"""Seconds until every process must be ready."""
+"""Seconds within which every process must be ready."""
 _MARGIN: Final = 3.0
-"""Seconds beyond a process's own ``drain`` before it is killed."""
+"""Seconds beyond a process's ``drain`` before it is killed."""
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EDGE: Final = ""
-"""The edge's name among clusters, none of which can have it."""
+"""The edge's name in mappings by cluster; no cluster can have it."""
 
 log = get_logger()
 
 
 class ProgramFailed(Exception):
-    """The relay did not come up; why is in the log. Exit code 1."""
+    """The relay did not start; the log has the reason. Exit code 1."""
 
 
 def run(
@@ -52,22 +52,25 @@ def run(
 ) -> None:
     """Run the relay until SIGTERM, SIGINT or SIGHUP; a second signal ends it at once.
 
-    ``announce`` is called once, when everything is ready. Kernels are left as they are. Raises
-    `StartError` where something is in the way, `ProgramFailed` where a process does not come up.
+    ``announce`` is called once, when everything is ready. Kernels are not stopped.
+
+    Raises:
+        StartError: something must be corrected before the start.
+        ProgramFailed: a process did not start.
     """
     claim_notify_socket()
     folder.create()
     if config.shared_uid:
-        log.warning("no isolation between users", uid=os.geteuid())
+        log.warning("no_isolation_between_users", uid=os.geteuid())
     with Lock(folder), contextlib.ExitStack() as ports:
         folder.status.unlink(missing_ok=True)
         with _writing(folder):
             token = secrets.provide(folder, config, time.time())
         listeners = {
-            name: ports.enter_context(listen_patiently(settings.host, settings.port))
+            name: ports.enter_context(listen_with_retry(settings.host, settings.port))
             for name, settings in (("https", config.https), ("wss", config.wss))
         }
-        kept = _Ports(
+        reserved = _ReservedPorts(
             agents={
                 name: ports.enter_context(reserve(plan.LOCAL_HOST)) for name in config.clusters
             },
@@ -77,7 +80,7 @@ def run(
             },
         )
         with _writing(folder):
-            supervisor = _Supervisor(config, folder, environ, listeners, kept)
+            supervisor = _Supervisor(config, folder, environ, listeners, reserved)
         try:
             asyncio.run(supervisor.run(token, announce))
         finally:
@@ -86,23 +89,23 @@ def run(
 
 @contextlib.contextmanager
 def _writing(folder: StateFolder) -> Iterator[None]:
-    """Raise `StartError` where a file of the state folder cannot be written."""
+    """Raise `StartError` where a file of the state directory cannot be written."""
     try:
         yield
     except OSError as error:
         raise StartError(f"cannot write in {folder.path}: {error.strerror}") from error
 
 
-class _Ports(NamedTuple):
-    """Ports that are kept for processes that come and go."""
+class _ReservedPorts(NamedTuple):
+    """Ports that stay reserved while their processes are restarted."""
 
     agents: Mapping[str, socket.socket]
     metrics: Mapping[str, socket.socket]
-    """By cluster, and the edge's by its name."""
+    """By cluster; the edge's under `_EDGE`."""
 
 
 class _Supervisor:
-    """One run, from the first process to the last."""
+    """One run, from the start of the first process to the end of the last."""
 
     def __init__(
         self,
@@ -110,16 +113,16 @@ class _Supervisor:
         folder: StateFolder,
         environ: Mapping[str, str],
         listeners: Mapping[str, socket.socket],
-        kept: _Ports,
+        reserved: _ReservedPorts,
     ) -> None:
         self._folder = folder
         self._listeners = listeners
         self._stop = asyncio.Event()
         self._change = asyncio.Event()
         self._ready: Ready | None = None
-        """What was announced; None before and after."""
-        ports = {name: _port(each) for name, each in kept.agents.items()}
-        metrics = {name: _port(each) for name, each in kept.metrics.items()}
+        """The announced state; None before and after."""
+        ports = {name: _port(each) for name, each in reserved.agents.items()}
+        metrics = {name: _port(each) for name, each in reserved.metrics.items()}
         pages = {
             name: f"{_url('http', plan.LOCAL_HOST, port)}/metrics" for name, port in metrics.items()
         }
@@ -135,23 +138,23 @@ class _Supervisor:
             folder, config, https=https, wss=wss, metrics=metrics[_EDGE], agents=ports
         )
         self._edge_grace = settings.drain + _MARGIN
-        self._edge = self._keeper("edge", settings, environ, listeners)
+        self._edge = self._manager("edge", settings, environ, listeners)
         self._agents: dict[str, ProcessManager] = {}
         self._agent_grace = 0.0
         for name, port in ports.items():
             agent = plan.agent_config(folder, config, name, port=port, metrics=metrics[name])
             self._agent_grace = agent.drain + _MARGIN
-            self._agents[name] = self._keeper(f"agent-{name}", agent, environ, {})
+            self._agents[name] = self._manager(f"agent-{name}", agent, environ, {})
 
     async def run(self, token: str, announce: Callable[[Ready], None]) -> None:
-        """Start everything, announce it, and stop it on a signal."""
+        """Start everything, announce it, and stop it after a signal."""
         self._handle_signals()
         failure: str | None = None
         async with asyncio.TaskGroup() as group:
-            for keeper in self._all:
-                group.create_task(keeper.run(), name=f"keep {keeper.command.name}")
+            for manager in self._all:
+                group.create_task(manager.run(), name=f"keep {manager.command.name}")
             try:
-                failure = await self._come_up()
+                failure = await self._wait_until_ready()
                 if failure is None and not self._stop.is_set():
                     self._announce(token, announce)
                     await self._stop.wait()
@@ -164,7 +167,7 @@ class _Supervisor:
     def _all(self) -> tuple[ProcessManager, ...]:
         return (*self._agents.values(), self._edge)
 
-    def _keeper(
+    def _manager(
         self,
         name: str,
         settings: EdgeConfig | AgentConfig,
@@ -179,19 +182,19 @@ class _Supervisor:
             environ,
             {key: listener.fileno() for key, listener in listeners.items()},
         )
-        return ProcessManager(command, self._changed)
+        return ProcessManager(command, self._on_change)
 
-    async def _come_up(self) -> str | None:
-        """Wait until all are ready, or told to stop: None. Else what did not come up, and how."""
+    async def _wait_until_ready(self) -> str | None:
+        """Return None when all processes are ready, or on a signal; else what failed to start."""
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                culprit = await until_ready(self._all, self._change, self._stop)
+                failed = await wait_until_ready(self._all, self._change, self._stop)
         except TimeoutError:
-            late = ", ".join(keeper.command.name for keeper in self._all if not keeper.ready)
+            late = ", ".join(each.command.name for each in self._all if not each.ready)
             return f"not ready after {START_TIMEOUT:.0f} s: {late}"
-        if culprit is None or culprit.last_exit is None:
+        if failed is None or failed.last_exit is None:
             return None
-        return f"{culprit.command.name} does not start: exit code {culprit.last_exit.code}"
+        return f"{failed.command.name} does not start: exit code {failed.last_exit.code}"
 
     def _announce(self, token: str, announce: Callable[[Ready], None]) -> None:
         https_url, wss_url = self._urls
@@ -208,10 +211,10 @@ class _Supervisor:
         notify("READY=1")
         announce(self._ready)
 
-    def _changed(self) -> None:
+    def _on_change(self) -> None:
         self._change.set()
         edge = self._edge.child
-        # An edge that has only just been spawned has no workers to speak of yet.
+        # An edge that was just spawned has not reported its workers yet.
         if self._ready is None or (edge is not None and not edge.workers):
             return
         pids = self._pids()
@@ -223,8 +226,8 @@ class _Supervisor:
         try:
             self._folder.write_status(ready)
         except OSError as error:
-            # Who is served does not depend on it.
-            log.warning("relay.json cannot be written", error=str(error))
+            # The service itself does not depend on this file.
+            log.warning("relay_json_not_written", error=str(error))
 
     def _pids(self) -> Pids:
         edge = self._edge.child
@@ -232,8 +235,8 @@ class _Supervisor:
             supervisor=os.getpid(),
             edge=edge.workers if edge else (),
             agents={
-                name: (keeper.child.pid,) if keeper.child else ()
-                for name, keeper in self._agents.items()
+                name: (manager.child.pid,) if manager.child else ()
+                for name, manager in self._agents.items()
             },
         )
 
@@ -245,29 +248,29 @@ class _Supervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         log.info("stopping", signal=number.name, at_once=self._stop.is_set())
         if self._stop.is_set():
-            for keeper in self._all:
-                keeper.kill()
+            for manager in self._all:
+                manager.kill()
         self._stop.set()
         self._change.set()
 
     async def _end(self) -> None:
-        """Stop the edge, so that nobody asks any more, then the agents."""
+        """Stop the edge, so that no requests come in any more, then the agents."""
         self._ready = None
         self._folder.status.unlink(missing_ok=True)
         notify("STOPPING=1")
-        # As long as anybody has it open, connections pile up in the backlog instead of failing.
+        # While a listening socket is open, connections wait in its backlog instead of failing.
         for listener in self._listeners.values():
             listener.close()
         await self._edge.stop(self._edge_grace)
         await stop_all(tuple(self._agents.values()), self._agent_grace)
 
 
-def _port(kept: socket.socket) -> int:
-    port: int = kept.getsockname()[1]
+def _port(reserved: socket.socket) -> int:
+    port: int = reserved.getsockname()[1]
     return port
 
 
 def _url(scheme: str, host: str, port: int) -> str:
-    """A URL that works on this machine; one that listens everywhere is reached on loopback."""
+    """Make a URL for this machine; a listener on every interface is reached through loopback."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not listened on
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

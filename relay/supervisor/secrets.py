@@ -1,4 +1,4 @@
-"""Fills the state folder with what nobody wants to configure: certificates, keys, a first token."""
+"""Fills the state directory with certificates, keys and a first token."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relay import files, pki, tokenfile
-from relay.auth.tokens import TokenRecord, TokenStore, generate, is_name
+from relay.auth.tokens import TokenRecord, TokenStore, generate
 from relay.config import UpConfig
+from relay.model import is_name
 from relay.processes import StartError
 from relay.supervisor.state import StateFolder
 
@@ -17,28 +18,28 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised, not listened on
 
 
 def provide(folder: StateFolder, config: UpConfig, now: float) -> str:
-    """Make what is missing, renew what runs out; the token to show.
+    """Make what is missing, and renew what expires soon; return the token to show.
 
-    ``now`` is Unix time in seconds. Raises `StartError` for a file that cannot be used and must
-    not be replaced behind anybody's back.
+    ``now`` is Unix time in seconds. Raises `StartError` for a damaged token file, which must not
+    be replaced without the operator's knowledge.
     """
     authority = _pair(
         folder.authority,
-        serves=lambda pair: pki.authority_serves(pair, now),
+        is_usable=lambda pair: pki.authority_is_usable(pair, now),
         make=lambda: pki.new_authority(now),
     )
     names = server_names(config)
     _pair(
         folder.server,
-        serves=lambda pair: pki.server_serves(pair, authority, names, now),
+        is_usable=lambda pair: pki.server_is_usable(pair, authority, names, now),
         make=lambda: pki.new_server(authority, names, now),
     )
-    _pair(folder.ticket_keys, serves=pki.ticket_keys_serve, make=pki.new_ticket_keys)
+    _pair(folder.ticket_keys, is_usable=pki.ticket_keys_are_usable, make=pki.new_ticket_keys)
     return _first_token(folder, now)
 
 
 def server_names(config: UpConfig) -> tuple[str, ...]:
-    """What clients may call this machine: loopback, its host name, the configured addresses."""
+    """Return this machine's names for clients: loopback, host name, configured addresses."""
     names = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
     names += [each.host for each in (config.https, config.wss) if each.host not in _EVERYWHERE]
     return tuple(dict.fromkeys(name for name in names if name and name.isascii()))
@@ -47,20 +48,20 @@ def server_names(config: UpConfig) -> tuple[str, ...]:
 def _pair(
     paths: tuple[Path, Path],
     *,
-    serves: Callable[[pki.PemPair], bool],
+    is_usable: Callable[[pki.PemPair], bool],
     make: Callable[[], pki.PemPair],
 ) -> pki.PemPair:
-    """The pair in the two files, made anew unless it serves."""
+    """Return the pair in the two files; it is made anew unless it is usable."""
     public, private = paths
     try:
         pair = pki.PemPair(public.read_bytes(), private.read_bytes())
     except FileNotFoundError:
         pass
     else:
-        if serves(pair):
+        if is_usable(pair):
             return pair
     pair = make()
-    # Killed between the two, the halves do not match, and the next start makes both again.
+    # After a kill between the two the halves do not match, and the next start makes both again.
     files.write_atomic(private, pair.private)
     files.write_atomic(public, pair.public)
     return pair
@@ -83,7 +84,7 @@ def _first_token(folder: StateFolder, now: float) -> str:
 
 
 def _add(folder: StateFolder, store: TokenStore, token: str, record: TokenRecord) -> None:
-    # The token first: killed in between, it is unknown and made anew, and no hash is left over.
+    # The token first: after a kill in between it is invalid and made anew, and no hash remains.
     files.write_atomic(folder.first_token, f"{token}\n".encode())
     tokenfile.write(folder.tokens, TokenStore((*store.records, record)))
 
@@ -96,7 +97,7 @@ def _shown_before(folder: StateFolder) -> str:
 
 
 def user_name() -> str:
-    """The operating system's name for this user; "relay" where it has none."""
+    """Return the operating system's name of this user; "relay" where it has none."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container's uid without an entry in passwd

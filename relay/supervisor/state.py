@@ -1,4 +1,4 @@
-"""The state folder of one `relay up`: where things are, whose it is, what is said about it."""
+"""The state directory of one `relay up`: its files, its lock and its status file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from relay.processes import StartError
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """``$RELAY_STATE_DIR``, else ``kernel-relay`` in the XDG state folder.
+    """Return ``$RELAY_STATE_DIR``, else ``kernel-relay`` in the XDG state directory.
 
-    The XDG specification has relative paths ignored.
+    Relative paths in ``$XDG_STATE_HOME`` are ignored, as the XDG specification demands.
     """
     if chosen := environ.get("RELAY_STATE_DIR"):
         return Path(chosen).expanduser().absolute()
@@ -28,22 +28,23 @@ def default_state_dir(environ: Mapping[str, str]) -> Path:
 
 
 class Pids(msgspec.Struct, frozen=True, kw_only=True):
-    """Who runs. ``edge`` lists the workers; a list is empty while its process is being replaced."""
+    """The running processes; a list is empty while its process is being replaced."""
 
     supervisor: int
     edge: tuple[int, ...]
+    """The workers."""
     agents: dict[str, tuple[int, ...]]
 
 
 class MetricsUrls(msgspec.Struct, frozen=True, kw_only=True):
-    """Where Prometheus finds the metrics; the agents' by cluster."""
+    """URLs of the metrics; the agents' by cluster."""
 
     edge: str
     agents: dict[str, str]
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client must know of a running relay, and ``relay.json`` (docs: `relay up`)."""
+    """What clients must know of a running relay: the content of ``relay.json``."""
 
     https_url: str
     wss_url: str
@@ -55,7 +56,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateFolder(msgspec.Struct, frozen=True):
-    """The paths in a state folder."""
+    """The paths in a state directory."""
 
     path: Path
 
@@ -71,55 +72,55 @@ class StateFolder(msgspec.Struct, frozen=True):
 
     @property
     def ticket_keys(self) -> tuple[Path, Path]:
-        """The public and the private half."""
+        """The public and the private key."""
         return self.path / "keys" / "ticket.pub", self.path / "keys" / "ticket.key"
 
     @property
     def tokens(self) -> Path:
-        """The hashes of the tokens that may come in."""
+        """The file with the hashes of valid tokens."""
         return self.path / "tokens.json"
 
     @property
     def first_token(self) -> Path:
-        """The token that `relay up` shows, in clear, so that it stays the same."""
+        """The token that `relay up` shows, in clear text, so that it stays the same."""
         return self.path / "first-token"
 
     @property
     def configurations(self) -> Path:
-        """What `relay up` writes for `relay edge` and `relay agent`."""
+        """The folder of the configurations that `relay up` writes for its processes."""
         return self.path / "run"
 
     @property
     def audit_log(self) -> Path:
-        """The audit log, unless the configuration says where it is."""
+        """The audit log, unless the configuration names another file."""
         return self.path / "audit.log"
 
     @property
     def status(self) -> Path:
-        """``relay.json``: there as long as the relay is ready."""
+        """``relay.json``, which exists while the relay is ready."""
         return self.path / "relay.json"
 
     @property
     def lock(self) -> Path:
-        """Locked by the running `relay up`, whose pid it holds."""
+        """The file that the running `relay up` locks; it holds the process's pid."""
         return self.path / "up.lock"
 
     def create(self) -> None:
-        """Make the folder and its parts, for this user only.
+        """Make the directory and its folders, for this user only.
 
-        Raises `StartError` where it cannot be had, or belongs to others too: narrowing the
-        permissions of a folder that was not made for us could break whatever uses it.
+        Raises `StartError` where that fails, and for an existing directory that is open to other
+        users: restricting it could break the programs that use it.
         """
         try:
             if self.path.is_dir() and self._is_open() and not self._is_ours():
                 raise StartError(
-                    f"{self.path} is open to other users: chmod 700, or choose another --state-dir"
+                    f"other users can access {self.path}: chmod 700, or choose another --state-dir"
                 )
             for part in ("", "pki", "keys", "run"):
                 files.private_folder(self.path / part)
         except (OSError, files.FolderError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise StartError(f"cannot use the state folder {self.path}: {reason}") from error
+            raise StartError(f"cannot use the state directory {self.path}: {reason}") from error
 
     def write_status(self, ready: Ready) -> None:
         """Replace ``relay.json`` in one step."""
@@ -134,16 +135,16 @@ class StateFolder(msgspec.Struct, frozen=True):
 
 
 class Lock:
-    """The exclusive right to run a state folder, for as long as it is open."""
+    """The exclusive right to run on a state directory, held until it is closed."""
 
     def __init__(self, folder: StateFolder) -> None:
-        """Raise `StartError`, naming the owner, where somebody has it."""
+        """Raise `StartError`, naming the owner, where another process holds the lock."""
         self._file = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not files.try_flock(self._file):
             os.close(self._file)
             owner = lock_owner(folder)
             raise StartError(
-                f"a relay is running on {folder.path} already"
+                f"a relay is already running on {folder.path}"
                 + (f": process {owner}" if owner else "")
             )
         os.ftruncate(self._file, 0)
@@ -158,10 +159,10 @@ class Lock:
 
 
 def lock_owner(folder: StateFolder) -> int | None:
-    """The pid of the `relay up` that runs the folder; None where there is none.
+    """Return the pid of the `relay up` that runs on the directory; None where there is none.
 
-    The pid in the file counts only where that process has the file open: after a SIGKILL the
-    number stays, and may be another's by now.
+    The pid in the file is valid only while that process has the file open: after a SIGKILL it
+    stays in the file, and may be another process's by now.
     """
     try:
         pid = int(folder.lock.read_text(encoding="ascii"))
@@ -199,9 +200,9 @@ def _has_kernel(kernel_folder: kernel_folders.KernelFolder) -> bool:
 
 
 def living_kernels(path: Path) -> Counter[str]:
-    """How many kernels live in a state folder, by cluster.
+    """Count the living kernels in a state directory, by cluster.
 
-    One whose holder died lives on until it is adopted, or ended.
+    A kernel whose holder has died is counted until it is adopted or ended.
     """
     found: Counter[str] = Counter()
     with contextlib.suppress(OSError), os.scandir(path) as clusters:

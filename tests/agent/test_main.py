@@ -146,7 +146,7 @@ def test_without_a_helper_no_kernel_runs_as_another(
     tls = AgentTls(certificate="a.pem", key="a.key", client_ca="ca.pem")
     with pytest.raises(StartError, match=r"a\.pem|No such file"):
         main.run(config(tmp_path, launch_as=LaunchAs(), user="daemon", tls=tls))
-    with pytest.raises(StartError, match="started by its privileged-helper only"):
+    with pytest.raises(StartError, match="can only be started by its privileged-helper"):
         main._launcher(config(tmp_path, launch_as=LaunchAs(), user="daemon", tls=tls))
 
 

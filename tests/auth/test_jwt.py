@@ -411,14 +411,14 @@ def test_a_type_may_be_asked_for() -> None:
     "value", [None, True, False, "", "1900000000", [], [NOW + 300], {}, {"exp": NOW}]
 )
 def test_a_time_is_a_number(name: str, value: Any) -> None:
-    assert_refused(token(header(), claims(**{name: value})), f"its {name} is no time")
+    assert_refused(token(header(), claims(**{name: value})), f"its {name} is not a time")
 
 
 @pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
 @pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 400, "-" + "9" * 5000])
 def test_a_time_is_finite(name: str, value: str) -> None:
     payload = json.dumps(claims(**{name: "HERE"})).replace('"HERE"', value).encode()
-    assert_refused(token(header(), payload), f"its {name} is no time")
+    assert_refused(token(header(), payload), f"its {name} is not a time")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_a_token_that_is_bound_to_a_key_is_nothing_without_it(bound: Any) -> Non
     ],
 )
 def test_a_user_has_a_name_that_can_be_shown(user: Any) -> None:
-    assert_refused(token(header(), claims(sub=user)), "it names no user")
+    assert_refused(token(header(), claims(sub=user)), "its user claim is missing or malformed")
 
 
 def test_the_user_is_in_the_claim_that_is_configured() -> None:
@@ -540,7 +540,7 @@ def test_the_user_is_in_the_claim_that_is_configured() -> None:
     assert known(text, user="email").principal.subject == "a@example.org"
     assert known(text, user="deep.er.name").principal.subject == "al"
     for missing in ("upn", "deep", "deep.er", "deep.er.name.x", "deep.", ".", "sub.x", "deep..er"):
-        assert_refused(text, "it names no user", user=missing)
+        assert_refused(text, "its user claim is missing or malformed", user=missing)
 
 
 def test_a_claim_of_this_very_name_comes_first() -> None:

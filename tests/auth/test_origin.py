@@ -13,7 +13,7 @@ ORIGINS = Origins(LISTED)
 
 
 def test_who_says_nothing_of_a_page_is_none() -> None:
-    assert ORIGINS.judge([], HOST) is OriginMatch.NONE
+    assert ORIGINS.classify([], HOST) is OriginMatch.NONE
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_who_says_nothing_of_a_page_is_none() -> None:
     ],
 )
 def test_its_own_pages(origin: str, host: str) -> None:
-    assert ORIGINS.judge([origin], host) is OriginMatch.OWN
+    assert ORIGINS.classify([origin], host) is OriginMatch.OWN
 
 
 @pytest.mark.parametrize("origin", LISTED)
 def test_the_pages_of_the_list(origin: str) -> None:
-    assert ORIGINS.judge([origin], HOST) is OriginMatch.LISTED
+    assert ORIGINS.classify([origin], HOST) is OriginMatch.LISTED
 
 
 OTHERS = (
@@ -89,24 +89,24 @@ ODD = (
 
 @pytest.mark.parametrize("origin", [*OTHERS, *ODD])
 def test_everything_else_is_foreign(origin: str) -> None:
-    assert ORIGINS.judge([origin], HOST) is OriginMatch.FOREIGN
+    assert ORIGINS.classify([origin], HOST) is OriginMatch.FOREIGN
 
 
 @pytest.mark.parametrize(
     "origins", [[OWN, OWN], [*LISTED], [OWN, "https://elsewhere.example"], ["null", LISTED[0]]]
 )
 def test_who_says_it_twice_is_foreign(origins: list[str]) -> None:
-    assert ORIGINS.judge(origins, HOST) is OriginMatch.FOREIGN
+    assert ORIGINS.classify(origins, HOST) is OriginMatch.FOREIGN
 
 
 @pytest.mark.parametrize("origin", ["https://", "https:///", "", "null"])
 def test_without_a_host_there_is_no_own(origin: str) -> None:
-    assert Origins().judge([origin], "") is OriginMatch.FOREIGN
+    assert Origins().classify([origin], "") is OriginMatch.FOREIGN
 
 
 @given(st.text())
 def test_no_text_is_of_a_list_that_does_not_have_it(origin: str) -> None:
-    judged = ORIGINS.judge([origin], HOST)
+    judged = ORIGINS.classify([origin], HOST)
     assert judged is (OriginMatch.LISTED if origin in LISTED else OriginMatch.FOREIGN)
 
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth.ownership import Access, Grant, KernelOwnership, access, grantee, no_such_kernel
+from relay.auth.ownership import (
+    Access,
+    Grant,
+    KernelOwnership,
+    access,
+    no_such_kernel,
+    parse_grantee,
+)
 from relay.auth.policy import Action, Rights
 from relay.errors import Forbidden, NotFound
 from relay.model import Principal
@@ -20,7 +27,7 @@ ADMIN = Rights(dict.fromkeys(Action))
 
 # By hand, and apart from what is tested: what each of them may do whose rights cover everything.
 ALL = {"list", "start", "use", "view", "interrupt", "stop"}
-WHO: Final[dict[str, tuple[Principal, Rights, dict[str, Grant], set[str]]]] = {
+TOKEN_REQUIRED: Final[dict[str, tuple[Principal, Rights, dict[str, Grant], set[str]]]] = {
     "owner": (ADA, EVERYTHING, {}, ALL),
     "stranger": (BOB, EVERYTHING, {}, set()),
     "admin": (BOB, ADMIN, {}, ALL),
@@ -45,27 +52,27 @@ def allows(found: Access, actions: Collection[Action]) -> int:
     return 200
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", TOKEN_REQUIRED)
 @pytest.mark.parametrize("action", sorted(ON_KERNELS))
 def test_who_may_do_what(who: str, action: Action) -> None:
-    principal, rights, grants, expected = WHO[who]
+    principal, rights, grants, expected = TOKEN_REQUIRED[who]
     found = access(principal, rights, kernel(grants))
     unseen = expected.isdisjoint({"view", "use"})
     denied = 404 if unseen else 403
     assert allows(found, {action}) == (200 if action.value in expected else denied)
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", TOKEN_REQUIRED)
 @pytest.mark.parametrize("covered", Action)
 def test_nobody_may_more_than_their_rights_cover(who: str, covered: Action) -> None:
-    principal, rights, grants, expected = WHO[who]
-    found = access(principal, rights.among({covered, Action.ADMIN}), kernel(grants))
+    principal, rights, grants, expected = TOKEN_REQUIRED[who]
+    found = access(principal, rights.restricted_to({covered, Action.ADMIN}), kernel(grants))
     assert found.actions == {covered} & expected
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", TOKEN_REQUIRED)
 def test_rights_to_another_kernelspec_are_none_to_this(who: str) -> None:
-    principal, rights, grants, _ = WHO[who]
+    principal, rights, grants, _ = TOKEN_REQUIRED[who]
     other = Rights(
         {a: None if a is Action.ADMIN else frozenset({"ir"}) for a in rights.kernelspecs}
     )
@@ -75,7 +82,7 @@ def test_rights_to_another_kernelspec_are_none_to_this(who: str) -> None:
 def test_a_kernelspecs_name_is_matched_exactly() -> None:
     for name in ("Python3", "python", "python33", "python3 ", "*", ""):
         rights = Rights({Action.USE: frozenset({name})})
-        assert not access(ADA, rights, kernel()).sees
+        assert not access(ADA, rights, kernel()).can_see
 
 
 def test_who_may_only_stop_their_kernel_does_not_see_it() -> None:
@@ -84,15 +91,15 @@ def test_who_may_only_stop_their_kernel_does_not_see_it() -> None:
     assert allows(found, {Action.INTERRUPT}) == 404
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", TOKEN_REQUIRED)
 def test_only_owner_and_admin_say_who_else(who: str) -> None:
-    principal, rights, grants, expected = WHO[who]
+    principal, rights, grants, expected = TOKEN_REQUIRED[who]
     found = access(principal, rights, kernel(grants))
     if expected == ALL:
-        found.require_charge(KERNEL_ID)
+        found.require_administration(KERNEL_ID)
     else:
         with pytest.raises(Forbidden if expected else NotFound):
-            found.require_charge(KERNEL_ID)
+            found.require_administration(KERNEL_ID)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_only_owner_and_admin_say_who_else(who: str) -> None:
     ],
 )
 def test_who_only_listens_and_who_can_lose_it(who: str, views_only: bool, by_grant: bool) -> None:
-    principal, rights, grants, _ = WHO[who]
+    principal, rights, grants, _ = TOKEN_REQUIRED[who]
     found = access(principal, rights, kernel(grants))
     assert (found.views_only, found.by_grant) == (views_only, by_grant)
 
@@ -116,7 +123,7 @@ def test_strangers_hear_the_words_of_a_kernel_that_is_not_there() -> None:
         access(BOB, EVERYTHING, kernel()).require({Action.STOP}, KERNEL_ID)
     assert caught.value.message == no_such_kernel(KERNEL_ID).message
     with pytest.raises(NotFound) as caught:
-        access(BOB, EVERYTHING, kernel()).require_charge(KERNEL_ID)
+        access(BOB, EVERYTHING, kernel()).require_administration(KERNEL_ID)
     assert caught.value.message == no_such_kernel(KERNEL_ID).message
 
 
@@ -157,7 +164,7 @@ def test_without_a_grant_others_may_nothing(
 def test_a_grant_is_never_more_than_an_owners_rights(rights: Rights, grant: Grant) -> None:
     granted = access(BOB, rights, kernel({"token:bob": grant}))
     assert granted.actions <= access(ADA, rights, kernel()).actions
-    assert not granted.in_charge
+    assert not granted.can_administer
 
 
 @pytest.mark.parametrize(
@@ -171,10 +178,10 @@ def test_a_grant_is_never_more_than_an_owners_rights(rights: Rights, grant: Gran
     ],
 )
 def test_whom_a_path_names(text: str, expected: Principal) -> None:
-    assert grantee(text, "token") == expected
+    assert parse_grantee(text, "token") == expected
 
 
 @pytest.mark.parametrize("text", ["", ":", "hub:", ":bob"])
 def test_who_is_nobody(text: str) -> None:
     with pytest.raises(ValueError, match="principal"):
-        grantee(text, "token")
+        parse_grantee(text, "token")

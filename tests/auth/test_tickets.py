@@ -290,7 +290,7 @@ def test_no_times_but_those_around_now_are_believed(iat: float, exp: float, now:
 
 @pytest.mark.parametrize("lifetime", [0, -1, MAX_LIFETIME + 0.001, math.inf, math.nan])
 def test_the_signer_refuses_lifetimes_that_no_agent_believes(lifetime: float) -> None:
-    with pytest.raises(ValueError, match="ticket lives"):
+    with pytest.raises(ValueError, match="lifetime is between"):
         SIGNER.sign(TICKET, NOW, lifetime)
 
 
@@ -498,7 +498,7 @@ def test_no_kernelspecs_do_not_come_back_as_all() -> None:
     ticket = msgspec.structs.replace(TICKET, rights=Rights({Action.START: frozenset()}))
     found = VERIFIER.verify(SIGNER.sign(ticket, NOW, 30.0), NOW)
     assert found == ticket
-    assert not found.rights.cover(Action.START, "python3")
+    assert not found.rights.allows(Action.START, "python3")
 
 
 @given(

@@ -446,3 +446,11 @@ def test_a_holder_of_an_older_version_leaves_its_figures_out() -> None:
         b'"last_activity":1.0,"connections":0}'
     )
     assert read_struct(told, Status).figures is None
+
+
+def test_a_call_for_an_unknown_operation_is_refused() -> None:
+    payload = b'{"version": 1, "id": 1, "op": "explode"}'
+    with pytest.raises(RecordError, match="not a Call record"):
+        read_struct(payload, Call)
+    known = payload.replace(b"explode", b"restart")
+    assert read_struct(known, Call).op == "restart"

@@ -82,7 +82,7 @@ def test_os_users_behind_a_plain_listener_are_refused(
     for options in ((), ("--become", "relay")):
         code, _, err = relay("agent", "--config", str(config), *options)
         assert (code, err.count("\n")) == (2, 1)
-        assert err.startswith("relay: launch_as: needs mutual TLS: ")
+        assert err.startswith("relay: launch_as: it needs mutual TLS, ")
         for word in ("port", "tickets", "set tls", "clusters.<name>.tls"):
             assert word in err
     assert ran == launched == []

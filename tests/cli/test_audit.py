@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.auth.audit import AuditEvent, AuditNote
-from relay.edge.audit_file import AuditFile
+from relay.edge.ipc.audit_file import AuditFile
 
 Run = Callable[..., tuple[int, str, str]]
 NOW = 1_800_000_000.0
@@ -84,7 +84,7 @@ def test_remains_are_counted(relay: Run, log: Path) -> None:
     write(log, 1)
     code, out, _ = relay("audit", "verify", str(log))
     assert code == 0
-    assert "Cut off while they were written, and noted as such: 1." in out
+    assert "Cut off while they were written, and reported by the next line: 1." in out
 
 
 @pytest.mark.parametrize("content", [b"", None])

@@ -18,7 +18,7 @@ def place(tmp_path: Path) -> Place:
 
 def test_what_is_right(relay: Run, place: Place) -> None:
     code, out, err = relay("check-config", str(place.file("edge")))
-    assert (code, out, err) == (0, "No mistake was found, and nothing dangerous.\n", "")
+    assert (code, out, err) == (0, "No mistakes and no dangerous settings were found.\n", "")
 
 
 def test_all_mistakes_are_told_with_their_places(relay: Run, place: Place) -> None:
@@ -73,7 +73,7 @@ def test_what_could_be_for_several_programs(relay: Run, tmp_path: Path) -> None:
     path.write_text("log: {level: info}\n")
     code, out, _ = relay("check-config", str(path))
     assert code == 2
-    assert "say --edge, --agent or --up" in out
+    assert "use --edge, --agent or --up" in out
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1\n", "\x00", "x: &a [*a]\n"])
@@ -124,7 +124,7 @@ def test_os_users_behind_a_plain_listener_are_refused(relay: Run, place: Place) 
     code, out, _ = relay("check-config", path)
     assert code == 2
     (line,) = (line for line in out.splitlines() if line.startswith("error"))
-    assert re.match(rf"error: {re.escape(path)}:[0-9]+: launch_as: needs mutual TLS: ", line)
+    assert re.match(rf"error: {re.escape(path)}:[0-9]+: launch_as: it needs mutual TLS, ", line)
     place.with_tls()
     assert relay("check-config", str(place.file("agent")))[0] == 0
     assert relay("check-config", str(place.file("edge")), str(place.file("agent")))[0] == 0

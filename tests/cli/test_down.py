@@ -85,8 +85,8 @@ def test_a_running_relay_is_stopped(relay: Run, state: Path, kernels: Kernels) -
     assert code == 0
     assert out.splitlines() == [
         f"Stopped the relay, process {process.pid}.",
-        "1 kernel lives on (alpha: 1).",
-        "`relay up` finds it again; `relay down --kernels` ends it.",
+        "1 kernel keeps running (alpha: 1).",
+        "`relay up` serves it again; `relay down --kernels` ends it.",
     ]
     assert kernels.asked == []
 

@@ -37,7 +37,7 @@ def test_everything_that_is_needed_is_there() -> None:
         READY.ca,
         "alpha, beta",
         "uid 1000",
-        "no isolation between users",
+        "users are not isolated",
         "/state/<cluster>/kernels/<id>/*.log",
         "stderr",
     ):
@@ -65,8 +65,8 @@ def test_the_curl_line() -> None:
 
 
 def test_isolation_is_not_denied_where_there_is_one_user_only() -> None:
-    assert "no isolation" not in text(shared=False)
-    only = "All kernels run as uid 1000: only one user may start any; --shared-uid lets others."
+    assert "not isolated" not in text(shared=False)
+    only = "All kernels run as uid 1000, for one user only; --shared-uid admits more users."
     assert only in text(shared=False).splitlines()
 
 
@@ -82,21 +82,21 @@ def test_the_vscode_line() -> None:
         (
             {"beta": 1},
             [
-                "1 kernel lives on (beta: 1).",
-                "`relay up -x` finds it again; `relay down --kernels -x` ends it.",
+                "1 kernel keeps running (beta: 1).",
+                "`relay up -x` serves it again; `relay down --kernels -x` ends it.",
             ],
         ),
         (
             {"beta": 1, "alpha": 2},
             [
-                "3 kernels live on (alpha: 2, beta: 1).",
-                "`relay up -x` finds them again; `relay down --kernels -x` ends them.",
+                "3 kernels keep running (alpha: 2, beta: 1).",
+                "`relay up -x` serves them again; `relay down --kernels -x` ends them.",
             ],
         ),
     ],
 )
 def test_what_is_left_behind(kernels: dict[str, int], expected: list[str]) -> None:
-    assert [line.text for line in output.left_behind(Counter(kernels), " -x")] == expected
+    assert [line.text for line in output.remaining_kernels(Counter(kernels), " -x")] == expected
 
 
 def test_the_default_state_folder_needs_no_option() -> None:

@@ -120,8 +120,14 @@ def test_lifetimes(relay: Run, file: Path, ttl: str, seconds: int) -> None:
         (["--user", "a", "--ttl", "1e3s"], "--ttl 1e3s: expected a number and one of"),
         (["--user", "a", "--path"], "a path token needs a --ttl of at most 43200s"),
         (["--user", "a", "--path", "--ttl", "13h"], "a path token needs a --ttl of at most"),
-        (["--user", "a", "--state-dir", "/no"], "--state-dir, --file and --config say the same"),
-        (["--user", "a", "--config", "/no/file"], "--state-dir, --file and --config say the same"),
+        (
+            ["--user", "a", "--state-dir", "/no"],
+            "give only one of --state-dir, --file and --config",
+        ),
+        (
+            ["--user", "a", "--config", "/no/file"],
+            "give only one of --state-dir, --file and --config",
+        ),
         (["--user", "a", "bob"], "Got unexpected extra argument"),
     ],
 )
@@ -212,7 +218,7 @@ def test_revoking(relay: Run, file: Path) -> None:
         relay("token", "create", "--user", user, "--file", str(file))
     alice, bob = records(file)
     code, out, err = relay("token", "revoke", alice.id, "--file", str(file))
-    assert (code, out, err) == (0, "", f"Revoked the token {alice.id} of alice.\n")
+    assert (code, out, err) == (0, "", f"Revoked token {alice.id} of alice.\n")
     assert records(file) == (bob,)
     code, out, err = relay("token", "revoke", alice.id, "--file", str(file))
     assert (code, out, err) == (2, "", f"relay: no token has the id '{alice.id}'\n")

@@ -54,7 +54,7 @@ def test_users_share_a_uid_where_that_is_said_only(relay: Run, fake: Supervisor)
         _, out, _ = relay("up", *options)
         assert fake.config is not None
         assert fake.config.shared_uid is bool(options)
-        assert ("no isolation between users" in out) is bool(options)
+        assert ("users are not isolated" in out) is bool(options)
 
 
 def test_the_defaults(relay: Run, fake: Supervisor, tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_the_defaults(relay: Run, fake: Supervisor, tmp_path: Path) -> None:
     assert fake.folder == StateFolder(tmp_path / "state")
     assert out.startswith("The relay is ready.\n")
     assert out.endswith(
-        "2 kernels live on (alpha: 2).\n"
-        "`relay up` finds them again; `relay down --kernels` ends them.\n"
+        "2 kernels keep running (alpha: 2).\n"
+        "`relay up` serves them again; `relay down --kernels` ends them.\n"
     )
 
 
@@ -113,7 +113,7 @@ def test_several_clusters_either_way(relay: Run, fake: Supervisor, arguments: li
         (["--cluster", "my-http"], "--cluster my-http: a cluster's name does not contain 'http'"),
         (["--cluster", "api"], "--cluster api: the name 'api' is reserved"),
         (["--cluster", "a", "--cluster", "a"], "clusters: a name appears twice"),
-        (["--https-port", "8444"], "https and wss need two different ports"),
+        (["--https-port", "8444"], "https and wss need different ports"),
         (["--config", "/no/such/file"], "cannot be read: No such file or directory"),
     ],
 )
@@ -137,7 +137,7 @@ policy:
     - {authenticator: token, actions: [list]}
     - {authenticator: corp, actions: [list]}
 """)
-    problem = "policy.rules.1: no authenticator is called corp; there is token"
+    problem = "policy.rules.1: authenticator corp is not set; known are token"
     assert relay("up", "--config", str(file)) == (2, "", f"relay: {problem} ({file}:4)\n")
     assert fake.config is None
     code, out, _ = relay("check-config", "--up", str(file))
@@ -163,4 +163,4 @@ def test_a_failed_start_still_tells_of_kernels(relay: Run, fake: Supervisor) -> 
     fake.error = ProgramFailed("edge does not start: exit code 1")
     code, out, err = relay("up")
     assert (code, err) == (1, "relay: edge does not start: exit code 1\n")
-    assert out.startswith("2 kernels live on")
+    assert out.startswith("2 kernels keep running")

@@ -43,15 +43,8 @@ async def broken(request: web.Request) -> web.StreamResponse:
 
 
 async def late(_: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
     raise AssertionError
-
-
-async def until(check: Callable[[], bool]) -> None:
-    """Wait, up to five seconds, for what happens behind a real socket."""
-    async with asyncio.timeout(5.0):
-        while not check():  # noqa: ASYNC110 - there is no event for it
-            await asyncio.sleep(0.001)
 
 
 class FakeRelay:

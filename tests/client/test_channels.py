@@ -217,14 +217,14 @@ async def test_a_slow_script_is_not_run_over() -> None:
         execution = client.execute("print 1000")
         other = client.execute("print 2")
         await asyncio.sleep(1.0)
-        ledger = client._conversation.ledger
-        assert 3000 < ledger.held_bytes < 4000
+        tracker = client._session.tracker
+        assert 3000 < tracker.held_bytes < 4000
         assert way.sockets[0]._number < 30  # the rest waits where it is kept
         assert len(kernel.journal) > 1000
         result = await execution.result()
         assert result.stdout == "".join(lines(1000))
         assert (await other.result()).stdout == "0\n1\n"
-        assert ledger.held_bytes == 0
+        assert tracker.held_bytes == 0
     assert client.connections == 1
 
 
@@ -236,7 +236,7 @@ async def test_a_script_that_leaves_its_loop_blocks_nothing() -> None:
             break
         client.execute("print 1000")
         assert (await client.run("print 1")).stdout == "0\n"
-        assert client._conversation.ledger.held_bytes == 0
+        assert client._session.tracker.held_bytes == 0
 
 
 @virtual

@@ -35,16 +35,16 @@ def test_what_is_no_position_is_refused(text: str) -> None:
 
 
 def test_what_came_before_is_told_from_what_is_new() -> None:
-    ledger = DeliveryTracker(seq(5))
-    assert [ledger.take(seq(number)) for number in (4, 5, 6, 6, 9)] == [0, 0, 1, 0, 1]
-    assert ledger.repeated == 3
-    assert ledger.received == seq(9)
+    tracker = DeliveryTracker(seq(5))
+    assert [tracker.receive(seq(number)) for number in (4, 5, 6, 6, 9)] == [0, 0, 1, 0, 1]
+    assert tracker.repeated == 3
+    assert tracker.received == seq(9)
 
 
 def test_numbers_of_another_epoch_mean_something_else() -> None:
-    ledger = DeliveryTracker(seq(5))
-    assert ledger.take(seq(1, "ba9876543210"))
-    assert ledger.received == seq(1, "ba9876543210")
+    tracker = DeliveryTracker(seq(5))
+    assert tracker.receive(seq(1, "ba9876543210"))
+    assert tracker.received == seq(1, "ba9876543210")
 
 
 def test_nothing_is_known_before_something_came() -> None:
@@ -53,40 +53,40 @@ def test_nothing_is_known_before_something_came() -> None:
 
 
 def test_the_position_stands_before_what_waits_for_any_reader() -> None:
-    ledger = DeliveryTracker(None)
+    tracker = DeliveryTracker(None)
     for number in (3, 4, 5):
-        ledger.take(seq(number))
-        ledger.hold(seq(number), 10)
-    ledger.hold(seq(3), 10)
-    assert (ledger.position, ledger.held_bytes) == (seq(2), 40)
+        tracker.receive(seq(number))
+        tracker.hold(seq(number), 10)
+    tracker.hold(seq(3), 10)
+    assert (tracker.position, tracker.held_bytes) == (seq(2), 40)
     for number in (4, 3):
-        ledger.fetch(10)
-        assert ledger.position == seq(2)
-        ledger.release(seq(number))
-    assert ledger.position == seq(2)  # somebody else has still to read it
-    ledger.fetch(10)
-    ledger.release(seq(3))
-    assert (ledger.position, ledger.held_bytes) == (seq(4), 10)
-    ledger.fetch(10)
-    ledger.release(seq(5))
-    assert (ledger.position, ledger.held_bytes) == (seq(5), 0)
+        tracker.fetch(10)
+        assert tracker.position == seq(2)
+        tracker.release(seq(number))
+    assert tracker.position == seq(2)  # somebody else has still to read it
+    tracker.fetch(10)
+    tracker.release(seq(3))
+    assert (tracker.position, tracker.held_bytes) == (seq(4), 10)
+    tracker.fetch(10)
+    tracker.release(seq(5))
+    assert (tracker.position, tracker.held_bytes) == (seq(5), 0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=40))
 def test_whoever_goes_on_from_the_position_misses_nothing(steps: list[tuple[int, bool]]) -> None:
     """Readers take from their queues in any order; the position never passes what one wants."""
-    ledger = DeliveryTracker(None)
+    tracker = DeliveryTracker(None)
     queues: list[deque[int]] = [deque(), deque()]
     for number, (reader, reads) in enumerate(steps, 1):
-        ledger.take(seq(number))
+        tracker.receive(seq(number))
         if reader < 2:
-            ledger.hold(seq(number), 1)
+            tracker.hold(seq(number), 1)
             queues[reader].append(number)
         if reads:
             for queue in queues:
                 if queue:
-                    ledger.fetch(1)
-                    ledger.release(seq(queue.popleft()))
+                    tracker.fetch(1)
+                    tracker.release(seq(queue.popleft()))
         unread = [each for queue in queues for each in queue]
-        assert ledger.position == seq(min(unread) - 1 if unread else number)
-        assert ledger.held_bytes == len(unread)
+        assert tracker.position == seq(min(unread) - 1 if unread else number)
+        assert tracker.held_bytes == len(unread)

@@ -7,13 +7,13 @@ import pytest
 from relay import errors
 from relay.bridge.session import REPLACED
 from relay.client import errors as own
-from relay.client.errors import ConnectionLost, KernelGone, Replaced, of_answer, of_close
+from relay.client.errors import ConnectionLost, KernelGone, Replaced, from_close, from_response
 from relay.errors import AgentError, NotFound, RelayError
 
 
-@pytest.mark.parametrize("kind", list(own._SHOWN))
+@pytest.mark.parametrize("kind", list(own._ERRORS))
 def test_what_the_relay_says_is_what_is_raised(kind: type[RelayError]) -> None:
-    error = of_answer(kind.http_status, "what happened", reason=kind.reason, retry_after=2)
+    error = from_response(kind.http_status, "what happened", reason=kind.reason, retry_after=2)
     assert (type(error), error.message, error.retry_after) == (kind, "what happened", 2)
 
 
@@ -35,7 +35,7 @@ def test_what_the_relay_says_is_what_is_raised(kind: type[RelayError]) -> None:
     ],
 )
 def test_a_status_alone_says_something_too(status: int, kind: type[RelayError]) -> None:
-    error = of_answer(status, "")
+    error = from_response(status, "")
     assert type(error) is kind
     assert str(status) in error.message
 
@@ -52,20 +52,20 @@ def test_a_status_alone_says_something_too(status: int, kind: type[RelayError]) 
     ],
 )
 def test_a_close_code_may_be_final(code: int, kind: type[RelayError]) -> None:
-    error = of_close(code, "why")
+    error = from_close(code, "why")
     assert (type(error), error.message) == (kind, "why")
     assert not isinstance(error, AgentError)
-    assert str(code) in of_close(code, "").message
+    assert str(code) in from_close(code, "").message
 
 
 @pytest.mark.parametrize("code", [None, 1000, 1001, 1005, 1006, 1011, 1012, 1013])
 def test_after_others_one_comes_again(code: int | None) -> None:
-    assert type(of_close(code, "restarting")) is ConnectionLost
+    assert type(from_close(code, "restarting")) is ConnectionLost
 
 
 def test_a_session_that_was_taken_over_is_not_taken_back() -> None:
-    assert type(of_close(*REPLACED)) is Replaced
-    assert not isinstance(of_close(*REPLACED), AgentError)
+    assert type(from_close(*REPLACED)) is Replaced
+    assert not isinstance(from_close(*REPLACED), AgentError)
 
 
 def test_a_kernel_that_was_there_is_gone() -> None:

@@ -145,7 +145,7 @@ async def test_messages_that_nobody_holds_are_not_kept() -> None:
         del dropped
         gc.collect()
         assert client.position == at(4)
-        assert client._conversation.ledger.held_bytes == 0
+        assert client._session.tracker.held_bytes == 0
 
 
 @virtual

@@ -55,23 +55,23 @@ async def test_a_reader_may_come_first_and_be_cancelled() -> None:
 
 @virtual
 async def test_there_is_room_when_a_message_was_taken_and_a_position_when_it_was_read() -> None:
-    ledger, rooms = DeliveryTracker(None), []
-    inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
+    tracker, rooms = DeliveryTracker(None), []
+    inbox = Inbox(tracker, lambda: rooms.append(tracker.held_bytes))
     for number in (4, 5):
-        ledger.take(Position("0123456789ab", number))
+        tracker.receive(Position("0123456789ab", number))
         inbox.put(message(number))
     taken = await inbox.get()
     assert taken is not None
-    assert (rooms, str(ledger.position)) == ([5], "0123456789ab-3")
+    assert (rooms, str(tracker.position)) == ([5], "0123456789ab-3")
     inbox.done(taken)
-    assert str(ledger.position) == "0123456789ab-4"
+    assert str(tracker.position) == "0123456789ab-4"
 
 
 @virtual
 async def test_what_nobody_reads_is_not_kept() -> None:
-    ledger, rooms = DeliveryTracker(None), []
-    inbox = Inbox(ledger, lambda: rooms.append(ledger.held_bytes))
+    tracker, rooms = DeliveryTracker(None), []
+    inbox = Inbox(tracker, lambda: rooms.append(tracker.held_bytes))
     inbox.put(message(1))
     inbox.close()
     inbox.put(message(2))
-    assert (ledger.held_bytes, ledger.position, rooms) == (0, None, [0])
+    assert (tracker.held_bytes, tracker.position, rooms) == (0, None, [0])

@@ -39,7 +39,7 @@ def test_a_message_is_read() -> None:
 
 @pytest.mark.parametrize("metadata", [b"{}", b"", b"[]", b'{"relay_seq": 7}', b'{"relay_seq": ""}'])
 def test_a_message_without_a_number_is_refused(metadata: bytes) -> None:
-    with pytest.raises(MalformedMessage, match="resumed"):
+    with pytest.raises(MalformedMessage, match="resuming"):
         kernel_message.read(payload(metadata=metadata), None)
 
 

@@ -24,7 +24,7 @@ class Script:
         self._heard = 0
 
     def execute(self, code: str = "print 1", msg_id: str | None = None) -> tuple[str, Inbox]:
-        return self.talk.ask(Channel.SHELL, "execute_request", {"code": code}, msg_id=msg_id)
+        return self.talk.request(Channel.SHELL, "execute_request", {"code": code}, msg_id=msg_id)
 
     def sent(self) -> list[str]:
         """Hand the kernel what is unsent; the msg_ids."""
@@ -41,7 +41,7 @@ class Script:
             self._heard += 1
             reader, _ = self.kernel.journal[self._heard - 1]
             if reader in {"", "s"}:
-                self.talk.take(self.kernel.payload(self._heard))
+                self.talk.receive(self.kernel.payload(self._heard))
 
 
 def msg_id(payload: bytes) -> str:
@@ -187,7 +187,7 @@ async def test_who_leaves_hears_no_more() -> None:
     script.execute()
     script.sent()
     script.hear()
-    assert script.talk.ledger.position == Position(EPOCH, 1)  # the line that its owner has to read
+    assert script.talk.tracker.position == Position(EPOCH, 1)  # the line that its owner has to read
     assert not inbox._messages
 
 
@@ -320,16 +320,16 @@ async def test_a_server_that_does_not_number_is_told_from_a_relay() -> None:
     script.kernel.publish("status", {"execution_state": "idle"})
     first, second = (script.kernel.payload(number) for number in (1, 2))
     with pytest.raises(MalformedMessage):
-        script.talk.take(first.replace(b"relay_seq", b"other_seq"))
+        script.talk.receive(first.replace(b"relay_seq", b"other_seq"))
     # One message of a kernel whose metadata is none cannot be numbered: that is another matter.
-    script.talk.take(first)
+    script.talk.receive(first)
     inbox = script.talk.listen()
-    script.talk.take(second.replace(b"relay_seq", b"other_seq"))
+    script.talk.receive(second.replace(b"relay_seq", b"other_seq"))
     odd = await inbox.get()
     assert odd is not None
     assert (odd.seq, odd.numbered) == (Position(EPOCH, 1), False)
     inbox.done(odd)
-    assert script.talk.ledger.position == Position(EPOCH, 1)
+    assert script.talk.tracker.position == Position(EPOCH, 1)
 
 
 @virtual

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from relay.client import GaveUp, RelayClient, Settings
-from relay.client.rest import Rest
+from relay.client.rest import RestClient
 from relay.errors import (
     AgentError,
     AgentUnavailable,
@@ -74,7 +74,7 @@ async def test_what_no_connection_came_about_for_is_repeated_whatever_it_is() ->
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"https://127.0.0.1:{deaf.getsockname()[1]}"
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            rest = Rest(session, url, settings, lambda: 1.0)
+            rest = RestClient(session, url, settings, lambda: 1.0)
             with pytest.raises(GaveUp):
                 await rest.call("POST", "/interrupt", {}, repeatable=False)
 

@@ -6,7 +6,8 @@ from relay.bridge.session import REPLACED
 from relay.client import KernelGone, Replaced, Settings
 from relay.errors import AgentUnavailable, ClientError, Forbidden, NotFound, Unauthorized
 from tests.client.fakekernel import at
-from tests.client.fakerelay import answer, client_of, raw, until
+from tests.client.fakerelay import answer, client_of, raw
+from tests.waiting import until
 
 
 async def test_a_broken_connection_is_not_noticed() -> None:

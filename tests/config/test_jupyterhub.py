@@ -154,4 +154,4 @@ def test_settings_at_their_limits_pass(tmp_path: Path, key: str, value: Any) -> 
     }
     (tmp_path / "edge.yaml").write_text(json.dumps(written))
     loaded = load(EdgeConfig, tmp_path / "edge.yaml", {})
-    assert loaded.authentication.names == ["jupyterhub"]
+    assert loaded.authentication.chainable == ["jupyterhub"]

@@ -22,7 +22,7 @@ authentication: {tokens: {file: tokens.json}}
 ticket_key: ticket.key
 """
 NAME = "a cluster's name is 1 to 31 of a-z, 0-9 and '-', and begins with a letter"
-NO_NODE = "is not YAML: expected the node content, but found '<stream end>'"
+NO_NODE = "is not valid YAML: expected the node content, but found '<stream end>'"
 
 
 @pytest.fixture
@@ -83,19 +83,19 @@ authentication: {tokens: {file: 3}}
         edge(file, text, env)
     assert sorted(problems(error, file)) == sorted(
         [
-            "https.port: Expected `int` <= 65535 (FILE:1)",
+            "https.port: expected a whole number, at most 65535 (FILE:1)",
             "wss.hots: no such setting; did you mean host? (FILE:3)",
             "tls.key: is required (FILE:4)",
             f"clusters.Alpha: {NAME} (FILE:7)",
-            "clusters.Alpha.agents.0: expected nothing but scheme, host and port (FILE:8)",
+            "clusters.Alpha.agents.0: expected only a scheme, a host and a port (FILE:8)",
             "clusters.api: the name 'api' is reserved (FILE:9)",
-            "clusters.api: agents: a cluster needs at least one (FILE:9)",
+            "clusters.api.agents: at least one is needed (FILE:9)",
             "limits: expected a mapping of settings (FILE:10)",
-            "websocket.ping_interval: Expected `float` > 0.0 (FILE:12)",
-            "workers: Expected `int`, got `bool` (FILE:13)",
-            "authentication.tokens.file: Expected `str`, got `int` (FILE:14)",
+            "websocket.ping_interval: expected a number, over 0 (FILE:12)",
+            "workers: expected a whole number, got true or false (FILE:13)",
+            "authentication.tokens.file: expected text, got a whole number (FILE:14)",
             "ticket_key: is required (FILE)",
-            "log.level: Invalid enum value 'loud' ($RELAY_LOG__LEVEL)",
+            "log.level: 'loud' is not one of debug, info, warning, error ($RELAY_LOG__LEVEL)",
             "log.colour: no such setting ($RELAY_LOG__COLOUR)",
             "none: no such setting ($RELAY_NONE)",
             f"drain: {NO_NODE} ($RELAY_DRAIN)",
@@ -107,9 +107,9 @@ authentication: {tokens: {file: 3}}
     ("text", "problem"),
     [
         ("a: [", f"{NO_NODE} (FILE:1)"),
-        ("a: *b", "is not YAML: found undefined alias 'b' (FILE:1)"),
-        ("a: \0", "is not YAML (FILE)"),
-        ("--- 1\n--- 2\n", "is not YAML: but found another document (FILE:2)"),
+        ("a: *b", "is not valid YAML: found undefined alias 'b' (FILE:1)"),
+        ("a: \0", "is not valid YAML (FILE)"),
+        ("--- 1\n--- 2\n", "is not valid YAML: but found another document (FILE:2)"),
         ("- a", "expected a mapping of settings (FILE:1)"),
         ("text", "expected a mapping of settings (FILE:1)"),
     ],
@@ -133,28 +133,31 @@ def test_a_file_that_cannot_be_read_is_one_problem(file: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("drain: 1\ndrain: 2", "drain: is there twice (FILE:6)"),
-        ("log: &a {level: *a}", "log.level: is a YAML alias; write the value out (FILE:5)"),
-        ("drain: 2026-99-99", "drain: is no value that YAML knows (FILE:5)"),
-        ("drain: !python/none x", "drain: is no value that YAML knows (FILE:5)"),
+        ("drain: 1\ndrain: 2", "drain: is set twice (FILE:6)"),
+        (
+            "log: &a {level: *a}",
+            "log.level: is a YAML alias, which is not supported; write the value out (FILE:5)",
+        ),
+        ("drain: 2026-99-99", "drain: is not a value that YAML supports (FILE:5)"),
+        ("drain: !python/none x", "drain: is not a value that YAML supports (FILE:5)"),
         ("? [a]\n: 1", "?: no such setting (FILE:5)"),
-        ("drain: .inf", "drain: Expected `float` <= 86400.0 (FILE:5)"),
-        ("drain: null", "drain: Expected `float`, got `null` (FILE:5)"),
-        ("drain: -0.1", "drain: Expected `float` >= 0.0 (FILE:5)"),
+        ("drain: .inf", "drain: expected a number, at most 86400 (FILE:5)"),
+        ("drain: null", "drain: expected a number, got null (FILE:5)"),
+        ("drain: -0.1", "drain: expected a number, at least 0 (FILE:5)"),
         (
             "runtime_dir: ~nobody-of-this-name/x",
-            "runtime_dir: there is no such home folder (FILE:5)",
+            "runtime_dir: there is no such home directory (FILE:5)",
         ),
         (
             "environment: {allowed: [A, B=C]}",
-            "environment.allowed.1: Expected `str` matching regex",
+            "environment.allowed.1: expected text that matches",
         ),
         ("environment: {allowed: A}", "environment.allowed: expected a list (FILE:5)"),
-        ("environment: {inherit: ['A*B']}", "environment.inherit.0: Expected `str` matching regex"),
+        ("environment: {inherit: ['A*B']}", "environment.inherit.0: expected text that matches"),
         ("tls: {certificate: a, key: b}", "tls.client_ca: is required (FILE:5)"),
         (
             "journal: {bytes: 31 MiB}",
-            "journal: bytes must be at least twice segment_bytes (FILE:5)",
+            "journal.bytes: it must be at least twice segment_bytes (FILE:5)",
         ),
     ],
 )
@@ -166,21 +169,24 @@ def test_mistakes_in_an_agents_file(file: Path, line: str, problem: str) -> None
 
 
 def test_an_agent_needs_a_ticket_key(file: Path) -> None:
-    with pytest.raises(ConfigError, match="without a key nobody gets in"):
+    with pytest.raises(ConfigError, match="at least one key is needed"):
         agent(file, AGENT.replace("[a.pem]", "[]"))
 
 
 @pytest.mark.parametrize(
     ("cluster", "problem"),
     [
-        ("agents: ['http://h:1'], tls: {ca: a}", "tls is set, but an agent's URL is http"),
-        ("agents: ['https://h:1'], tls: {ca: a, key: b}", "certificate and key go together"),
+        ("agents: ['http://h:1'], tls: {ca: a}", "tls is set, but the URL of an agent is http"),
+        (
+            "agents: ['https://h:1'], tls: {ca: a, key: b}",
+            "certificate and key must be set together",
+        ),
         ("agents: ['https://h']", "expected http://host:port or https://host:port"),
         ("agents: ['ftp://h:1']", "expected http://host:port or https://host:port"),
         ("agents: ['http://h:99999']", "Port out of range"),
-        ("agents: ['http://u:p@h:1']", "expected nothing but scheme, host and port"),
-        ("agents: ['http://h:1?x']", "expected nothing but scheme, host and port"),
-        ("agents: ['http://h:1'], title: null", "Expected `str`, got `null`"),
+        ("agents: ['http://u:p@h:1']", "expected only a scheme, a host and a port"),
+        ("agents: ['http://h:1?x']", "expected only a scheme, a host and a port"),
+        ("agents: ['http://h:1'], tls: {ca: null}", "expected text, got null"),
     ],
 )
 def test_mistakes_in_a_cluster(file: Path, cluster: str, problem: str) -> None:
@@ -199,9 +205,9 @@ def test_an_agents_url(file: Path, url: str) -> None:
 
 
 def test_two_ports_are_two(file: Path) -> None:
-    with pytest.raises(ConfigError, match="two different ports"):
+    with pytest.raises(ConfigError, match="different ports"):
         edge(file, EDGE + "https: {port: 8444}\n")
-    with pytest.raises(ConfigError, match="two different ports"):
+    with pytest.raises(ConfigError, match="different ports"):
         load(UpConfig, None, {"RELAY_WSS__PORT": "8443"})
     free = load(UpConfig, None, {"RELAY_WSS__PORT": "0", "RELAY_HTTPS__PORT": "0"})
     assert free.https.port == free.wss.port == 0
@@ -213,39 +219,45 @@ AUTHENTICATION = "authentication: {tokens: {file: tokens.json}}\n"
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ("{}", ": no authenticator is set: nobody could come in"),
-        ("{tokens: null}", ": no authenticator is set: nobody could come in"),
-        ("{chain: [token]}", ": no authenticator is set: nobody could come in"),
+        ("{}", ": no authenticator is set, so nobody could be authenticated"),
+        ("{tokens: null}", ": no authenticator is set, so nobody could be authenticated"),
+        ("{chain: [token]}", ": no authenticator is set, so nobody could be authenticated"),
         ("{tokens: {}}", ".tokens.file: is required"),
-        ("{tokens: {file: ''}}", ".tokens.file: Expected `str` of length >= 1"),
-        ("{tokens: {file: null}}", ".tokens.file: Expected `str`, got `null`"),
+        ("{tokens: {file: ''}}", ".tokens.file: expected text of at least 1 character"),
+        ("{tokens: {file: null}}", ".tokens.file: expected text, got null"),
         ("{tokens: t.json}", ".tokens: expected a mapping of settings"),
         ("{tokens: {file: t, flie: t}}", ".tokens.flie: no such setting; did you mean file?"),
         ("{tokens: {file: t}, jwks: {}}", ".jwks: no such setting"),
         ("{tokens: {file: t}, chain: token}", ".chain: expected a list"),
         ("{tokens: {file: t}, chain: null}", ".chain: expected a list"),
-        ("{tokens: {file: t}, chain: [corp]}", ": chain: corp is not set here; there is token"),
-        ("{tokens: {file: t}, chain: [token, x]}", ": chain: x is not set here; there is token"),
-        ("{tokens: {file: t}, chain: [tokens]}", ": chain: tokens is not set here"),
-        ("{tokens: {file: t}, chain: [token, token]}", ": chain: a name appears twice"),
-        ("{tokens: {file: t}, chain: [Token]}", ".chain.0: Expected `str` matching regex"),
-        ("{tokens: {file: t}, chain: ['']}", ".chain.0: Expected `str` matching regex"),
-        ("{tokens: {file: t}, chain: ['token:']}", ".chain.0: Expected `str` matching regex"),
-        ('{tokens: {file: t}, chain: ["token\\n"]}', ".chain.0: Expected `str` matching regex"),
+        ("{tokens: {file: t}, chain: [corp]}", ".chain: corp is not set here; known are token"),
+        ("{tokens: {file: t}, chain: [token, x]}", ".chain: x is not set here; known are token"),
+        ("{tokens: {file: t}, chain: [tokens]}", ".chain: tokens is not set here"),
+        ("{tokens: {file: t}, chain: [token, token]}", ".chain: a name appears twice"),
+        ("{tokens: {file: t}, chain: [Token]}", ".chain.0: expected text that matches"),
+        ("{tokens: {file: t}, chain: ['']}", ".chain.0: expected text that matches"),
+        ("{tokens: {file: t}, chain: ['token:']}", ".chain.0: expected text that matches"),
+        ('{tokens: {file: t}, chain: ["token\\n"]}', ".chain.0: expected text that matches"),
         ("{tokens: {file: t}, aliases: [a]}", ".aliases: expected a mapping"),
         ("{tokens: {file: t}, aliases: {a: 't:b'}}", ".aliases.a: a principal is written"),
         ("{tokens: {file: t}, aliases: {'a:b': t}}", ".aliases.a:b: a principal is written"),
         ("{tokens: {file: t}, aliases: {'a:': 't:b'}}", ".aliases.a:: a principal is written"),
         ("{tokens: {file: t}, aliases: {'a:b': ':b'}}", ".aliases.a:b: a principal is written"),
-        ("{tokens: {file: t}, aliases: {'a:b': null}}", ".aliases.a:b: Expected `str`, got `null`"),
-        ("{tokens: {file: t}, aliases: {'a:b': [t]}}", ".aliases.a:b: Expected `str`"),
+        ("{tokens: {file: t}, aliases: {'a:b': null}}", ".aliases.a:b: expected text, got null"),
+        ("{tokens: {file: t}, aliases: {'a:b': [t]}}", ".aliases.a:b: expected text"),
         (
             "{tokens: {file: t}, aliases: {'token:b': 't:c', 'token:b': 't:d'}}",
-            ".aliases.token:b: is there twice",
+            ".aliases.token:b: is set twice",
         ),
-        ("{tokens: {file: t}, aliases: {'a:b': 't:c'}}", ": aliases: no authenticator that is set"),
+        (
+            "{tokens: {file: t}, aliases: {'a:b': 't:c'}}",
+            ".aliases: the authenticator of a:b is not set",
+        ),
         ("{tokens: {file: t}, aliases: {'token:b': '*:c'}}", ".aliases.token:b: expected the name"),
-        ("{tokens: {file: t}, aliases: {'token:b': 't:c '}}", ".aliases.token:b: expected print"),
+        (
+            "{tokens: {file: t}, aliases: {'token:b': 't:c '}}",
+            ".aliases.token:b: expected 1 to 255 print",
+        ),
     ],
 )
 def test_mistakes_in_who_may_come_in(file: Path, written: str, problem: str) -> None:
@@ -269,8 +281,8 @@ def test_who_may_come_in(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     settings = edge(file, text).authentication
     assert settings.tokens is not None
     assert settings.tokens.file == str(tmp_path / "t")
-    assert settings.chain == settings.names == ["token"]
-    assert settings.principals == ["token", "corp"]
+    assert settings.chain == settings.chainable == ["token"]
+    assert settings.of_principals == ["token", "corp"]
     assert settings.aliases == {"token:a:b": "corp:a"}
     moved = edge(file, text, {"RELAY_AUTHENTICATION__TOKENS__FILE": "u"}).authentication
     assert moved.tokens is not None
@@ -283,10 +295,14 @@ def test_certificates_alone_let_people_in(file: Path, tmp_path: Path) -> None:
     settings = edge(file, text + "policy: {rules: [{authenticator: mtls, actions: [list]}]}\n")
     known = settings.authentication
     assert known.mtls["robots.example"].ca == str(tmp_path / "r.pem")
-    assert (known.names, known.authenticators, known.principals) == ([], ["mtls"], ["mtls", "corp"])
+    assert (known.chainable, known.authenticators, known.of_principals) == (
+        [],
+        ["mtls"],
+        ["mtls", "corp"],
+    )
     with pytest.raises(ConfigError, match="chain: mtls is not set here"):
         edge(file, text.replace("aliases:", "chain: [mtls], aliases:"))
-    with pytest.raises(ConfigError, match="no authenticator is called mtls"):
+    with pytest.raises(ConfigError, match="authenticator mtls is not set"):
         edge(file, EDGE + "policy: {rules: [{authenticator: mtls, actions: [list]}]}\n")
 
 
@@ -299,13 +315,13 @@ def test_certificates_alone_let_people_in(file: Path, tmp_path: Path) -> None:
         ),
         ("proxies: {forwarded: [localhost]}", "proxies.forwarded.0: 'localhost' does not appear"),
         ("proxies: {forwarded: 10.0.0.0/8}", "proxies.forwarded: expected a list"),
-        ("proxies: {header: X-Real-IP}", "proxies.header: Invalid enum value"),
-        ("connections: {total: 0}", "connections.total: Expected `int` >= 1"),
-        ("connections: {head_timeout: 0}", "connections.head_timeout: Expected `float` > 0"),
-        ("connections: {head_timeout: null}", "connections.head_timeout: Expected `float`"),
-        ("quotas: {user_requests: 0}", "quotas.user_requests: Expected `float` > 0"),
-        ("quotas: {user_sockets: null}", "quotas.user_sockets: Expected `int`, got `null`"),
-        ("logins: {failures: -1}", "logins.failures: Expected `int` >= 1"),
+        ("proxies: {header: X-Real-IP}", "proxies.header: 'X-Real-IP' is not one of"),
+        ("connections: {total: 0}", "connections.total: expected a whole number, at least 1"),
+        ("connections: {head_timeout: 0}", "connections.head_timeout: expected a number, over 0"),
+        ("connections: {head_timeout: null}", "connections.head_timeout: expected a number"),
+        ("quotas: {user_requests: 0}", "quotas.user_requests: expected a number, over 0"),
+        ("quotas: {user_sockets: null}", "quotas.user_sockets: expected a whole number, got null"),
+        ("logins: {failures: -1}", "logins.failures: expected a whole number, at least 1"),
         ("logins: {tries: 1}", "logins.tries: no such setting"),
     ],
 )
@@ -318,11 +334,11 @@ def test_mistakes_in_what_the_door_lets_in(file: Path, line: str, problem: str) 
 @pytest.mark.parametrize(
     ("name", "settings", "problem"),
     [
-        ("Robots.example", "{ca: r.pem}", "Expected `str` matching regex"),
-        ("'*.example'", "{ca: r.pem}", "Expected `str` matching regex"),
+        ("Robots.example", "{ca: r.pem}", "expected text that matches"),
+        ("'*.example'", "{ca: r.pem}", "expected text that matches"),
         ("robots.example", "{}", "ca: is required"),
-        ("robots.example", "{ca: r.pem, user_from: subject}", "user_from: Invalid enum value"),
-        ("robots.example", "{ca: r.pem, users: {r2: ''}}", "users.r2: Expected `str` of length"),
+        ("robots.example", "{ca: r.pem, user_from: subject}", "user_from: 'subject' is not one of"),
+        ("robots.example", "{ca: r.pem, users: {r2: ''}}", "users.r2: expected 1 to 255 printable"),
     ],
 )
 def test_mistakes_in_certificates(file: Path, name: str, settings: str, problem: str) -> None:
@@ -337,30 +353,36 @@ def test_mistakes_in_certificates(file: Path, name: str, settings: str, problem:
     [
         ("actions: [list]", ".authenticator: is required"),
         ("authenticator: token", ".actions: is required"),
-        ("authenticator: null, actions: [list]", ".authenticator: Expected `str`, got `null`"),
-        ("authenticator: '*', actions: [list]", ".authenticator: Expected `str` matching regex"),
-        ("authenticator: '', actions: [list]", ".authenticator: Expected `str` matching regex"),
-        ("authenticator: 'a:b', actions: [list]", ".authenticator: Expected `str` matching regex"),
+        ("authenticator: null, actions: [list]", ".authenticator: expected text, got null"),
+        ("authenticator: '*', actions: [list]", ".authenticator: expected text that matches"),
+        ("authenticator: '', actions: [list]", ".authenticator: expected text that matches"),
+        ("authenticator: 'a:b', actions: [list]", ".authenticator: expected text that matches"),
         ("authenticator: token, actions: null", ".actions: expected a list"),
         ("authenticator: token, actions: list", ".actions: expected a list"),
-        ("authenticator: token, actions: [fly]", ".actions.0: Invalid enum value 'fly'"),
-        ("authenticator: token, actions: [list, LIST]", ".actions.1: Invalid enum value 'LIST'"),
-        ("authenticator: token, actions: ['*']", ".actions.0: Invalid enum value '*'"),
-        ("authenticator: token, actions: [null]", ".actions.0: Expected `str`, got `null`"),
-        ("authenticator: token, actions: [admin], kernelspecs: [ir]", ": admin is of a whole"),
-        ("authenticator: token, actions: [use, admin], kernelspecs: []", ": admin is of a whole"),
+        ("authenticator: token, actions: [fly]", ".actions.0: 'fly' is not one of"),
+        ("authenticator: token, actions: [list, LIST]", ".actions.1: 'LIST' is not one of"),
+        ("authenticator: token, actions: ['*']", ".actions.0: '*' is not one of"),
+        ("authenticator: token, actions: [null]", ".actions.0: expected text, got null"),
+        ("authenticator: token, actions: [admin], kernelspecs: [ir]", ": admin is for a whole"),
+        ("authenticator: token, actions: [use, admin], kernelspecs: []", ": admin is for a whole"),
         ("authenticator: token, actions: [use], kernelspecs: ir", ".kernelspecs: expected a list"),
         ("authenticator: token, actions: [use], kernelspecs: ['*']", ".kernelspecs.0: expected"),
         ("authenticator: token, actions: [use], kernelspecs: [a/b]", ".kernelspecs.0: expected"),
         ("authenticator: token, actions: [use], clusters: alpha", ".clusters: expected a list"),
         ("authenticator: token, actions: [use], clusters: ['*']", f".clusters.0: {NAME}"),
         ("authenticator: token, actions: [use], clusters: [Alpha]", f".clusters.0: {NAME}"),
-        ("authenticator: token, actions: [use], user: ''", ".user: Expected `str` of length >= 1"),
-        ("authenticator: token, actions: [use], user: 'a '", ".user: expected printable"),
-        ('authenticator: token, actions: [use], user: "a\\u202e"', ".user: expected printable"),
-        ("authenticator: token, actions: [use], group: ''", ".group: Expected `str` of length"),
-        ("authenticator: token, actions: [use], group: [a]", ".group: Expected `str`, got"),
-        ('authenticator: token, actions: [use], scope: " "', ".scope: expected printable"),
+        (
+            "authenticator: token, actions: [use], user: ''",
+            ".user: expected 1 to 255 print",
+        ),
+        ("authenticator: token, actions: [use], user: 'a '", ".user: expected 1 to 255 printable"),
+        (
+            'authenticator: token, actions: [use], user: "a\\u202e"',
+            ".user: expected 1 to 255 printable",
+        ),
+        ("authenticator: token, actions: [use], group: ''", ".group: expected 1 to 255 printable"),
+        ("authenticator: token, actions: [use], group: [a]", ".group: expected text, got"),
+        ('authenticator: token, actions: [use], scope: " "', ".scope: expected 1 to 255 printable"),
         ("authenticator: token, actions: [use], subject: a", ".subject: no such setting"),
         ("authenticator: token, actions: [use], cluster: a", ".cluster: no such setting"),
     ],
@@ -435,7 +457,7 @@ def test_a_rule_for_whom_nobody_knows(
     with pytest.raises(ConfigError) as error:
         load(kind, file, {})
     assert problems(error, file) == [
-        "policy.rules.0: no authenticator is called tokne; there is token (FILE:7)"
+        "policy.rules.0: authenticator tokne is not set; known are token (FILE:7)"
     ]
 
 
@@ -446,7 +468,7 @@ def test_relay_up_knows_its_own_tokens_and_who_is_configured(file: Path) -> None
         file.write_text(besides + rules % known)
         assert load(UpConfig, file, {}).policy
     file.write_text(besides + rules % "corp")
-    with pytest.raises(ConfigError, match="called corp; there is token, mtls, hr"):
+    with pytest.raises(ConfigError, match="corp is not set; known are token, mtls, hr"):
         load(UpConfig, file, {})
 
 
@@ -455,13 +477,11 @@ def test_a_section_that_makes_no_sense_is_told_at_the_setting_it_names(file: Pat
     with pytest.raises(ConfigError) as error:
         edge(file, EDGE.replace(AUTHENTICATION, written))
     assert problems(error, file) == [
-        "authentication: chain: corp is not set here; there is token (FILE:5)"
+        "authentication.chain: corp is not set here; known are token (FILE:5)"
     ]
     with pytest.raises(ConfigError) as error:
         edge(file, EDGE, {"RELAY_AUDIT__REQUIRED": "true"})
-    assert problems(error, file) == [
-        "audit.required: there is no audit.file ($RELAY_AUDIT__REQUIRED)"
-    ]
+    assert problems(error, file) == ["audit.required: it needs audit.file ($RELAY_AUDIT__REQUIRED)"]
 
 
 def test_more_names_of_kernelspecs_than_a_ticket_bears(file: Path) -> None:
@@ -533,11 +553,14 @@ def test_variables_reach_a_cluster_whose_name_has_a_hyphen(file: Path) -> None:
         file,
         text,
         {
-            "RELAY_CLUSTERS__GPU_A__TITLE": "yes: it is",
+            "RELAY_CLUSTERS__GPU_A__AGENTS": "['https://g:1']",
+            "RELAY_CLUSTERS__GPU_A__TLS__CA": "/yes: it is",
             "RELAY_CLUSTERS__B__AGENTS": "['http://h:1']",
         },
     )
-    assert settings.clusters["gpu-a"].title == "yes: it is"
+    tls = settings.clusters["gpu-a"].tls
+    assert tls is not None
+    assert tls.ca == "/yes: it is"
     assert settings.clusters["b"].agents == ["http://h:1"]
 
 
@@ -600,7 +623,7 @@ def with_jwt(file: Path, changes: str, name: str = "corp", base: str = JWT) -> E
 
 def test_an_issuer_is_an_authenticator_by_its_name(file: Path) -> None:
     loaded = with_jwt(file, "{}").authentication
-    assert loaded.names == ["corp"]
+    assert loaded.chainable == ["corp"]
     assert loaded.jwt["corp"].required == ["nbf"]
     assert loaded.jwt["corp"].leeway == 30.0
     assert loaded.jwt["corp"].keys.keep == 7200.0
@@ -613,33 +636,33 @@ def test_an_issuer_is_an_authenticator_by_its_name(file: Path) -> None:
         ("audiences: GONE", ".audiences: is required"),
         ("algorithms: GONE", ".algorithms: is required"),
         ("keys: GONE", ".keys: is required"),
-        ("audiences: []", ": audiences, algorithms and types each need one"),
-        ("algorithms: []", ": audiences, algorithms and types each need one"),
-        ("types: []", ": audiences, algorithms and types each need one"),
+        ("audiences: []", ": audiences, algorithms and types each need at least one"),
+        ("algorithms: []", ": audiences, algorithms and types each need at least one"),
+        ("types: []", ": audiences, algorithms and types each need at least one"),
         ("audiences: relay", ".audiences: expected a list"),
-        ("audiences: ['']", ".audiences.0: Expected `str` of length >= 1"),
-        ("algorithms: [none]", ".algorithms.0: Invalid enum value 'none'"),
-        ("algorithms: [rs256]", ".algorithms.0: Invalid enum value 'rs256'"),
-        ("algorithms: [ES256K]", ".algorithms.0: Invalid enum value 'ES256K'"),
-        ("types: [relay-ticket+jwt]", ".types.0: Invalid enum value"),
-        ("required: [exp]", ".required.0: Invalid enum value 'exp'"),
-        ("leeway: 60.1", ".leeway: Expected `float` <= 60.0"),
-        ("leeway: -1", ".leeway: Expected `float` >= 0.0"),
-        ("algorithms: [RS256, HS256]", ": algorithms: HS cannot be together with others"),
-        ("algorithms: [HS256]", ": keys: for HS they are in secret or in jwks_file"),
+        ("audiences: ['']", ".audiences.0: expected 1 to 255 print"),
+        ("algorithms: [none]", ".algorithms.0: 'none' is not one of"),
+        ("algorithms: [rs256]", ".algorithms.0: 'rs256' is not one of"),
+        ("algorithms: [ES256K]", ".algorithms.0: 'ES256K' is not one of"),
+        ("types: [relay-ticket+jwt]", ".types.0: 'relay-ticket+jwt' is not one of"),
+        ("required: [exp]", ".required.0: 'exp' is not one of"),
+        ("leeway: 60.1", ".leeway: expected a number, at most 60"),
+        ("leeway: -1", ".leeway: expected a number, at least 0"),
+        ("algorithms: [RS256, HS256]", ".algorithms: HS cannot be combined with others"),
+        ("algorithms: [HS256]", ".keys: for HS they must be in secret or in jwks_file"),
         (
             "{algorithms: [HS256], keys: {jwks_url: 'https://h/k'}}",
-            ": keys: for HS they are in secret or in jwks_file",
+            ".keys: for HS they must be in secret or in jwks_file",
         ),
         (
             "{algorithms: [HS256], keys: {pem: [{file: f}]}}",
-            ": keys: for HS they are in secret or in jwks_file",
+            ".keys: for HS they must be in secret or in jwks_file",
         ),
-        ("keys: {secret: s}", ": keys.secret: it is for HS only"),
-        ("keys: {}", ".keys: set one of discovery"),
-        ("keys: {discovery: true, jwks_file: f}", ".keys: set one of discovery"),
-        ("keys: {pem: [{file: f}], secret: s}", ".keys: set one of discovery"),
-        ("keys: {pem: [{file: a}, {file: b}]}", ".keys: pem: two keys need two different kids"),
+        ("keys: {secret: s}", ".keys.secret: it can be used with HS only"),
+        ("keys: {}", ".keys: set exactly one of discovery"),
+        ("keys: {discovery: true, jwks_file: f}", ".keys: set exactly one of discovery"),
+        ("keys: {pem: [{file: f}], secret: s}", ".keys: set exactly one of discovery"),
+        ("keys: {pem: [{file: a}, {file: b}]}", ".keys.pem: two keys need different kids"),
         ("keys: {jwks_url: 'http://h/k'}", ".keys: http://h/k: expected https"),
         ("keys: {jwks_url: 'http://127.0.0.1/k'}", ".keys: http://127.0.0.1/k: expected https"),
         (
@@ -648,14 +671,14 @@ def test_an_issuer_is_an_authenticator_by_its_name(file: Path) -> None:
         ),
         ("keys: {jwks_url: 'file:///etc/keys'}", ".keys.jwks_url: expected https://host/path"),
         ("keys: {jwks_url: keys.json}", ".keys.jwks_url: expected https://host/path"),
-        ("keys: {jwks_url: 'https://u:p@h/k'}", ".keys.jwks_url: expected nothing but"),
-        ("keys: {discovery: true, keep: 3599}", ".keys.keep: Expected `float` >= 3600.0"),
-        ("keys: {discovery: true, cool_down: 0}", ".keys.cool_down: Expected `float` > 0.0"),
+        ("keys: {jwks_url: 'https://u:p@h/k'}", ".keys.jwks_url: expected only"),
+        ("keys: {discovery: true, keep: 3599}", ".keys.keep: expected a number, at least 3600"),
+        ("keys: {discovery: true, cool_down: 0}", ".keys.cool_down: expected a number, over 0"),
         ("issuer: relay", ": expected https://host/path"),
         ("issuer: 'http://login.example.org'", "expected https"),
-        ("claims: {user: ''}", ".claims.user: Expected `str` matching regex"),
-        ("claims: {user: null}", ".claims.user: Expected `str`, got `null`"),
-        ("claims: {groups: 'a b'}", ".claims.groups: Expected `str` matching regex"),
+        ("claims: {user: ''}", ".claims.user: expected text that matches"),
+        ("claims: {user: null}", ".claims.user: expected text, got null"),
+        ("claims: {groups: 'a b'}", ".claims.groups: expected text that matches"),
     ],
 )
 def test_mistakes_in_an_issuer(file: Path, changes: str, problem: str) -> None:
@@ -674,7 +697,7 @@ def test_an_issuer_has_no_other_authenticators_name(file: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", ["Corp", "a:b", "", "a.b"])
 def test_an_issuers_name_is_an_authenticators(file: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="Expected `str` matching regex"):
+    with pytest.raises(ConfigError, match="expected text that matches"):
         with_jwt(file, "{}", name)
 
 
@@ -687,5 +710,5 @@ def test_an_issuer_is_there_once(file: Path) -> None:
 
 def test_relay_up_keeps_its_tokens_where_it_keeps_all(file: Path) -> None:
     file.write_text("authentication: {tokens: {file: t.json}}\n")
-    with pytest.raises(ConfigError, match="tokens are those of the state folder"):
+    with pytest.raises(ConfigError, match="tokens cannot be set"):
         load(UpConfig, file, {})

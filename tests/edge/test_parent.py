@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +27,8 @@ from relay.edge.reload import SharedConfig
 from relay.kernel_folders import process_started
 from relay.processes import Command, PortInUse, StartError, claim_notify_socket
 from tests.programs import NOTIFY, READY, STUBBORN, python
+from tests.waiting import WAIT, eventually
 
-WAIT = 20.0
 CONFIG = EdgeConfig(
     https=ListenSettings(port=0),
     wss=ListenSettings(port=0),
@@ -152,8 +151,19 @@ TELLING = (
 """Prints its pid at each SIGHUP."""
 
 
-def pids_in(printed: str) -> set[int]:
-    return {int(line) for line in printed.splitlines() if line.isdecimal()}
+class Printed:
+    """What workers print from now on, and what their parent logs."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self._text = ""
+
+    def text(self) -> str:
+        self._text += self._capfd.readouterr().out
+        return self._text
+
+    def pids(self) -> set[int]:
+        return {int(line) for line in self.text().splitlines() if line.isdecimal()}
 
 
 def test_sighup_is_passed_on_and_ends_nobody(
@@ -164,25 +174,19 @@ def test_sighup_is_passed_on_and_ends_nobody(
         assert edge.hear() == "READY=1"
         for _ in range(2):
             edge.process.send_signal(signal.SIGHUP)
-            told: set[int] = set()
-            deadline = time.monotonic() + WAIT
-            while told != workers:
-                assert time.monotonic() < deadline
-                told |= pids_in(capfd.readouterr().out)
-                time.sleep(0.05)
+            printed = Printed(capfd)
+            eventually(lambda printed=printed: printed.pids() == workers)  # type: ignore[misc]
         # What cannot be used is nobody's business but the parent's.
         edge.settings.write_text("https: 1")
         edge.process.send_signal(signal.SIGHUP)
-        time.sleep(1)
-        assert not pids_in(capfd.readouterr().out)
+        printed = Printed(capfd)
+        eventually(lambda: "configuration_invalid" in printed.text())
         # One that starts after it hears of it when it is ready: it may have read the old one.
         victim = min(workers)
         os.kill(victim, signal.SIGKILL)
         (new,) = edge.hear_workers() - workers
-        deadline = time.monotonic() + WAIT
-        while new not in pids_in(capfd.readouterr().out):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: new in printed.pids())
+        assert printed.pids() == {new}
         edge.process.send_signal(signal.SIGTERM)
         assert edge.process.wait(WAIT) == 0
 
@@ -243,7 +247,7 @@ def test_a_taken_port_closes_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
         opened.append(socket.create_server((host, port)))
         return opened[0]
 
-    monkeypatch.setattr(parent, "listen_patiently", listen)
+    monkeypatch.setattr(parent, "listen_with_retry", listen)
     with pytest.raises(PortInUse):
         parent.listening_sockets(CONFIG)
     assert opened[0].fileno() == -1
@@ -257,7 +261,7 @@ def test_how_a_worker_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.argv == (
         *(sys.executable, "-P", "-m", "relay.edge.worker"),
         *("--settings", "/f/s", "--die-with-parent", str(os.getpid())),
-        *("--council", "/f/council"),
+        *("--parent-socket", "/f/parent.sock"),
     )
 
 

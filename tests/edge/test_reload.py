@@ -63,7 +63,7 @@ def test_rules_are_taken_and_what_else_has_changed_is_named(edited: Edited) -> N
     assert edited.users() == ["bob"]
     assert read(edited.settings.path).workers == 2
     (line,) = logs
-    assert (line["event"], line["rules"]) == ("policy_read", 1)
+    assert (line["event"], line["rules"]) == ("policy_reloaded", 1)
     assert sorted(line["other_changes"]) == ["drain", "workers"]
     # They are still to come.
     with capture_logs() as logs:
@@ -85,7 +85,7 @@ def test_rules_are_taken_and_what_else_has_changed_is_named(edited: Edited) -> N
                     "policy": {"rules": [{**RULE, "authenticator": "jupyterhub"}]},
                 }
             ),
-            "policy.rules.0: no authenticator is called jupyterhub; there is token, before a rest",
+            "policy.rules.0: authenticator jupyterhub is not set; known are token, before a rest",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_cannot_be_used_changes_nothing(edited: Edited, text: str, problem:
         assert not edited.settings.read_again()
     assert edited.users() == ["alice"]
     assert edited.settings.failures == 1
-    assert {line["event"] for line in logs} == {"configuration_not_read"}
+    assert {line["event"] for line in logs} == {"configuration_invalid"}
     assert any(problem in line["problem"] for line in logs)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from relay.edge import shared_dir as folders
-from relay.edge.council import council_path
+from relay.edge.ipc.server import socket_path
 from relay.edge.shared_dir import private_folder
 
 HOLDER = (
@@ -39,7 +39,7 @@ def test_it_is_this_users_alone_and_goes_again(place: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "something").mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(council_path(folder)))
+            listener.bind(str(socket_path(folder)))
     assert not folder.exists()
 
 
@@ -86,4 +86,4 @@ def test_without_memory_it_is_among_temporary_files(
     # Of one whose path is too long for sockets.
     monkeypatch.setattr("tempfile.tempdir", str(place / ("x" * 60)))
     with private_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(council_path(folder)))
+        listener.bind(str(socket_path(folder)))

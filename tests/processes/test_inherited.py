@@ -152,7 +152,7 @@ def test_a_closed_descriptor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_FDNAMES", "https")
     monkeypatch.setattr("relay.processes.inherited._FIRST_LISTENER", 987)
-    with pytest.raises(StartError, match="is no socket"):
+    with pytest.raises(StartError, match="is not a socket"):
         inherited_listeners()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.processes import PortInUse, StartError, listen, listen_patiently, reserve
+from relay.processes import PortInUse, StartError, listen, listen_with_retry, reserve
 from relay.processes.ports import user_of
 from tests.programs import python
 
@@ -67,14 +67,14 @@ def test_a_predecessor_on_its_way_out_is_waited_for() -> None:
     port = first.getsockname()[1]
     leaving = threading.Timer(0.2, first.close)
     leaving.start()
-    with listen_patiently("127.0.0.1", port) as second:
+    with listen_with_retry("127.0.0.1", port) as second:
         assert second.getsockname()[1] == port
     leaving.join()
 
 
 def test_patience_ends() -> None:
     with listen("127.0.0.1", 0) as first, pytest.raises(PortInUse):
-        listen_patiently("127.0.0.1", first.getsockname()[1], patience=0.1)
+        listen_with_retry("127.0.0.1", first.getsockname()[1], timeout=0.1)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 300, "192.0.2.1"])

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from relay.processes import Backoff, Command, ProcessManager, stop_all, until_ready
+from relay.processes import Command, ProcessManager, RestartDelay, stop_all, wait_until_ready
 from tests.programs import MORTAL, READY, STUBBORN, python
 
 WAIT = 10.0
 
 
 class Watch:
-    """Waits for something about keepers to come true, checked at each change."""
+    """Waits for something about managers to come true, checked at each change."""
 
     def __init__(self) -> None:
         self.change = asyncio.Event()
@@ -26,31 +26,31 @@ class Watch:
         self.changes += 1
         self.change.set()
 
-    def keeper(self, source: str, first: float = 0.001) -> ProcessManager:
+    def manager(self, source: str, first: float = 0.001) -> ProcessManager:
         command = Command(name="test", argv=python(source), environment={})
-        return ProcessManager(command, self.note, Backoff(first))
+        return ProcessManager(command, self.note, RestartDelay(first))
 
 
 @asynccontextmanager
-async def running(*keepers: ProcessManager) -> AsyncIterator[None]:
+async def running(*managers: ProcessManager) -> AsyncIterator[None]:
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
-        for keeper in keepers:
-            group.create_task(keeper.run())
+        for manager in managers:
+            group.create_task(manager.run())
         yield
 
 
-def pid(keeper: ProcessManager) -> int:
-    return keeper.child.pid if keeper.child else 0
+def pid(manager: ProcessManager) -> int:
+    return manager.child.pid if manager.child else 0
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:
-    backoff = Backoff(0.1, 5.0)
+    backoff = RestartDelay(0.1, 5.0)
     delays = [backoff.after(1.0) for _ in range(8)]
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
 
 
 def test_backoff_begins_anew_after_a_good_life() -> None:
-    backoff = Backoff()
+    backoff = RestartDelay()
     for _ in range(5):
         backoff.after(9.9)
     assert backoff.after(3.0) == pytest.approx(0.1)
@@ -59,20 +59,20 @@ def test_backoff_begins_anew_after_a_good_life() -> None:
 
 async def test_a_killed_process_is_replaced() -> None:
     watch = Watch()
-    keeper = watch.keeper(READY)
-    async with running(keeper):
-        assert await until_ready([keeper], watch.change, asyncio.Event()) is None
-        first = pid(keeper)
+    manager = watch.manager(READY)
+    async with running(manager):
+        assert await wait_until_ready([manager], watch.change, asyncio.Event()) is None
+        first = pid(manager)
         os.kill(first, signal.SIGKILL)
         with capture_logs() as logs:
-            while pid(keeper) in (0, first) or not keeper.ready:
+            while pid(manager) in (0, first) or not manager.ready:
                 watch.change.clear()
                 await watch.change.wait()
-        await keeper.stop(WAIT)
-    assert keeper.last_exit is not None
-    assert keeper.last_exit.code == -signal.SIGTERM
+        await manager.stop(WAIT)
+    assert manager.last_exit is not None
+    assert manager.last_exit.code == -signal.SIGTERM
     assert logs[0] == {
-        "event": "process ended",
+        "event": "process_ended",
         "log_level": "warning",
         "process": "test",
         "exit_code": -9,
@@ -82,102 +82,102 @@ async def test_a_killed_process_is_replaced() -> None:
 
 async def test_a_process_that_keeps_dying_but_works_is_not_given_up() -> None:
     watch = Watch()
-    keeper = watch.keeper(MORTAL)
-    async with running(keeper):
+    manager = watch.manager(MORTAL)
+    async with running(manager):
         while watch.changes < 18:
             watch.change.clear()
             await watch.change.wait()
-            assert not keeper.hopeless
-        await keeper.stop(WAIT)
-    assert keeper.was_ready
+            assert not manager.crash_looping
+        await manager.stop(WAIT)
+    assert manager.was_ready
 
 
 async def test_a_process_that_never_works_is_reported() -> None:
     watch = Watch()
-    keeper = watch.keeper("raise SystemExit(1)")
-    async with running(keeper):
-        assert await until_ready([keeper], watch.change, asyncio.Event()) is keeper
-        assert keeper.failures == 5
-        await keeper.stop(WAIT)
+    manager = watch.manager("raise SystemExit(1)")
+    async with running(manager):
+        assert await wait_until_ready([manager], watch.change, asyncio.Event()) is manager
+        assert manager.failures == 5
+        await manager.stop(WAIT)
 
 
 async def test_a_configuration_error_is_reported_at_once() -> None:
     watch = Watch()
-    keeper = watch.keeper("raise SystemExit(2)")
-    async with running(keeper):
-        assert await until_ready([keeper], watch.change, asyncio.Event()) is keeper
-        assert keeper.failures == 1
-        await keeper.stop(WAIT)
+    manager = watch.manager("raise SystemExit(2)")
+    async with running(manager):
+        assert await wait_until_ready([manager], watch.change, asyncio.Event()) is manager
+        assert manager.failures == 1
+        await manager.stop(WAIT)
 
 
 async def test_a_missing_program_is_reported() -> None:
     watch = Watch()
     command = Command(name="test", argv=("/no/such/program",), environment={})
-    keeper = ProcessManager(command, watch.note, Backoff(0.001))
-    async with running(keeper):
-        assert await until_ready([keeper], watch.change, asyncio.Event()) is keeper
-        await keeper.stop(WAIT)
+    manager = ProcessManager(command, watch.note, RestartDelay(0.001))
+    async with running(manager):
+        assert await wait_until_ready([manager], watch.change, asyncio.Event()) is manager
+        await manager.stop(WAIT)
 
 
 async def test_waiting_for_readiness_ends_with_a_stop() -> None:
     watch = Watch()
-    keeper = watch.keeper("import signal; signal.pause()")
+    manager = watch.manager("import signal; signal.pause()")
     stop = asyncio.Event()
-    async with running(keeper):
-        while keeper.child is None:
+    async with running(manager):
+        while manager.child is None:
             watch.change.clear()
             await watch.change.wait()
         stop.set()
         watch.change.set()
-        assert await until_ready([keeper], watch.change, stop) is None
-        assert not keeper.ready
-        await keeper.stop(WAIT)
+        assert await wait_until_ready([manager], watch.change, stop) is None
+        assert not manager.ready
+        await manager.stop(WAIT)
 
 
 async def test_who_does_not_listen_is_killed() -> None:
     watch = Watch()
-    keepers = [watch.keeper(STUBBORN), watch.keeper(STUBBORN)]
-    async with running(*keepers):
-        await until_ready(keepers, watch.change, asyncio.Event())
-        await stop_all(keepers, 0.05)
-    assert [keeper.last_exit.code for keeper in keepers if keeper.last_exit] == [-9, -9]
+    managers = [watch.manager(STUBBORN), watch.manager(STUBBORN)]
+    async with running(*managers):
+        await wait_until_ready(managers, watch.change, asyncio.Event())
+        await stop_all(managers, 0.05)
+    assert [manager.last_exit.code for manager in managers if manager.last_exit] == [-9, -9]
 
 
 async def test_a_stop_during_back_off_does_not_wait_for_it() -> None:
     watch = Watch()
-    keeper = watch.keeper("raise SystemExit(1)", first=100.0)
-    async with running(keeper):
-        while keeper.last_exit is None:
+    manager = watch.manager("raise SystemExit(1)", first=100.0)
+    async with running(manager):
+        while manager.last_exit is None:
             watch.change.clear()
             await watch.change.wait()
-        await keeper.stop(WAIT)
-    assert keeper.child is None
+        await manager.stop(WAIT)
+    assert manager.child is None
 
 
 async def test_a_kill_ends_a_patient_stop() -> None:
     watch = Watch()
-    keeper = watch.keeper(STUBBORN)
-    async with running(keeper):
-        await until_ready([keeper], watch.change, asyncio.Event())
+    manager = watch.manager(STUBBORN)
+    async with running(manager):
+        await wait_until_ready([manager], watch.change, asyncio.Event())
         async with asyncio.TaskGroup() as group:
-            group.create_task(keeper.stop(1000.0))
-            keeper.kill()
+            group.create_task(manager.stop(1000.0))
+            manager.kill()
 
 
 async def test_a_stop_before_the_start() -> None:
-    keeper = Watch().keeper(READY)
-    keeper.kill()
-    async with running(keeper):
+    manager = Watch().manager(READY)
+    manager.kill()
+    async with running(manager):
         pass
-    assert keeper.last_exit is None
+    assert manager.last_exit is None
 
 
 async def test_a_cancelled_keeper_leaves_no_process() -> None:
     watch = Watch()
-    keeper = watch.keeper(STUBBORN)
+    manager = watch.manager(STUBBORN)
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
-        task = group.create_task(keeper.run())
-        await until_ready([keeper], watch.change, asyncio.Event())
-        victim = pid(keeper)
+        task = group.create_task(manager.run())
+        await wait_until_ready([manager], watch.change, asyncio.Event())
+        victim = pid(manager)
         task.cancel()
     assert os.waitpid(victim, 0)[1] == signal.SIGKILL  # noqa: ASYNC222 - it has been killed

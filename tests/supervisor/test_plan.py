@@ -143,7 +143,7 @@ def test_who_is_configured_comes_in_besides(
         chain=asked,
         aliases={"corp:al": "token:alice"},
     )
-    assert made.authentication.names == ["token", "corp"]
+    assert made.authentication.chainable == ["token", "corp"]
     corps = Identity(principal=Principal("token", "alice"), via="corp")
     granted = made.policy.policy().rights(corps, "alpha")
     assert granted == Rights(dict.fromkeys(set(Action) - {Action.ADMIN}))

@@ -16,17 +16,9 @@ import pytest
 import yaml
 
 from relay.kernel_folders import process_started
+from tests.waiting import WAIT, eventually
 
 DRIVER = Path(__file__).with_name("driver.py")
-WAIT = 20.0
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    """Wait until it is so: these are real processes in real time."""
-    deadline = time.monotonic() + WAIT
-    while not check():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 class Relay:
@@ -194,7 +186,7 @@ def test_a_second_signal_ends_it_at_once(start: Start) -> None:
 
 def test_a_signal_while_starting(start: Start, tmp_path: Path) -> None:
     relay = start(STANDIN_EXIT="agent-alpha=1")
-    eventually(lambda: "process ended" in read(relay.errors))
+    eventually(lambda: "process_ended" in read(relay.errors))
     relay.process.send_signal(signal.SIGTERM)
     code, last = relay.ended()
     assert code == 0, last
@@ -212,7 +204,7 @@ def test_one_relay_per_state_folder(start: Start) -> None:
     code, line = start().ended()
     assert code == 1
     assert line == (
-        f"refused: a relay is running on {relay.state} already: process {relay.process.pid}"
+        f"refused: a relay is already running on {relay.state}: process {relay.process.pid}"
     )
     assert relay.info["pids"]["supervisor"] == relay.process.pid
 
@@ -239,5 +231,5 @@ def test_a_stale_status_is_gone_before_the_start(start: Start, tmp_path: Path) -
     state.mkdir(mode=0o700)
     (state / "relay.json").write_text("{}")
     relay = start(STANDIN_EXIT="edge=1")
-    eventually(lambda: "process ended" in read(relay.errors))
+    eventually(lambda: "process_ended" in read(relay.errors))
     assert not (state / "relay.json").exists()

@@ -107,7 +107,7 @@ def test_half_a_pair_is_made_whole(folder: StateFolder) -> None:
     folder.ticket_keys[0].unlink()
     secrets.provide(folder, UpConfig(), NOW)
     public, private = folder.ticket_keys
-    assert pki.ticket_keys_serve(pki.PemPair(public.read_bytes(), private.read_bytes()))
+    assert pki.ticket_keys_are_usable(pki.PemPair(public.read_bytes(), private.read_bytes()))
 
 
 def test_a_new_authority_signs_a_new_server(folder: StateFolder) -> None:

@@ -68,7 +68,7 @@ def test_an_empty_folder_is_made_private(tmp_path: Path) -> None:
 def test_somebody_elses_open_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "theirs").touch()
     tmp_path.chmod(0o755)
-    with pytest.raises(StartError, match="open to other users"):
+    with pytest.raises(StartError, match="other users can access"):
         StateFolder(tmp_path).create()
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
@@ -81,7 +81,7 @@ def test_a_private_folder_may_hold_other_things(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StartError, match="cannot use the state folder"):
+    with pytest.raises(StartError, match="cannot use the state directory"):
         StateFolder(tmp_path / "file").create()
 
 
@@ -92,7 +92,7 @@ def test_the_second_owner_is_refused_and_told_of_the_first(folder: StateFolder) 
         with pytest.raises(StartError) as caught:
             Lock(folder)
     assert str(caught.value) == (
-        f"a relay is running on {folder.path} already: process {os.getpid()}"
+        f"a relay is already running on {folder.path}: process {os.getpid()}"
     )
     assert lock_owner(folder) is None
     with Lock(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,6 +13,25 @@ from tests.system.running import MANY, RunningRelay
 
 _TAIL: Final = 8_000
 """Characters of a relay's log that are shown for a failed test."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in this folder: `make test` runs only some of it."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.system)
+            _narrow_guarantee(item)
+
+
+def _narrow_guarantee(item: pytest.Item) -> None:
+    """Take the mark ``guarantee(v1=True)`` from the cases of a test with other parameters."""
+    mark = item.get_closest_marker("guarantee")
+    if mark is not None and isinstance(item, pytest.Function):
+        parameters = item.callspec.params if mark.kwargs else {}
+        if any(parameters[name] != value for name, value in mark.kwargs.items()):
+            item.own_markers.remove(mark)
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ class Separate:
         return self
 
     def _announced(self) -> dict[str, Any] | None:
-        event = "edge ready" if self._is_edge else "ready"
+        event = "edge_ready" if self._is_edge else "ready"
         lines = log_lines(self.log.read_text())
         return next((line for line in lines if line["event"] == event), None)
 

@@ -327,6 +327,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize(("v1", "payload"), MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_message_ends_its_websocket_and_nothing_else(
     relay: RunningRelay, kernel: str, v1: bool, payload: str | bytes
@@ -375,6 +376,7 @@ def all_until_idle(channels: Channels, msg_id: str) -> list[Message]:
     return messages
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_output_goes_to_all_and_replies_to_the_asker(
     relay: RunningRelay, kernel: str, v1: bool
@@ -410,6 +412,7 @@ def test_input_is_asked_of_the_asker(relay: RunningRelay, kernel: str, v1: bool)
     assert {each["channel"] for each in seen} == {"iopub"}
 
 
+@pytest.mark.guarantee
 def test_one_msg_id_of_two_clients(relay: RunningRelay, kernel: str) -> None:
     """Nor have the two a session in their headers."""
     with relay.connect("alpha", kernel) as one, relay.connect("alpha", kernel, v1=False) as two:
@@ -440,6 +443,7 @@ def test_one_msg_id_on_two_channels(relay: RunningRelay, kernel: str) -> None:
         assert (reply["channel"], reply["header"]["msg_type"]) == ("shell", "execute_reply")
 
 
+@pytest.mark.guarantee(v1=True, unread=True)
 @both
 @pytest.mark.parametrize("unread", [False, True], ids=["read", "unread"])
 def test_the_newest_websocket_of_a_session_wins(
@@ -541,6 +545,7 @@ def shown(messages: list[Message]) -> list[int]:
 NUMBERED = "for i in range({}): display({{'text/plain': f'{{i}} ' + 'x' * {}}}, raw=True)"
 
 
+@pytest.mark.guarantee
 def test_slow_readers_keep_nobody_waiting_and_cost_no_memory(
     relay: RunningRelay, kernel: str
 ) -> None:
@@ -563,6 +568,7 @@ def test_slow_readers_keep_nobody_waiting_and_cost_no_memory(
     assert max(memory.growth.values()) < 100, memory.growth
 
 
+@pytest.mark.guarantee
 def test_whoever_falls_behind_the_journal_is_told(small: RunningRelay) -> None:
     number = 1500
     # Slower than it could: of what waits in a kernel's own PUB socket, it drops all beyond 1,000
@@ -591,6 +597,7 @@ def test_whoever_falls_behind_the_journal_is_told(small: RunningRelay) -> None:
 # --- coming back ----------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(v1=True, how="is cut off", back="while it prints")
 @both
 @pytest.mark.parametrize("how", ["says goodbye", "is cut off"])
 @pytest.mark.parametrize("back", ["while it prints", "when it is over"])

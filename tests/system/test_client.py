@@ -235,7 +235,7 @@ async def test_a_slow_script_costs_no_memory_and_loses_nothing(own: RunningRelay
         kernel = await client.start()
         execution = kernel.execute(code)
         await asyncio.sleep(3.0)
-        ledger = kernel._conversation.ledger
+        ledger = kernel._session.tracker
         assert ledger.held_bytes < 1_000_000
         result = await execution.result()
         assert len(result.stdout) == 400 * 100_001
@@ -267,6 +267,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.guarantee
 @slow
 async def test_a_script_that_is_killed_goes_on_in_another_process(
     own: RunningRelay, tmp_path: Path, dice: random.Random

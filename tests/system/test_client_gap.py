@@ -53,6 +53,7 @@ async def result_of(execution: Execution) -> Result:
         return await execution.result()
 
 
+@pytest.mark.guarantee
 async def test_a_reply_does_not_go_with_the_output(tiny: RunningRelay, tmp_path: Path) -> None:
     first, last = tmp_path / "first", tmp_path / "last"
     async with client_of(tiny) as client:

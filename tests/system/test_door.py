@@ -115,6 +115,7 @@ def wrong_credentials(relay: RunningRelay) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.guarantee
 @both_ports
 @pytest.mark.parametrize("upgrade", [False, True])
 def test_nobody_comes_in_without_a_token(
@@ -345,6 +346,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.guarantee
 @both_ports
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("name", TARGETS)
@@ -478,6 +480,7 @@ def strict_kernel(strict: RunningRelay) -> str:
     return strict.start_kernel("alpha")
 
 
+@pytest.mark.guarantee
 @both_ports
 @pytest.mark.parametrize(
     ("limit", "sent"),
@@ -547,6 +550,7 @@ def test_a_message_at_the_limit(socket: Wire) -> None:
     assert reply["channel"] == "control"
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize("pieces", [1, 5])
 def test_a_message_beyond_the_limit(socket: Wire, pieces: int) -> None:
     message = kernel_info_request(64 * KIB + 1)

@@ -119,6 +119,7 @@ def printed(channels: Channels, first: int, count: int) -> None:
     assert list(map(int, lines)) == list(range(first, first + count))
 
 
+@pytest.mark.guarantee
 def test_a_full_disk_stops_no_kernel_and_no_client(disk: tuple[RunningRelay, Disk]) -> None:
     relay, full = disk
     kernel = relay.start_kernel("alpha")
@@ -181,9 +182,9 @@ def test_a_full_disk_stops_no_kernel_and_no_client(disk: tuple[RunningRelay, Dis
     assert numbers[-100:] == list(range(2200, 2300))
     assert len(numbers) < 1000
     events = [line["event"] for line in log_lines(relay.log_text())]
-    assert 1 <= events.count("journal_not_written") <= len(gaps) + 1
-    assert events.count("journal_written_again") == events.count("journal_not_written")
-    assert "unforeseen" not in events
+    assert 1 <= events.count("journal_write_failed") <= len(gaps) + 1
+    assert events.count("journal_write_recovered") == events.count("journal_write_failed")
+    assert "unexpected_error" not in events
     assert relay.request("POST", "/alpha/api/kernels", {}).status == 201
 
 

@@ -164,6 +164,7 @@ def usable(channels: Channels) -> bool:
 # --- the kernel lives on --------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_a_cell_goes_on_when_its_holder_is_killed(own: RunningRelay, v1: bool) -> None:
     kernel = own.start_kernel("alpha")
@@ -294,6 +295,7 @@ def test_input_can_be_given_to_a_cell_that_asked_an_earlier_holder(own: RunningR
     own.request("DELETE", f"/alpha/api/kernels/{kernel}")
 
 
+@pytest.mark.guarantee
 def test_holder_and_agent_are_killed_together(own: RunningRelay) -> None:
     kernel = own.start_kernel("alpha")
     agent = own.agent_pid("alpha")
@@ -311,6 +313,7 @@ def test_holder_and_agent_are_killed_together(own: RunningRelay) -> None:
     own.request("DELETE", f"/alpha/api/kernels/{kernel}")
 
 
+@pytest.mark.guarantee
 def test_the_kernel_died_with_its_holder(own: RunningRelay) -> None:
     kernel = own.start_kernel("alpha")
     with own.connect("alpha", kernel) as channels:
@@ -389,6 +392,7 @@ def test_other_transports_and_provisioners(own: RunningRelay, name: str) -> None
 # --- and does not ---------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee
 def test_a_holder_that_keeps_dying_is_given_up(own: RunningRelay) -> None:
     kernel = own.start_kernel("alpha")
     place = place_of(own, kernel)
@@ -412,9 +416,10 @@ def test_a_holder_that_keeps_dying_is_given_up(own: RunningRelay) -> None:
     wait_for("no process", lambda: kernel not in str(processes_of(own.folder)), 5)
     assert not place.path.exists()
     assert not list(address.socket.parent.glob(f"{address.socket.stem}*"))
-    assert '"event":"holder_given_up"' in own.log.read_text()
+    assert '"event":"holder_restart_limit_reached"' in own.log.read_text()
 
 
+@pytest.mark.guarantee
 def test_a_kernel_whose_start_loses_its_holder_has_not_started(own: RunningRelay) -> None:
     before = set(kernels_folder(own.state, "alpha").iterdir())
     with in_background(lambda: own.request("POST", "/alpha/api/kernels", {})) as answers:

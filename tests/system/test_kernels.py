@@ -148,6 +148,7 @@ def interrupted(channels: Channels, relay: RunningRelay, kernel: str) -> Executi
 # --- interrupt ------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(name="python3")
 @pytest.mark.parametrize("name", ["python3", "by-message"])
 def test_interrupt(relay: RunningRelay, kernel: str, name: str) -> None:
     kernel_id = kernel if name == "python3" else relay.start_kernel("alpha", name=name)
@@ -171,6 +172,7 @@ shell.kernel.control_handlers["interrupt_request"] = noted
 # --- restart --------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(v1=True)
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 def test_restart_under_a_live_websocket(relay: RunningRelay, kernel: str, v1: bool) -> None:
     with relay.connect("alpha", kernel, v1=v1) as channels:
@@ -201,6 +203,7 @@ def test_restart_of_a_kernel_that_is_busy(relay: RunningRelay, kernel: str) -> N
 # --- death ----------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(v1=True)
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 def test_a_kernel_that_dies_is_started_again(relay: RunningRelay, v1: bool) -> None:
     kernel_id = relay.start_kernel("alpha")
@@ -247,6 +250,7 @@ def test_a_kernel_that_does_not_start_again_is_dead_in_the_end(relay: RunningRel
 # --- the end --------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(busy=True)
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 def test_delete_ends_everything(relay: RunningRelay, busy: bool) -> None:
     files = runtime_files(relay)
@@ -303,6 +307,7 @@ def kernels_and_files(relay: RunningRelay) -> tuple[set[str], set[Path], set[int
     )
 
 
+@pytest.mark.guarantee
 @pytest.mark.usefixtures("nothing_left")
 def test_a_kernel_that_exits_at_once(relay: RunningRelay) -> None:
     answer = relay.request("POST", "/alpha/api/kernels", {"name": "exits"})
@@ -327,6 +332,7 @@ def test_a_kernel_that_never_answers(relay: RunningRelay) -> None:
 # --- transports -----------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee
 def test_ipc_where_the_kernel_can(relay: RunningRelay, kernel: str) -> None:
     connection = json.loads(place_of(relay, kernel).connection_file.read_text())
     assert connection["transport"] == "ipc"
@@ -339,6 +345,7 @@ def test_ipc_where_the_kernel_can(relay: RunningRelay, kernel: str) -> None:
     assert stat.S_IMODE(prefix.parent.stat().st_mode) == 0o700
 
 
+@pytest.mark.guarantee
 def test_encrypted_tcp_where_it_cannot(relay: RunningRelay) -> None:
     kernel_id = relay.start_kernel("alpha", name="tcp-only")
     connection = json.loads(place_of(relay, kernel_id).connection_file.read_text())

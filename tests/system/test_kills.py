@@ -164,6 +164,7 @@ def read_lines(channels: Channels, into: list[Message], count: int) -> None:
 # --- agents ---------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(v1=True, pause=0.001)
 @both
 @pytest.mark.parametrize("pause", [0.0, 0.001], ids=["at once", "slowly"])
 def test_agents_killed_in_mid_cell_are_not_noticed(
@@ -199,6 +200,7 @@ for number in range({LINES}):
             assert channels.execute("print(6 * 7)").stdout == "42\n"
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_a_message_cut_by_kills_goes_on_at_its_fragment(
     own: RunningRelay,
@@ -233,6 +235,7 @@ def test_a_message_cut_by_kills_goes_on_at_its_fragment(
         assert channels.execute("print(6 * 7)").stdout == "42\n"
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_requests_around_a_kill_run_once_and_in_order(
     own: RunningRelay, cluster: str, v1: bool
@@ -274,6 +277,7 @@ def test_requests_around_a_kill_run_once_and_in_order(
     assert "Duplicate Signature" not in place_of(own, kernel, cluster).kernel_log.read_text()
 
 
+@pytest.mark.guarantee(moment="request.json")
 @pytest.mark.parametrize("moment", ["", "request.json", "record.json"])
 def test_an_agent_killed_while_a_kernel_starts_starts_it_once(
     own: RunningRelay, cluster: str, moment: str
@@ -301,6 +305,7 @@ def test_an_agent_killed_while_a_kernel_starts_starts_it_once(
     assert pids == {pid, psutil.Process(pid).ppid()}
 
 
+@pytest.mark.guarantee
 def test_without_an_agent_kernels_are_unavailable_but_never_gone(
     own: RunningRelay, cluster: str
 ) -> None:
@@ -317,6 +322,7 @@ def test_without_an_agent_kernels_are_unavailable_but_never_gone(
     assert kernel in listed(own, cluster)
 
 
+@pytest.mark.guarantee
 def test_an_upgrade_waits_for_the_agent_to_come_back(own: RunningRelay, cluster: str) -> None:
     kernel = own.start_kernel(cluster)
     # Whatever happened before: a worker that has not heard of the agent since it was down last
@@ -366,6 +372,7 @@ def worker_of(relay: RunningRelay, channels: Channels) -> int:
     return wait_for(f"the worker that has {ours}", find, 5)
 
 
+@pytest.mark.guarantee
 def test_a_killed_worker_costs_its_clients_a_reconnect(own: RunningRelay) -> None:
     kernel = own.start_kernel("alpha")
     printed = [f"line {number}" for number in range(500)]
@@ -406,6 +413,7 @@ def test_a_killed_worker_costs_its_clients_a_reconnect(own: RunningRelay) -> Non
 # --- supervisor -----------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee(how=signal.SIGKILL)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "upgraded"])
 def test_a_relay_that_ends_costs_a_client_nothing_but_a_reconnect(how: signal.Signals) -> None:
     printed = [f"line {number}" for number in range(200)]

@@ -269,7 +269,7 @@ def test_a_kernel_reaches_nothing_of_others(two: Site, alices: str, bobs: str) -
         assert control[what] in ("EACCES", "EPERM"), (what, control[what])
     with two.connect(two.bob, bobs) as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
-    assert "refused_peer" in two.place(alices).holder_log.read_text()
+    assert "peer_rejected" in two.place(alices).holder_log.read_text()
 
 
 def test_bobs_files_stay_out_of_reach_by_their_modes(two: Site, bobs: str) -> None:
@@ -540,7 +540,7 @@ def test_a_socket_that_leads_to_bobs_holder_is_not_used(two: Site, bobs: str) ->
         channels.submit("raise SystemExit")
         time.sleep(2)
     assert two.record(bobs) == before
-    assert "refused_holder" in two.agent.log.read_text()
+    assert "holder_rejected" in two.agent.log.read_text()
     with two.connect(two.bob, bobs) as channels:
         assert channels.execute("print(6 * 7)").stdout == "42\n"
     assert two.ask(two.alice, "DELETE", f"/alpha/api/kernels/{alices}").status == 204

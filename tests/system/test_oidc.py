@@ -260,7 +260,7 @@ def test_an_outage_is_not_noticed(edge: Edge, provider: Provider) -> None:
         while time.monotonic() < until:
             assert edge.knows(token)
             assert edge.refuses(stranger)
-        assert any(line["event"] == "keys_not_fetched" for line in edge.running.lines)
+        assert any(line["event"] == "key_fetch_failed" for line in edge.running.lines)
     finally:
         provider.start()
     assert edge.knows(token)

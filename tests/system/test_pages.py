@@ -173,7 +173,7 @@ def test_a_foreign_page_reads_and_opens_nothing(origins: tuple[Page, Page, Watch
         "simple": "opaque",
         "socket": "refused",
     }
-    refused = [line for line in edge.edge.lines if line["event"] == "page_refused"]
+    refused = [line for line in edge.edge.lines if line["event"] == "origin_refused"]
     # The WebSocket and the request that asks nobody; the others were not even sent.
     assert {line["origin"] for line in refused} == {foreign.origin}
 

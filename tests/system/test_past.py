@@ -97,6 +97,7 @@ def own_kernel(relay: RunningRelay) -> Iterator[str]:
     relay.request("DELETE", f"/alpha/api/kernels/{kernel}")
 
 
+@pytest.mark.guarantee
 def test_a_reader_gets_what_everybody_got_and_nobodys_replies(
     relay: RunningRelay, own_kernel: str
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_follower_with_a_limit_ends_there(relay: RunningRelay, own_kernel: str
     assert code == 0
 
 
+@pytest.mark.guarantee
 def test_what_the_journal_dropped_is_an_exact_gap(odd_relay: RunningRelay) -> None:
     kernel = odd_relay.start_kernel("alpha")
     with odd_relay.connect("alpha", kernel) as channels:
@@ -231,6 +233,7 @@ def test_what_the_journal_dropped_is_an_exact_gap(odd_relay: RunningRelay) -> No
     assert 'relay_limit_hits_total{setting="journal.bytes"} 1.0' in odd_relay.metrics("alpha")
 
 
+@pytest.mark.guarantee
 def test_an_agent_that_dies_breaks_the_stream_and_a_script_goes_on(
     odd_relay: RunningRelay,
 ) -> None:

@@ -336,6 +336,7 @@ def environment_of(relay: RunningRelay, cluster: str, kernel_id: str) -> dict[st
         return found
 
 
+@pytest.mark.guarantee
 def test_which_of_a_clients_variables_reach_the_kernel(relay: RunningRelay) -> None:
     longest = "x" * 4094 + "ä"  # 4096 bytes
     sent = {

@@ -79,6 +79,7 @@ def test_a_last_seq_that_is_none_is_refused(
     assert b"last_seq" in refused.value.response.body
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_it_gets_each_line_once_whatever_was_killed(own: RunningRelay, v1: bool) -> None:
     kernel = own.start_kernel("alpha")
@@ -134,6 +135,7 @@ def test_what_it_sends_again_runs_once(relay: RunningRelay) -> None:
 # Clients without a session_id.
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_without_a_session_id_what_was_missed_comes_too(own: RunningRelay, v1: bool) -> None:
     kernel = own.start_kernel("alpha")
@@ -198,6 +200,7 @@ def connect_to(relay: RunningRelay, kernel: str, session: str, max_size: int) ->
 # A goodbye in the middle.
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_a_goodbye_in_mid_stream_loses_nothing(relay: RunningRelay, v1: bool) -> None:
     kernel = relay.start_kernel("alpha")
@@ -218,6 +221,7 @@ def test_a_goodbye_in_mid_stream_loses_nothing(relay: RunningRelay, v1: bool) ->
     relay.request("DELETE", f"/alpha/api/kernels/{kernel}")
 
 
+@pytest.mark.guarantee
 def test_a_restart_is_told_once_to_a_client_that_leaves_on_it(relay: RunningRelay) -> None:
     kernel = relay.start_kernel("alpha")
     session = secrets.token_hex(16)
@@ -241,6 +245,7 @@ def test_a_restart_is_told_once_to_a_client_that_leaves_on_it(relay: RunningRela
 # A kernel that is busy.
 
 
+@pytest.mark.guarantee(v1=True)
 @both
 def test_a_busy_kernel_is_known_within_a_second(relay: RunningRelay, v1: bool) -> None:
     kernel = relay.start_kernel("alpha")

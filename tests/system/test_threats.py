@@ -17,7 +17,7 @@ DOOR, SMUGGLING = "system/test_door.py", "system/test_smuggling.py"
 WORK, PAGES = "system/test_work.py", "system/test_pages.py"
 TICKETS, APP = "system/test_tickets.py", "edge/http/test_pipeline.py"
 HEADS, ORIGIN = "routing/test_heads.py", "auth/test_origin.py"
-PIPE, CONNECTIONS = "edge/test_pipe.py", "test_connections.py"
+FRAMES, CONNECTIONS = "edge/websocket/test_client_frames.py", "test_connections.py"
 TOKENS, WHO_MAY = "system/test_tokens.py", "system/test_who_may.py"
 JWT, JWKS, KEYS = "auth/test_jwt.py", "auth/test_jwks.py", "edge/authn/test_jwks_client.py"
 TICKETS_UNIT, STARTS = "auth/test_tickets.py", "agent/api/test_start_request.py"
@@ -98,7 +98,7 @@ THREATS: Final = {
         f"{WORK}::test_trailers_without_end",
         f"{WORK}::test_a_body_that_is_no_request",
         f"{WORK}::test_a_flood_of_frames",
-        f"{PIPE}::test_tiny_fragments_cost_no_more_than_what_they_hold",
+        f"{FRAMES}::test_tiny_fragments_cost_no_more_than_what_they_hold",
     ],
     "frames that are not masked": [
         f"{DOOR}::test_an_unmasked_frame_ends_the_websocket",

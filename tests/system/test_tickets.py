@@ -31,7 +31,8 @@ from relay.bridge.records import (
 )
 from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings, load
 from relay.model import Principal
-from relay.routing.routes import match
+from relay.routing import routes
+from relay.routing.table import Scope
 from relay.supervisor.secrets import user_name
 from tests.system.running import Answer, RunningRelay, http_request, processes_of
 from tests.system.separate import Separate, admitting
@@ -54,7 +55,8 @@ class Route(NamedTuple):
     def besides(self) -> frozenset[Action]:
         """What it does not take, but what makes a difference to the answer."""
         segments = tuple(self.path.replace("ID", ABSENT).split("/")[1:])
-        return frozenset(map(Action, match(self.method, segments).besides))
+        route, _ = routes.ROUTES.match(Scope.CLUSTER, self.method, segments)
+        return frozenset(map(Action, route.optional_actions))
 
     def names_a_kernel(self) -> bool:
         return "ID" in self.path or Action.START in self.actions
@@ -274,6 +276,7 @@ def test_a_ticket_is_for_one_action_on_one_kernel(agent: Agent, kernel: str, rou
     assert kernels(agent, kernel) == before
 
 
+@pytest.mark.guarantee
 def test_forgeries(agent: Agent, kernel: str) -> None:
     key = load_pem_private_key(agent.private, None)
     stranger = load_pem_private_key(pki.new_ticket_keys().private, None)
@@ -396,6 +399,7 @@ def spies() -> Iterator[Spies]:
             thread.join()
 
 
+@pytest.mark.guarantee
 def test_an_agent_receives_the_ticket_and_never_the_token(
     relay: RunningRelay, tmp_path: Path
 ) -> None:
@@ -452,6 +456,7 @@ def test_an_agent_receives_the_ticket_and_never_the_token(
             assert part not in seen
 
 
+@pytest.mark.guarantee
 def test_the_token_is_written_down_nowhere(relay: RunningRelay, kernel: str) -> None:
     token = relay.info.token
     channels = f"/alpha/api/kernels/{kernel}/channels?token={token}"

@@ -287,7 +287,7 @@ def change_rules(own: RunningRelay) -> Iterator[Callable[[Any], None]]:
 
     def change(rules: Any) -> None:
         """``rules``: a list, or the whole text."""
-        taken, refused = heard("policy_taken"), heard("configuration_not_read")
+        taken, refused = heard("policy_applied"), heard("configuration_invalid")
         text = rules
         if not isinstance(rules, str):
             text = yaml.safe_dump({**yaml.safe_load(before), "policy": {"rules": rules}})
@@ -295,7 +295,9 @@ def change_rules(own: RunningRelay) -> Iterator[Callable[[Any], None]]:
         edge.send_signal(signal.SIGHUP)
         wait_for(
             "both workers, or the parent",
-            lambda: heard("policy_taken") >= taken + 2 or heard("configuration_not_read") > refused,
+            lambda: (
+                heard("policy_applied") >= taken + 2 or heard("configuration_invalid") > refused
+            ),
             5.0,
         )
 

@@ -106,7 +106,7 @@ def read_to_the_end(channels: Channels) -> NoReturn:
         (["--cluster", "Alpha"], "--cluster Alpha: a cluster's name is 1 to 31 of"),
         (["--cluster", "../x"], "--cluster ../x: a cluster's name is 1 to 31 of"),
         (["--cluster", "one", "--cluster", "one"], "a name appears twice"),
-        (["--https-port", "9", "--wss-port", "9"], "two different ports"),
+        (["--https-port", "9", "--wss-port", "9"], "different ports"),
         (["--https-port", "99999"], "--https-port"),
         (["--config", "/absent.yaml"], "cannot be read"),
     ],
@@ -212,7 +212,7 @@ def test_relay_json_is_kept_current_until_the_end() -> None:
         state = ("--state-dir", str(relay.state), "--https-port", "0", "--wss-port", "0")
         code, _, err = run(relay.folder, sys.executable, "-m", "relay", "up", *state)
         assert code == 2
-        said = f"a relay is running on {relay.state} already: process {relay.process.pid}"
+        said = f"a relay is already running on {relay.state}: process {relay.process.pid}"
         assert said in one_line(err)
         port = first["https_url"].rpartition(":")[2]
         code, _, err = relay_up(relay.folder / "other", "--https-port", port, "--wss-port", "0")
@@ -269,8 +269,8 @@ def test_kernels_outlive_the_relay_however_it_ends() -> None:
         assert closed.value.rcvd.code == 1012
         state = f"--state-dir {relay.state}"
         assert relay.log.read_text().endswith(
-            "\n1 kernel lives on (alpha: 1).\n"
-            f"`relay up {state}` finds it again; `relay down --kernels {state}` ends it.\n"
+            "\n1 kernel keeps running (alpha: 1).\n"
+            f"`relay up {state}` serves it again; `relay down --kernels {state}` ends it.\n"
         )
         # Holder and kernel.
         assert len(processes_of(relay.folder)) == 2

@@ -19,7 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from relay.auth.policy import Action
 from relay.config import RuleSettings
-from relay.routing.routes import allowed_methods
+from relay.routing.routes import ROUTES
+from relay.routing.table import Scope
 from tests.system.channels import Channels, Message
 from tests.system.people import Peopled
 from tests.system.running import Answer, wait_for
@@ -200,7 +201,7 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PRO
 @pytest.mark.parametrize("path", PATHS)
 def test_every_other_method_is_taken_from_nobody(place: Place, path: str, who: str | None) -> None:
     segments = tuple(path.replace("KERNEL", ABSENT).replace("SESSION", ABSENT).split("/")[2:])
-    taken = allowed_methods(segments)
+    taken = ROUTES.allowed_methods(Scope.CLUSTER, segments)
     for method in METHODS:
         if method not in taken:
             real, _ = target(place, Row(method, path, set()))

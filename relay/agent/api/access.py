@@ -7,7 +7,7 @@ from collections.abc import Collection
 from relay.agent.holders.client import AdmittedPrincipal, HolderClient
 from relay.agent.holders.registry import HolderRegistry
 from relay.auth import ownership
-from relay.auth.ownership import SEEING, Access, KernelOwnership
+from relay.auth.ownership import REVEALING, Access, KernelOwnership
 from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
 from relay.errors import Forbidden
@@ -37,7 +37,7 @@ class KernelAccess:
         Raises:
             AgentUnavailable: one of them does not answer. A list is never partial.
         """
-        return await self._holders.all(lambda kernel: _access(kernel, ticket).sees)
+        return await self._holders.all(lambda kernel: _access(kernel, ticket).can_see)
 
     async def own(self, ticket: Ticket) -> list[HolderClient]:
         """Return all kernels that the ticket's principal has started. Raises as `all` does."""
@@ -50,7 +50,7 @@ class KernelAccess:
             NotFound: the principal may not know of such a kernel.
             Forbidden: the kernel's holder would let the principal do more than they may.
         """
-        client = await self.get(kernel_id, ticket, SEEING)
+        client = await self.get(kernel_id, ticket, REVEALING)
         found = self.access(kernel_id, ticket)
         if found.views_only and not client.status.knows_viewers:
             raise Forbidden("An older relay started this kernel: it cannot be viewed only.")
@@ -65,7 +65,7 @@ class KernelAccess:
             NotFound: the principal may not know of such a kernel.
             Forbidden: the kernel is another principal's.
         """
-        self.access(kernel_id, ticket).require_charge(kernel_id)
+        self.access(kernel_id, ticket).require_administration(kernel_id)
         client = await self._holders.get(kernel_id)
         kernel = self._holders.ownership(kernel_id)
         if kernel is None:

@@ -1,26 +1,27 @@
-"""The agent's one entry: a ticket, a route, and then REST or channels."""
+"""The agent's one entry: it verifies the ticket, finds the route, and calls the route's handler."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 import structlog
 from aiohttp import web
 
 from relay.agent.api.access import KernelAccess
-from relay.agent.api.rest import Rest
+from relay.agent.api.rest import AgentRequest, Handler, Rest
 from relay.agent.channels.transcoder import Transcoder
 from relay.agent.holders.registry import HolderRegistry
 from relay.agent.holders.stats import failing
-from relay.auth.policy import Action
 from relay.auth.tickets import Ticket, TicketVerifier
 from relay.config import AgentConfig
 from relay.errors import BadRequest, RelayError, Unauthorized
-from relay.http import TakenOver, error_response, json_response, transport_of
+from relay.http import NoResponse, error_response, json_response, transport_of
 from relay.routing.paths import parse_target
-from relay.routing.routes import STARTING, Kind, Route, match
-from relay.streams import adopt
+from relay.routing.routes import ROUTES
+from relay.routing.table import Scope
+from relay.streams import streams_over
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ _HEALTH = frozenset({"/healthz", _READY})
 
 
 class App:
-    """Judges each request by its ticket alone; nothing else in it says who is asking."""
+    """Answers edges' requests. The caller is who the ticket says; nothing else in one counts."""
 
     def __init__(
         self,
@@ -49,10 +50,11 @@ class App:
         self._verifier = verifier
         self._holders = holders
         self._kernels = kernels
-        self._rest = rest
         self._max_record = max_record
         self._clock = clock
         self._links: set[Transcoder] = set()
+        self.handlers: Mapping[str, Handler] = {**rest.handlers, "channels": self._channels}
+        """The handlers of all routes, by route name."""
 
     def end_links(self) -> None:
         """Hang up on all edges; their clients notice nothing."""
@@ -72,7 +74,8 @@ class App:
             try:
                 return await self._serve(request, ticket)
             except RelayError as error:
-                level = log.warning if error.http_status >= 500 else log.info  # noqa: PLR2004
+                is_ours = error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                level = log.warning if is_ours else log.info
                 level("refused", status=error.http_status, problem=error.message)
                 return error_response(error, ticket.request_id)
 
@@ -82,7 +85,9 @@ class App:
         if path != _READY or not problems:
             return json_response({"ready": True})
         reason = f"{len(problems)} journal(s) cannot be written: {min(problems.values())}"
-        return json_response({"ready": False, "reason": reason}, status=503)
+        return json_response(
+            {"ready": False, "reason": reason}, status=HTTPStatus.SERVICE_UNAVAILABLE
+        )
 
     def _verify(self, request: web.BaseRequest) -> Ticket:
         values = request.headers.getall("Authorization", [])
@@ -93,25 +98,23 @@ class App:
 
     async def _serve(self, request: web.BaseRequest, ticket: Ticket) -> web.StreamResponse:
         target = parse_target(request.raw_path)
-        route = match(request.method, target.segments)
-        # What may start a kernel names none in its path: the ticket brings the new one's id.
-        kernel_id = ticket.kernel if route.kind in STARTING else route.kernel_id
-        ticket.require(_actions(route), kernel_id)
-        log.info("request", method=request.method, kind=route.kind, kernel_id=ticket.kernel)
-        if route.kind is Kind.CHANNELS:
-            return await self._channels(request, route, ticket)
-        return await self._rest.handle(request, target, route, ticket)
+        route, parameters = ROUTES.match(Scope.CLUSTER, request.method, target.segments)
+        asked = AgentRequest(request, target, route, parameters, ticket)
+        # A start names no kernel in its path: the ticket brings the new one's id.
+        kernel_id = ticket.kernel if route.starts_kernel else parameters.kernel_id or None
+        ticket.require(asked.actions, kernel_id)
+        log.info("request", method=request.method, kind=route.name, kernel_id=ticket.kernel)
+        return await self.handlers[route.name](asked)
 
-    async def _channels(
-        self, request: web.BaseRequest, route: Route, ticket: Ticket
-    ) -> web.StreamResponse:
+    async def _channels(self, asked: AgentRequest) -> web.StreamResponse:
+        request = asked.request
         if request.headers.get("Upgrade") != UPGRADE:
             msg = "Only an edge opens a kernel's channels here."
             raise BadRequest(msg)
-        line, admission = await self._kernels.admit(route.kernel_id or "", ticket)
+        line, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
         transport = transport_of(request)
         connection = request.protocol
-        streams = adopt(transport, _READ_AHEAD)
+        streams = streams_over(transport, _READ_AHEAD)
         transport.write(
             b"HTTP/1.1 101 Switching Protocols\r\n"
             b"Connection: Upgrade\r\nUpgrade: " + UPGRADE.encode() + b"\r\n\r\n"
@@ -129,8 +132,4 @@ class App:
         finally:
             self._links.discard(channels)
             connection.connection_lost(None)
-        return TakenOver()
-
-
-def _actions(route: Route) -> frozenset[Action]:
-    return frozenset(map(Action, route.actions))
+        return NoResponse()

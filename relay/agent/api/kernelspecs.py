@@ -35,7 +35,7 @@ class KernelSpecs:
         models = {
             name: self._model(name, item)
             for name, item in found.items()
-            if rights.cover(Action.START, name)
+            if rights.allows(Action.START, name)
         }
         return {"default": _default(list(models)), "kernelspecs": models}
 
@@ -46,7 +46,7 @@ class KernelSpecs:
         """
         found = await asyncio.to_thread(self._manager.get_all_specs)
         own = name.lower()
-        if own not in found or not rights.cover(Action.START, own):
+        if own not in found or not rights.allows(Action.START, own):
             msg = f"There is no kernelspec named {name!r}."
             raise NotFound(msg)
         return self._model(own, found[own])
@@ -54,12 +54,12 @@ class KernelSpecs:
     async def default(self, rights: Rights) -> str:
         """Return the default kernelspec's name. Raises `NotFound` where there is no kernelspec."""
         found = await asyncio.to_thread(self._manager.find_kernel_specs)
-        return _default([name for name in found if rights.cover(Action.START, name)])
+        return _default([name for name in found if rights.allows(Action.START, name)])
 
     async def resource(self, name: str, file: tuple[str, ...], rights: Rights) -> Path:
         """Return the path of a kernelspec's file, such as its logo. Raises `NotFound`."""
         msg = "There is no such kernelspec resource."
-        if not rights.cover(Action.START, name.lower()):
+        if not rights.allows(Action.START, name.lower()):
             raise NotFound(msg)
         try:
             spec = await asyncio.to_thread(self._manager.get_kernel_spec, name)

@@ -34,9 +34,9 @@ from relay.bridge.records import (
 )
 from relay.config import PastSettings
 from relay.errors import AgentUnavailable, BadRequest, Conflict
-from relay.http import TakenOver
+from relay.http import NoResponse
 from relay.routing.paths import Target
-from relay.streams import read_head, read_record
+from relay.streams import read_header, read_record
 
 log = structlog.get_logger(__name__)
 
@@ -185,7 +185,7 @@ class JournalMessages:
                     await response.write(chunk)
         except (OSError, EOFError, RecordError) as error:
             log.info("messages_broken_off", problem=str(error) or type(error).__name__)
-            return TakenOver()
+            return NoResponse()
         await response.write_eof()
         return response
 
@@ -203,7 +203,7 @@ class _MessageLines:
         while True:
             try:
                 async with asyncio.timeout(heartbeat or None):
-                    length, kind = await read_head(self._reader, self._max_record)
+                    length, kind = await read_header(self._reader, self._max_record)
             except TimeoutError:
                 yield b"\n"
                 continue

@@ -1,9 +1,13 @@
-"""The agent's REST API: what Jupyter's clients ask of a server, with the statuses they expect."""
+"""The agent's REST API: what Jupyter's clients ask of a server, with the statuses they expect.
+
+Each resource has a class whose ``handlers`` are registered under the names of their routes.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -16,34 +20,61 @@ from relay.agent.api.messages import JournalMessages
 from relay.agent.api.sessions import JupyterSessions, NewSession, SessionChange
 from relay.agent.api.start_request import KernelStarts, StartBody
 from relay.agent.holders.client import HolderClient
-from relay.auth.ownership import SEEING, Grant, grantee
+from relay.auth.ownership import REVEALING, Grant, parse_grantee
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
 from relay.bridge.records import GrantChange
-from relay.config import AgentConfig
+from relay.config import AgentConfig, KernelSettings
 from relay.errors import BadRequest
 from relay.http import json_response, read_body
 from relay.model import jupyter_time
 from relay.routing.paths import Target
-from relay.routing.routes import Kind, Route
+from relay.routing.table import PathParameters, Route
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
-_RESOURCES: Final[dict[str, dict[str, frozenset[Action]]]] = {
+_PERMISSIONS: Final[dict[str, dict[str, frozenset[Action]]]] = {
     "kernels": {
-        "read": SEEING,
+        "read": REVEALING,
         "write": frozenset({Action.START, Action.STOP, Action.INTERRUPT}),
         "execute": frozenset({Action.USE}),
     },
     "kernelspecs": {"read": frozenset({Action.START})},
-    "sessions": {"read": SEEING, "write": frozenset({Action.START, Action.STOP})},
+    "sessions": {"read": REVEALING, "write": frozenset({Action.START, Action.STOP})},
 }
-"""What Jupyter calls the things that this API has, what may be done with them, and which of our
-actions, any one of them, that takes."""
-
-
+"""Jupyter's names for resources and what may be done with them, with the actions of ours, any one
+of which that takes."""
 _GRANT_TIMEOUT: Final = 5.0
 """Seconds that a holder has to note a grant."""
+
+
+class AgentRequest(NamedTuple):
+    """A request whose ticket is good for its route."""
+
+    request: web.BaseRequest
+    target: Target
+    route: Route
+    parameters: PathParameters
+    ticket: Ticket
+
+    @property
+    def actions(self) -> frozenset[Action]:
+        """The actions any one of which the route takes."""
+        return frozenset(map(Action, self.route.actions))
+
+    @property
+    def kernel_id(self) -> str:
+        """The kernel that the path names."""
+        return self.parameters.kernel_id
+
+    @property
+    def session_id(self) -> str:
+        """The Jupyter session that the path names."""
+        return self.parameters.session_id
+
+
+Handler = Callable[[AgentRequest], Awaitable[web.StreamResponse]]
+"""Answers requests of one route. Raises `RelayError`."""
 
 
 class GrantBody(msgspec.Struct, frozen=True):
@@ -52,23 +83,8 @@ class GrantBody(msgspec.Struct, frozen=True):
     action: Grant
 
 
-class _Asked(NamedTuple):
-    request: web.BaseRequest
-    target: Target
-    route: Route
-    ticket: Ticket
-
-    @property
-    def kernel_id(self) -> str:
-        return self.route.kernel_id or ""
-
-    @property
-    def session_id(self) -> str:
-        return self.route.session_id or ""
-
-
 class Rest:
-    """Performs what the edge has authorised."""
+    """The handlers of all routes but channels, by route name."""
 
     def __init__(
         self,
@@ -80,127 +96,33 @@ class Rest:
         sessions: JupyterSessions,
         past: JournalMessages,
     ) -> None:
-        self._config = config
-        self._kernels = kernels
-        self._kernelspecs = kernelspecs
-        self._starts = starts
-        self._sessions = sessions
-        self._past = past
-        self._started = time.time()
-        self._answers: dict[Kind, Callable[[_Asked], Awaitable[web.StreamResponse]]] = {
-            Kind.VERSION: self._version,
-            Kind.STATUS: self._status,
-            Kind.ME: self._me,
-            Kind.KERNELS: self._list,
-            Kind.START: self._start,
-            Kind.KERNEL: self._show,
-            Kind.STOP: self._stop,
-            Kind.MESSAGES: self._messages,
-            Kind.GRANTS: self._grants,
-            Kind.GRANT: self._grant,
-            Kind.REVOKE: self._revoke,
-            Kind.INTERRUPT: self._interrupt,
-            Kind.RESTART: self._restart,
-            Kind.KERNELSPECS: self._list_kernelspecs,
-            Kind.KERNELSPEC: self._show_kernelspec,
-            Kind.RESOURCE: self._resource,
-            Kind.SESSIONS: self._list_sessions,
-            Kind.NEW_SESSION: self._new_session,
-            Kind.SESSION: self._show_session,
-            Kind.CHANGE_SESSION: self._change_session,
-            Kind.END_SESSION: self._end_session,
+        self.handlers: Mapping[str, Handler] = {
+            **ServerHandlers(kernels).handlers,
+            **KernelHandlers(config, kernels, starts, past).handlers,
+            **GrantHandlers(config.body_bytes, kernels).handlers,
+            **KernelspecHandlers(kernelspecs).handlers,
+            **SessionHandlers(config.body_bytes, sessions).handlers,
         }
 
-    async def handle(
-        self, request: web.BaseRequest, target: Target, route: Route, ticket: Ticket
-    ) -> web.StreamResponse:
-        """Answer one request. Raises `RelayError`."""
-        return await self._answers[route.kind](_Asked(request, target, route, ticket))
 
-    async def _version(self, _: _Asked) -> web.Response:
+class ServerHandlers:
+    """The agent itself, and its caller."""
+
+    def __init__(self, kernels: KernelAccess) -> None:
+        self._kernels = kernels
+        self._started = time.time()
+        self.handlers: Mapping[str, Handler] = {
+            "version": self._version,
+            "status": self._status,
+            "me": self._me,
+        }
+
+    async def _version(self, _: AgentRequest) -> web.Response:
         return json_response({"version": __version__})
 
-    async def _list(self, asked: _Asked) -> web.Response:
-        return json_response([line.model for line in await self._kernels.all(asked.ticket)])
-
-    async def _kernel(self, asked: _Asked) -> HolderClient:
-        """The kernel that the path names. Raises `NotFound` and `Forbidden`."""
-        actions = frozenset(map(Action, asked.route.actions))
-        return await self._kernels.get(asked.kernel_id, asked.ticket, actions)
-
-    async def _show(self, asked: _Asked) -> web.Response:
-        return json_response((await self._kernel(asked)).model)
-
-    async def _messages(self, asked: _Asked) -> web.StreamResponse:
-        line, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
-        request_id = asked.ticket.request_id
-        return await self._past.answer(
-            asked.request, asked.target, line.socket, admission, request_id
-        )
-
-    async def _grants(self, asked: _Asked) -> web.Response:
-        _, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
-        return json_response([_grant_model(*each) for each in sorted(kernel.grants.items())])
-
-    async def _grant(self, asked: _Asked) -> web.Response:
-        line, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
-        user = _grantee(asked)
-        if user == kernel.owner:
-            raise BadRequest("The kernel is this user's own.")
-        grant = (await self._body(asked, GrantBody)).action
-        await self._change_grant(asked, line, GrantChange(principal=user, action=grant))
-        return json_response(_grant_model(user, grant))
-
-    async def _revoke(self, asked: _Asked) -> web.Response:
-        line, _ = await self._kernels.administrable(asked.kernel_id, asked.ticket)
-        await self._change_grant(asked, line, GrantChange(principal=_grantee(asked), action=None))
-        return web.Response(status=204)
-
-    async def _change_grant(self, asked: _Asked, line: HolderClient, grant: GrantChange) -> None:
-        await line.call("grant", asked.ticket.request_id, _GRANT_TIMEOUT, grant=grant)
-
-    async def _stop(self, asked: _Asked) -> web.Response:
-        await self._kernels.stop(asked.kernel_id, asked.ticket)
-        return web.Response(status=204)
-
-    async def _start(self, asked: _Asked) -> web.Response:
-        line = await self._starts.start(await self._body(asked, StartBody), asked.ticket)
-        return _created(line.model, f"/api/kernels/{line.kernel_folder.kernel_id}")
-
-    async def _interrupt(self, asked: _Asked) -> web.Response:
-        line = await self._kernel(asked)
-        limit = self._config.kernels.shutdown_timeout
-        await line.call("interrupt", asked.ticket.request_id, limit)
-        return web.Response(status=204)
-
-    async def _restart(self, asked: _Asked) -> web.Response:
-        line = await self._kernel(asked)
-        settings = self._config.kernels
-        limit = settings.launch_timeout + 2 * settings.shutdown_timeout
-        await line.call("restart", asked.ticket.request_id, limit)
-        return json_response(line.model)
-
-    async def _list_kernelspecs(self, asked: _Asked) -> web.Response:
-        rights = asked.ticket.rights
-        # The gateway client asks for one spec of a user as /api/kernelspecs?user=U/name.
-        for value in asked.target.values("user"):
-            _, separator, name = value.partition("/")
-            if separator:
-                return json_response(await self._kernelspecs.get(name, rights))
-        return json_response(await self._kernelspecs.all(rights))
-
-    async def _show_kernelspec(self, asked: _Asked) -> web.Response:
-        name = asked.route.name or ""
-        return json_response(await self._kernelspecs.get(name, asked.ticket.rights))
-
-    async def _resource(self, asked: _Asked) -> web.StreamResponse:
-        name, file = asked.route.name or "", asked.route.file
-        path = await self._kernelspecs.resource(name, file, asked.ticket.rights)
-        return web.FileResponse(path)
-
-    async def _status(self, asked: _Asked) -> web.Response:
-        # One's own, not all that one may see: an admin's status is no sum over everybody.
-        models = [line.model for line in await self._kernels.own(asked.ticket)]
+    async def _status(self, asked: AgentRequest) -> web.Response:
+        # The caller's own kernels: an admin's status is no sum over everybody's.
+        models = [client.model for client in await self._kernels.own(asked.ticket)]
         active = [model.last_activity for model in models]
         return json_response(
             {
@@ -211,7 +133,7 @@ class Rest:
             }
         )
 
-    async def _me(self, asked: _Asked) -> web.Response:
+    async def _me(self, asked: AgentRequest) -> web.Response:
         name = asked.ticket.principal.subject
         identity = {
             "username": str(asked.ticket.principal),
@@ -224,37 +146,184 @@ class Rest:
         permissions = _permissions(asked.target.values("permissions"), asked.ticket.rights)
         return json_response({"identity": identity, "permissions": permissions})
 
-    async def _list_sessions(self, asked: _Asked) -> web.Response:
+
+class KernelHandlers:
+    """Kernels: list, start, show, interrupt, restart, stop, and read what they have sent."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        kernels: KernelAccess,
+        starts: KernelStarts,
+        past: JournalMessages,
+    ) -> None:
+        self._settings: KernelSettings = config.kernels
+        self._body_bytes = config.body_bytes
+        self._kernels = kernels
+        self._starts = starts
+        self._past = past
+        self.handlers: Mapping[str, Handler] = {
+            "kernels": self._list,
+            "start": self._start,
+            "kernel": self._show,
+            "stop": self._stop,
+            "interrupt": self._interrupt,
+            "restart": self._restart,
+            "messages": self._messages,
+        }
+
+    async def _kernel(self, asked: AgentRequest) -> HolderClient:
+        """Return the kernel that the path names. Raises `NotFound` and `Forbidden`."""
+        return await self._kernels.get(asked.kernel_id, asked.ticket, asked.actions)
+
+    async def _list(self, asked: AgentRequest) -> web.Response:
+        return json_response([client.model for client in await self._kernels.all(asked.ticket)])
+
+    async def _start(self, asked: AgentRequest) -> web.Response:
+        body = await _decode_body(asked, self._body_bytes, StartBody)
+        client = await self._starts.start(body, asked.ticket)
+        return _created(client.model, f"/api/kernels/{client.kernel_folder.kernel_id}")
+
+    async def _show(self, asked: AgentRequest) -> web.Response:
+        return json_response((await self._kernel(asked)).model)
+
+    async def _stop(self, asked: AgentRequest) -> web.Response:
+        await self._kernels.stop(asked.kernel_id, asked.ticket)
+        return _no_content()
+
+    async def _interrupt(self, asked: AgentRequest) -> web.Response:
+        client = await self._kernel(asked)
+        limit = self._settings.shutdown_timeout
+        await client.call("interrupt", asked.ticket.request_id, limit)
+        return _no_content()
+
+    async def _restart(self, asked: AgentRequest) -> web.Response:
+        client = await self._kernel(asked)
+        limit = self._settings.launch_timeout + 2 * self._settings.shutdown_timeout
+        await client.call("restart", asked.ticket.request_id, limit)
+        return json_response(client.model)
+
+    async def _messages(self, asked: AgentRequest) -> web.StreamResponse:
+        client, admission = await self._kernels.admit(asked.kernel_id, asked.ticket)
+        request_id = asked.ticket.request_id
+        return await self._past.answer(
+            asked.request, asked.target, client.socket, admission, request_id
+        )
+
+
+class GrantHandlers:
+    """Grants: whom a kernel's owner lets use or view it."""
+
+    def __init__(self, body_bytes: int, kernels: KernelAccess) -> None:
+        self._body_bytes = body_bytes
+        self._kernels = kernels
+        self.handlers: Mapping[str, Handler] = {
+            "grants": self._list,
+            "grant": self._grant,
+            "revoke": self._revoke,
+        }
+
+    async def _list(self, asked: AgentRequest) -> web.Response:
+        _, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
+        return json_response([_grant_model(*each) for each in sorted(kernel.grants.items())])
+
+    async def _grant(self, asked: AgentRequest) -> web.Response:
+        client, kernel = await self._kernels.administrable(asked.kernel_id, asked.ticket)
+        user = _grantee(asked)
+        if user == kernel.owner:
+            raise BadRequest("The kernel is this user's own.")
+        grant = (await _decode_body(asked, self._body_bytes, GrantBody)).action
+        await _change_grant(asked, client, GrantChange(principal=user, action=grant))
+        return json_response(_grant_model(user, grant))
+
+    async def _revoke(self, asked: AgentRequest) -> web.Response:
+        client, _ = await self._kernels.administrable(asked.kernel_id, asked.ticket)
+        await _change_grant(asked, client, GrantChange(principal=_grantee(asked), action=None))
+        return _no_content()
+
+
+class KernelspecHandlers:
+    """Kernelspecs and the files beside them."""
+
+    def __init__(self, kernelspecs: KernelSpecs) -> None:
+        self._kernelspecs = kernelspecs
+        self.handlers: Mapping[str, Handler] = {
+            "kernelspecs": self._list,
+            "kernelspec": self._show,
+            "resource": self._resource,
+        }
+
+    async def _list(self, asked: AgentRequest) -> web.Response:
+        rights = asked.ticket.rights
+        # The gateway client asks for one spec of a user as /api/kernelspecs?user=U/name.
+        for value in asked.target.values("user"):
+            _, separator, name = value.partition("/")
+            if separator:
+                return json_response(await self._kernelspecs.get(name, rights))
+        return json_response(await self._kernelspecs.all(rights))
+
+    async def _show(self, asked: AgentRequest) -> web.Response:
+        name = asked.parameters.kernelspec
+        return json_response(await self._kernelspecs.get(name, asked.ticket.rights))
+
+    async def _resource(self, asked: AgentRequest) -> web.StreamResponse:
+        name, file = asked.parameters.kernelspec, asked.parameters.file
+        path = await self._kernelspecs.resource(name, file, asked.ticket.rights)
+        return web.FileResponse(path)
+
+
+class SessionHandlers:
+    """Jupyter's sessions: documents and their kernels."""
+
+    def __init__(self, body_bytes: int, sessions: JupyterSessions) -> None:
+        self._body_bytes = body_bytes
+        self._sessions = sessions
+        self.handlers: Mapping[str, Handler] = {
+            "sessions": self._list,
+            "new-session": self._create,
+            "session": self._show,
+            "change-session": self._change,
+            "end-session": self._end,
+        }
+
+    async def _list(self, asked: AgentRequest) -> web.Response:
         return json_response(await self._sessions.all(asked.ticket))
 
-    async def _new_session(self, asked: _Asked) -> web.Response:
-        model = await self._sessions.create(await self._body(asked, NewSession), asked.ticket)
+    async def _create(self, asked: AgentRequest) -> web.Response:
+        body = await _decode_body(asked, self._body_bytes, NewSession)
+        model = await self._sessions.create(body, asked.ticket)
         return _created(model, f"/api/sessions/{model['id']}")
 
-    async def _show_session(self, asked: _Asked) -> web.Response:
+    async def _show(self, asked: AgentRequest) -> web.Response:
         return json_response(await self._sessions.get(asked.session_id, asked.ticket))
 
-    async def _change_session(self, asked: _Asked) -> web.Response:
-        body = await self._body(asked, SessionChange)
+    async def _change(self, asked: AgentRequest) -> web.Response:
+        body = await _decode_body(asked, self._body_bytes, SessionChange)
         return json_response(await self._sessions.change(asked.session_id, body, asked.ticket))
 
-    async def _end_session(self, asked: _Asked) -> web.Response:
+    async def _end(self, asked: AgentRequest) -> web.Response:
         await self._sessions.delete(asked.session_id, asked.ticket)
-        return web.Response(status=204)
-
-    async def _body(self, asked: _Asked, struct_type: type[Body]) -> Body:
-        data = await read_body(asked.request, self._config.body_bytes, "body_bytes")
-        try:
-            return msgspec.json.decode(data.strip() or b"{}", type=struct_type)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            problem = str(error) if isinstance(error, msgspec.ValidationError) else "not JSON"
-            raise BadRequest(f"The request body is wrong: {problem}.") from error
+        return _no_content()
 
 
-def _grantee(asked: _Asked) -> str:
-    """Whom the path names, as ``authenticator:subject``. Raises `BadRequest`."""
+async def _decode_body(asked: AgentRequest, limit: int, struct_type: type[Body]) -> Body:
+    """Return the request's body. Raises `BadRequest`, `TooLarge` and `UnsupportedMedia`."""
+    data = await read_body(asked.request, limit, "body_bytes")
     try:
-        return str(grantee(asked.route.user or "", asked.ticket.principal.authenticator))
+        return msgspec.json.decode(data.strip() or b"{}", type=struct_type)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        problem = str(error) if isinstance(error, msgspec.ValidationError) else "not JSON"
+        raise BadRequest(f"The request body is wrong: {problem}.") from error
+
+
+async def _change_grant(asked: AgentRequest, client: HolderClient, grant: GrantChange) -> None:
+    await client.call("grant", asked.ticket.request_id, _GRANT_TIMEOUT, grant=grant)
+
+
+def _grantee(asked: AgentRequest) -> str:
+    """Return the user whom the path names, as ``authenticator:subject``. Raises `BadRequest`."""
+    try:
+        return str(parse_grantee(asked.parameters.user, asked.ticket.principal.authenticator))
     except ValueError as error:
         raise BadRequest(f"The user is malformed: {error}.") from None
 
@@ -263,14 +332,21 @@ def _grant_model(user: str, grant: Grant) -> dict[str, str]:
     return {"user": user, "action": grant.value}
 
 
+def _no_content() -> web.Response:
+    return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
 def _created(model: object, location: str) -> web.Response:
-    response = json_response(model, status=201)
+    response = json_response(model, status=HTTPStatus.CREATED)
     response.headers[hdrs.LOCATION] = location
     return response
 
 
 def _permissions(asked: tuple[str, ...], rights: Rights) -> dict[str, Any]:
-    """Of the permissions asked for, as ``{resource: [action]}`` in JSON, those that there are."""
+    """Return the granted ones of the permissions asked for, ``{resource: [action]}`` in JSON.
+
+    Raises `BadRequest`.
+    """
     if not asked or not asked[0]:
         return {"updatable_fields": []}
     try:
@@ -285,5 +361,5 @@ def _permissions(asked: tuple[str, ...], rights: Rights) -> dict[str, Any]:
 
 
 def _is_granted(resource: str, action: str, rights: Rights) -> bool:
-    takes = _RESOURCES.get(resource, {}).get(action, frozenset())
-    return bool(rights.among(takes))
+    takes = _PERMISSIONS.get(resource, {}).get(action, frozenset())
+    return bool(rights.restricted_to(takes))

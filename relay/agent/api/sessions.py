@@ -22,7 +22,7 @@ import structlog
 from relay.agent.api.access import KernelAccess
 from relay.agent.api.start_request import KernelStarts, StartBody
 from relay.agent.holders.client import HolderClient
-from relay.auth.ownership import SEEING
+from relay.auth.ownership import REVEALING
 from relay.auth.policy import Action
 from relay.auth.tickets import Ticket
 from relay.errors import BadRequest, DiskFull, Forbidden, NotFound
@@ -197,7 +197,7 @@ class JupyterSessions:
 
     async def _client(self, session: JupyterSession, ticket: Ticket) -> HolderClient:
         try:
-            return await self._kernels.get(session.kernel_id, ticket, SEEING)
+            return await self._kernels.get(session.kernel_id, ticket, REVEALING)
         except NotFound:
             if not self._kernels.exists(session.kernel_id):
                 self._forget(session)
@@ -235,7 +235,7 @@ class JupyterSessions:
         try:
             write_atomic(self._path(session.id), msgspec.json.encode(session))
         except OSError as error:
-            log.error("session_not_written", problem=str(error))  # noqa: TRY400 - says it all
+            log.error("session_write_failed", problem=str(error))  # noqa: TRY400 - says it all
             raise DiskFull(f"The session cannot be kept: {error.strerror}.") from error
 
     def _forget(self, session: JupyterSession) -> None:
@@ -243,7 +243,7 @@ class JupyterSessions:
 
 
 def _is_theirs(session: JupyterSession, ticket: Ticket) -> bool:
-    return session.owner == str(ticket.principal) or ticket.is_admins
+    return session.owner == str(ticket.principal) or ticket.is_admin
 
 
 def _no_such_session() -> NotFound:

@@ -20,7 +20,7 @@ from relay.agent.holders.registry import HolderRegistry
 from relay.auth.tickets import Ticket
 from relay.config import AgentConfig, KernelEnvironment
 from relay.errors import BadRequest
-from relay.routing.routes import is_kernel_id, is_kernelspec_name
+from relay.routing.names import is_kernel_id, is_kernelspec_name
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CLIENTS: Final = "KERNEL_"

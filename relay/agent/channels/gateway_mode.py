@@ -28,7 +28,7 @@ def fitting(message: Message, limit: int) -> Message:
     The same message always gives the same result: agents take over from each other in between.
     """
     if message.buffers:
-        log.info("buffers_left_out", count=len(message.buffers))
+        log.info("buffers_dropped", count=len(message.buffers))
         message = msgspec.structs.replace(message, buffers=())
     if message.size + _ENVELOPE <= limit:
         return message

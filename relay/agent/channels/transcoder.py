@@ -98,7 +98,7 @@ class Transcoder:
         except* OtherVersion as group:
             await self._refuse_version(str(group.exceptions[0]))
         except* RecordError as group:
-            log.warning("bad_record", problem=str(group.exceptions[0]))
+            log.warning("malformed_record", problem=str(group.exceptions[0]))
         finally:
             self._edge.close()
             if hasattr(self, "_holder"):
@@ -234,7 +234,7 @@ class Transcoder:
         try:
             decoded = ws_codec.decode(self._subprotocol, text, message)
         except ClientError as error:
-            log.warning("bad_message", problem=error.message)
+            log.warning("malformed_message", problem=error.message)
             self._refuse(error)
             return False
         self._holder.write(submit_record(number, decoded))

@@ -11,7 +11,7 @@ from relay import limits
 from relay.agent.launchers.base import Launcher
 from relay.config import AgentConfig
 from relay.errors import Forbidden, TooMany
-from relay.files import first_come
+from relay.files import create_or_read
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class AdmissionControl:
     def _check_isolation(self, owner: str) -> None:
         if self._config.shared_uid or self._config.launch_as is not None:
             return
-        if first_come(Path(self._config.state_dir) / "principal", owner) != owner:
+        if create_or_read(Path(self._config.state_dir) / "principal", owner) != owner:
             raise Forbidden(
                 "All kernels of this relay run under one user id, and it is another user's: there "
                 "would be no isolation between you (shared_uid, --shared-uid)."

@@ -75,7 +75,7 @@ def _give_up(kernel_folder: KernelFolder, settings: KernelSettings, deaths: int)
     """Report a kernel that was ended since its holders keep dying; return what its user is told."""
     setting, window = "kernels.holder_restart_limit", settings.holder_restart_window
     log.error(
-        "holder_given_up",
+        "holder_restart_limit_reached",
         kernel_id=kernel_folder.kernel_id,
         deaths=deaths,
         window=window,

@@ -14,6 +14,7 @@ from relay.bridge.records import (
     Call,
     Failure,
     GrantChange,
+    Operation,
     Phase,
     RecordError,
     RecordKind,
@@ -72,7 +73,7 @@ async def connect(
     reader, writer = await asyncio.open_unix_connection(address.path, limit=limit)
     if peer_uid(writer) != address.uid:
         writer.close()
-        log.warning("refused_holder", path=str(address.path), uid=peer_uid(writer))
+        log.warning("holder_rejected", path=str(address.path), uid=peer_uid(writer))
         raise PermissionError("the holder's socket is served by another OS user")
     return reader, writer
 
@@ -151,7 +152,7 @@ class HolderClient:
             # Why it ended, the caller finds out.
             pass
         except RecordError as error:
-            log.warning("bad_record", problem=error.message)
+            log.warning("malformed_record", problem=error.message)
         finally:
             self._changed.set()
             self._writer.close()
@@ -193,7 +194,7 @@ class HolderClient:
                 await self._changed.wait()
 
     async def call(
-        self, op: str, request_id: str, timeout: float, *, grant: GrantChange | None = None
+        self, op: Operation, request_id: str, timeout: float, *, grant: GrantChange | None = None
     ) -> None:
         """Have the holder perform one operation.
 

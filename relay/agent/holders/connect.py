@@ -17,7 +17,7 @@ from relay.agent.launchers.base import HolderState, HolderStatus, Launcher
 from relay.auth.ownership import KernelOwnership
 from relay.bridge.records import RecordError
 from relay.errors import AgentUnavailable, DiskFull, OtherVersion, RelayError, StartFailed
-from relay.files import is_disk_trouble
+from relay.files import is_disk_error
 from relay.kernel_folders import KernelFolder
 
 log = structlog.get_logger(__name__)
@@ -115,7 +115,7 @@ class HolderConnector:
                     return None
                 case HolderState.LOST | HolderState.UNSTARTED:
                     log.warning(
-                        "holder_failed",
+                        "holder_start_failed",
                         kernel_id=kernel_folder.kernel_id,
                         log_tail=log_tail(kernel_folder),
                     )
@@ -142,13 +142,13 @@ def _explain(
     """Log a failure and return what the client is told of it."""
     kernel_id = kernel_folder.kernel_id
     if isinstance(error, RecordError):
-        log.warning("holder_not_understood", kernel_id=kernel_id, problem=error.message)
+        log.warning("holder_protocol_error", kernel_id=kernel_id, problem=error.message)
         msg = "A kernel's holder does not speak as this agent does."
         return AgentUnavailable(msg, retry_after=1)
     if isinstance(error, UnicodeEncodeError):
         return StartFailed("The kernel's folder, or its environment, is not in UTF-8.")
-    log.error("holder_not_started", kernel_id=kernel_id, problem=str(error))
-    if request is not None and isinstance(error, OSError) and is_disk_trouble(error):
+    log.error("holder_start_failed", kernel_id=kernel_id, problem=str(error))
+    if request is not None and isinstance(error, OSError) and is_disk_error(error):
         return DiskFull(f"The kernel's files cannot be written: {error.strerror}.")
     # The kernel may run: all that is known is that it cannot be reached just now.
     return AgentUnavailable("A kernel's holder cannot be started just now.", retry_after=1)

@@ -26,7 +26,7 @@ from relay.bridge.records import Phase
 from relay.config import AgentConfig
 from relay.errors import AgentUnavailable, Conflict, DiskFull, RelayError, StartFailed
 from relay.kernel_folders import KernelFolder, kernels_folder
-from relay.routing.routes import is_kernel_id
+from relay.routing.names import is_kernel_id
 
 log = structlog.get_logger(__name__)
 

@@ -43,7 +43,7 @@ async def _end(launcher: Launcher, kernel_folder: KernelFolder, timeout: float) 
     status = await launcher.watch(kernel_folder)
     if status.state is HolderState.UNKNOWN:
         # The kernel's user may have put something else in the place of its files.
-        log.warning("holder_unknown", kernel_id=kernel_folder.kernel_id, problem=status.reason)
+        log.warning("holder_unidentified", kernel_id=kernel_folder.kernel_id, problem=status.reason)
     elif status.state is HolderState.RUNNING and await _shut_down(kernel_folder, timeout):
         return True
     try:

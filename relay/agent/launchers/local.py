@@ -22,7 +22,7 @@ from relay.agent.launchers.base import Claim, HolderState, HolderStatus
 from relay.agent.launchers.start_signals import StartSignals
 from relay.config.holder import HolderConfig
 from relay.errors import AgentUnavailable, OtherVersion
-from relay.files import NotPlain, write_shared
+from relay.files import NotRegularFile, write_shared
 from relay.kernel_folders import KernelFolder, find_folders, remove, socket_name
 
 log = structlog.get_logger(__name__)
@@ -132,7 +132,7 @@ class LocalLauncher:
                 if lock is None:
                     raise AgentUnavailable("The kernel has another holder.", retry_after=1)
                 await self._runner.clean_up(kernel_folder, lock)
-        except NotPlain:
+        except NotRegularFile:
             # Something else is in the place of the lock, so no holder can have it.
             await self._runner.clean_up(kernel_folder, None)
 

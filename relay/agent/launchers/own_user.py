@@ -8,7 +8,7 @@ from pathlib import Path
 from relay.agent.holder_process import HolderFiles, clean_up, run_holder
 from relay.agent.launchers.local import RuntimeInfo
 from relay.agent.privsep.cleanup import clean_up_as_owner
-from relay.config.values import THE_RELAYS
+from relay.config.values import RELAY_PREFIXES
 from relay.files import private_folder
 from relay.kernel_folders import KernelFolder, kernels_folder, runtime_folder, sweep
 
@@ -39,7 +39,9 @@ class OwnUserRunner:
     async def run(self, kernel_folder: KernelFolder, owner: str, files: HolderFiles) -> int:
         """As in `HolderRunner`."""
         del owner
-        own = {key: value for key, value in os.environ.items() if not key.startswith(THE_RELAYS)}
+        own = {
+            key: value for key, value in os.environ.items() if not key.startswith(RELAY_PREFIXES)
+        }
         return run_holder(kernel_folder, files, own)
 
     async def clean_up(self, kernel_folder: KernelFolder, lock: int | None) -> None:

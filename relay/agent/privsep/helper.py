@@ -46,9 +46,9 @@ from relay.processes import (
     StartError,
     claim_notify_socket,
     notify,
-    until_ready,
+    wait_until_ready,
 )
-from relay.routing.routes import is_kernel_id
+from relay.routing.names import is_kernel_id
 
 log = structlog.get_logger(__name__)
 
@@ -185,7 +185,7 @@ class _Holders:
             await empty_as_owner(self._folders.kernel_folder(hidden), uid)
             if self._folders.drop(hidden):
                 return
-        log.warning("folder_not_deleted", folder=hidden, uid=uid)
+        log.warning("folder_delete_failed", folder=hidden, uid=uid)
 
     def _uid(self, name: str) -> int:
         uid = self._folders.uid(name)
@@ -225,7 +225,7 @@ class PrivilegedHelper:
             asyncio.get_running_loop().add_reader(self._channel, self._read)
             self._tasks.create_task(self._agent.run(), name="keep agent")
             try:
-                culprit = await until_ready((self._agent,), self._change, self._stop)
+                culprit = await wait_until_ready((self._agent,), self._change, self._stop)
                 if culprit is None and not self._stop.is_set():
                     log.info("agent_ready", agent_pid=self._agent.child and self._agent.child.pid)
                     notify("READY=1")

@@ -89,7 +89,7 @@ class OsUsers:
         user = None if name is None else OsUser.find(name)
         problem = self._problem(name, user)
         if user is None or problem:
-            log.warning("no_os_user", principal=str(principal), os_user=name, problem=problem)
+            log.warning("os_user_missing", principal=str(principal), os_user=name, problem=problem)
             raise Forbidden("You have no OS user here that a kernel could run as (launch_as).")
         return user
 

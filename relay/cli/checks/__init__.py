@@ -1,7 +1,8 @@
-"""What `relay check-config` looks for, beyond what every program refuses by itself.
+"""Checks of `relay check-config`, beyond what every program refuses by itself.
 
-A check is a function that takes settings and yields findings; ``@check(EdgeConfig)`` is all it
-takes to add one. Each file here is a subject.
+A check is a function that takes settings and yields findings; ``@check(EdgeConfig)`` adds it. Each
+file is a subject: ``across_files``, ``authn``, ``files``, ``kernels``, ``policy``, ``ports``,
+``secrets`` and ``start``; ``finding`` is the register.
 """
 
 from __future__ import annotations

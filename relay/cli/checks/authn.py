@@ -1,4 +1,4 @@
-"""Who is let in, and whose word is taken for where they come from."""
+"""Checks of authenticators and of trusted proxies."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from relay.cli.checks.finding import Finding, check, is_loopback, warning
 from relay.config import AuthenticationSettings, EdgeConfig, UpConfig
 
 _WIDE: Final = {4: 8, 6: 16}
-"""Bits of a prefix, by IP version, below which a network is more than one's own proxies."""
+"""Bits of a prefix, by IP version, below which a network holds more than one's own proxies."""
 
 
 @check(EdgeConfig, UpConfig)
 def proxies(config: EdgeConfig | UpConfig) -> Iterator[Finding]:
-    """Proxies that anybody may be."""
+    """Warn of networks of proxies that others are in too."""
     for name in ("proxy_protocol", "forwarded"):
         for number, written in enumerate(getattr(config.proxies, name)):
             network = ipaddress.ip_network(written)
             if network.prefixlen < _WIDE[network.version]:
                 yield warning(
                     f"proxies.{name}.{number}",
-                    f"whoever comes from {written} says themselves where they come from: limits of"
-                    " addresses and the audit log believe them",
+                    f"all of {written} is trusted to name a client's address: limits per address"
+                    " and the audit log depend on it",
                 )
 
 
 @check(EdgeConfig)
 def edge_authentication(config: EdgeConfig) -> Iterator[Finding]:
-    """Who comes in at an edge."""
+    """Check the authenticators of an edge."""
     yield from _authentication(config.authentication)
     if config.authentication.path_tokens is not None:
         yield _path_tokens("authentication.path_tokens")
@@ -39,7 +39,7 @@ def edge_authentication(config: EdgeConfig) -> Iterator[Finding]:
 
 @check(UpConfig)
 def up_authentication(config: UpConfig) -> Iterator[Finding]:
-    """Who comes in besides those with a token of the state folder."""
+    """Check the authenticators of `relay up` besides its own tokens."""
     if config.authentication is not None:
         yield from _authentication(config.authentication)
     if config.path_tokens is not None:
@@ -54,8 +54,8 @@ def _authentication(settings: AuthenticationSettings) -> Iterator[Finding]:
         if issuer.keys.allow_http:
             yield warning(
                 f"{section}.jwt.{name}.keys.allow_http",
-                "keys are believed that came over plain HTTP: any process of this machine that"
-                " gets the port in the issuer's place lets in whom it likes",
+                "keys are fetched over plain HTTP: any local process that gets the port in place of"
+                " the issuer can then authenticate as anybody",
             )
     hub = settings.jupyterhub
     if hub is not None and hub.api_url is not None:
@@ -63,13 +63,13 @@ def _authentication(settings: AuthenticationSettings) -> Iterator[Finding]:
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             yield warning(
                 f"{section}.jupyterhub.api_url",
-                "plain HTTP beyond this machine: who is on the way reads everybody's tokens, and"
-                " can answer in the Hub's place",
+                "plain HTTP beyond this machine: whoever is on the network path can read all users'"
+                " tokens, and respond in place of the Hub",
             )
 
 
 def _path_tokens(path: str) -> Finding:
     return warning(
         path,
-        "tokens stand in URLs, which proxies and clients write down: keep their lifetime short",
+        "tokens in URLs are stored in logs of proxies and clients: keep their lifetime short",
     )

@@ -1,4 +1,4 @@
-"""Keys, certificates and other files: there, fit for their purpose, and whose they are."""
+"""Checks of keys, certificates and other files: that they exist, are valid, and are private."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BROKEN: Final = (ValueError, TypeError, UnsupportedAlgorithm)
 
 
 def read(path: str, name: str) -> tuple[bytes, list[Finding]]:
-    """A file's content, or why there is none."""
+    """Return a file's content, or the finding that it cannot be read."""
     try:
         return Path(name).read_bytes(), []
     except OSError as problem:
@@ -34,25 +34,25 @@ def read(path: str, name: str) -> tuple[bytes, list[Finding]]:
 
 
 def secret(path: str, name: str) -> Iterator[Finding]:
-    """Whoever else may read a secret, or put another in its place."""
+    """Warn of a secret that other users may read or replace."""
     file = Path(name)
     try:
         mode, folder = file.stat().st_mode, file.absolute().parent.stat().st_mode
     except OSError:
-        # Reported by who reads it.
+        # Reported by the check that reads the file.
         return
     if not stat.S_ISREG(mode):
         return
     if mode & stat.S_IROTH:
-        yield warning(path, f"{name} can be read by everybody on this machine: chmod 600")
+        yield warning(path, f"{name} can be read by every user of this machine: chmod 600")
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         yield warning(path, f"{name} can be changed by other users: chmod 600")
     if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
-        yield warning(path, f"the folder of {name} is open to everybody: they can replace the file")
+        yield warning(path, f"every user can replace {name}, since its directory is open to all")
 
 
 def pair(section: str, certificate: str, key: str) -> Iterator[Finding]:
-    """A certificate with its private key, which a server or client shows."""
+    """Check a certificate with its private key."""
     chain, findings = _certificates(f"{section}.certificate", certificate)
     yield from findings
     data, findings = read(f"{section}.key", key)
@@ -65,10 +65,10 @@ def pair(section: str, certificate: str, key: str) -> Iterator[Finding]:
     try:
         private = load_pem_private_key(data, password=None)
     except TypeError:
-        yield error(f"{section}.key", f"{key} has a passphrase, and nobody could give it")
+        yield error(f"{section}.key", f"{key} has a passphrase, which is not supported")
         return
     except _BROKEN as problem:
-        yield error(f"{section}.key", f"{key} holds no private key in PEM: {problem}")
+        yield error(f"{section}.key", f"{key} does not hold a private key in PEM: {problem}")
         return
     if chain and _public_key(chain[0]) != private.public_key():
         yield error(f"{section}.key", f"{key} is not the key of {certificate}")
@@ -76,11 +76,11 @@ def pair(section: str, certificate: str, key: str) -> Iterator[Finding]:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
         except (OSError, ValueError) as problem:
-            yield error(section, f"OpenSSL does not take the pair: {problem}")
+            yield error(section, f"OpenSSL refuses certificate and key: {problem}")
 
 
 def authorities(path: str, name: str) -> Iterator[Finding]:
-    """Certificates that others' have to come from."""
+    """Check a file of certificate authorities."""
     found, findings = _certificates(path, name)
     yield from findings
     for each in found:
@@ -88,11 +88,11 @@ def authorities(path: str, name: str) -> Iterator[Finding]:
 
 
 def issued(certificate: str, authority: str) -> bool:
-    """Whether a certificate, with its chain, comes from one of these authorities."""
+    """Whether a certificate, with its chain, was issued by one of these authorities."""
     chain, _ = _certificates("", certificate)
     trusted, _ = _certificates("", authority)
     if not chain or not trusted:
-        # That is reported elsewhere.
+        # Unreadable files are reported by other checks.
         return True
     current, others = chain[0], chain[1:]
     for _ in chain:
@@ -120,7 +120,7 @@ def _certificates(path: str, name: str) -> tuple[list[x509.Certificate], list[Fi
     try:
         return x509.load_pem_x509_certificates(data), []
     except _BROKEN as problem:
-        return [], [error(path, f"{name} holds no certificate in PEM: {problem}")]
+        return [], [error(path, f"{name} does not hold a certificate in PEM: {problem}")]
 
 
 def _validity(path: str, name: str, certificate: x509.Certificate) -> Iterator[Finding]:
@@ -135,7 +135,7 @@ def _validity(path: str, name: str, certificate: x509.Certificate) -> Iterator[F
 
 
 def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
-    """``None`` for kinds that nobody supports any more, as curves over binary fields."""
+    """Return the public key; ``None`` for obsolete kinds such as curves over binary fields."""
     try:
         return certificate.public_key()
     except _BROKEN:
@@ -145,9 +145,9 @@ def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | No
 def _strength(path: str, name: str, certificate: x509.Certificate) -> Iterator[Finding]:
     key = _public_key(certificate)
     if key is None:
-        yield error(path, f"{name} has a key of a kind that nobody should use")
+        yield error(path, f"{name} has a key of a kind that should not be used")
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < _RSA_BITS:
-        yield error(path, f"{name} is weak: RSA with {key.key_size} bits; {_RSA_BITS} at least")
+        yield error(path, f"{name} is weak: RSA with {key.key_size} bits; at least {_RSA_BITS}")
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size < _CURVE_BITS:
         yield error(path, f"{name} is weak: a curve of {key.curve.key_size} bits")
     if isinstance(certificate.signature_hash_algorithm, hashes.MD5 | hashes.SHA1):

@@ -1,4 +1,4 @@
-"""Findings, and the register of checks."""
+"""The findings, and the register of checks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ Severity = Literal["error", "warning"]
 
 
 class Finding(NamedTuple):
-    """One thing to say about a setting."""
+    """One message about a setting."""
 
     severity: Severity
     path: str
-    """The setting's, as ``policy.rules.0``."""
+    """The setting's path, such as ``policy.rules.0``."""
     text: str
 
 
 Check = Callable[[Any], Iterator[Finding]]
-S = TypeVar("S", bound=msgspec.Struct)
 F = TypeVar("F", bound=Check)
 
 _CHECKS: Final[dict[type[msgspec.Struct], list[Check]]] = {}
-_LAST: Final[dict[type[msgspec.Struct], list[Check]]] = {}
+_FINAL_CHECKS: Final[dict[type[msgspec.Struct], list[Check]]] = {}
 
 
 def check(*kinds: type[msgspec.Struct]) -> Callable[[F], F]:
-    """Have a function called with settings of these kinds."""
+    """Register a function as a check of settings of these kinds."""
 
     def register(function: F) -> F:
         for kind in kinds:
@@ -39,38 +38,38 @@ def check(*kinds: type[msgspec.Struct]) -> Callable[[F], F]:
     return register
 
 
-def last_resort(*kinds: type[msgspec.Struct]) -> Callable[[F], F]:
-    """Have a function called where no `check` has found an error."""
+def final_check(*kinds: type[msgspec.Struct]) -> Callable[[F], F]:
+    """Register a function that is called only where no `check` has found an error."""
 
     def register(function: F) -> F:
         for kind in kinds:
-            _LAST.setdefault(kind, []).append(function)
+            _FINAL_CHECKS.setdefault(kind, []).append(function)
         return function
 
     return register
 
 
 def findings_of(settings: msgspec.Struct) -> list[Finding]:
-    """What all checks for settings of this kind find, in the order of the checks."""
+    """Run all checks for settings of this kind, in the order of their registration."""
     kind = type(settings)
-    found = [each for look in _CHECKS[kind] for each in look(settings)]
+    found = [each for run in _CHECKS[kind] for each in run(settings)]
     if not any(each.severity == "error" for each in found):
-        found += [each for look in _LAST.get(kind, ()) for each in look(settings)]
+        found += [each for run in _FINAL_CHECKS.get(kind, ()) for each in run(settings)]
     return list(dict.fromkeys(found))
 
 
 def error(path: str, text: str) -> Finding:
-    """Say that a program will not start so, or will not work."""
+    """Make a finding that keeps a program from starting or working."""
     return Finding("error", path, text)
 
 
 def warning(path: str, text: str) -> Finding:
-    """Say that it works, and what it opens."""
+    """Make a finding about a setting that works but is dangerous."""
     return Finding("warning", path, text)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches an address; what must be looked up counts as not."""
+    """Whether an address is reached from this machine only; False for other host names."""
     if host == "localhost":
         return True
     try:

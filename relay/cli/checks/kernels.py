@@ -1,4 +1,4 @@
-"""What kernels may reach, and what clients may put into them."""
+"""Checks of kernels' environment, command lines and OS users."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from typing import Final
 from relay.cli.checks.finding import Finding, check, warning
 from relay.config import AgentConfig, UpConfig
 
-_DECISIVE: Final = re.compile(
+_DECIDES_CODE: Final = re.compile(
     r"PATH|(LD|PYTHON|JPY|BASH|PERL|RUBY|NODE|GIT|R|JULIA|JUPYTER|IPYTHON)_?.*"
     r"|ENV|IFS|SHELL|HOME|TMPDIR|GCONV_PATH|NLSPATH|LOCPATH|SSL_CERT_(FILE|DIR)"
 )
-"""Names of variables that decide which code runs, or whom it believes."""
+"""Names of variables that decide which code runs, or which servers it trusts."""
 
 
 @check(AgentConfig, UpConfig)
 def environment(config: AgentConfig | UpConfig) -> Iterator[Finding]:
-    """Variables that clients may set."""
+    """Warn of variables that let clients decide which code runs."""
     for number, name in enumerate(config.environment.allowed):
-        if _DECISIVE.fullmatch(name):
+        if _DECIDES_CODE.fullmatch(name):
             yield warning(
                 f"environment.allowed.{number}",
-                f"whoever sets {name} decides which code runs, before and beside the kernel's own",
+                f"a client that sets {name} decides which code runs, in and beside the kernel",
             )
 
 
 @check(AgentConfig, UpConfig)
 def free_parameters(config: AgentConfig | UpConfig) -> Iterator[Finding]:
-    """Text of clients in kernels' command lines."""
+    """Warn of clients' text in kernels' command lines."""
     if config.kernels.allow_free_parameters:
         yield warning(
             "kernels.allow_free_parameters",
-            "clients put any text into the command lines of kernelspecs with parameters; their"
-            " schemas are all that stands between",
+            "clients can put any text into the command lines of kernelspecs with parameters; only"
+            " the kernelspecs' schemas limit it",
         )
 
 
 @check(AgentConfig, UpConfig)
 def shared_user(config: AgentConfig | UpConfig) -> Iterator[Finding]:
-    """Kernels of several people under one user id."""
+    """Warn of kernels of several users that run as one OS user."""
     if config.shared_uid and getattr(config, "launch_as", None) is None:
         yield warning(
             "shared_uid",
-            "no isolation between users: all kernels run as one OS user, so any of them reads the"
-            " others' files and the relay's own",
+            "users are not isolated: all kernels run as one OS user, so each can read the others'"
+            " files and the relay's own",
         )

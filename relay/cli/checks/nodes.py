@@ -1,4 +1,4 @@
-"""Whether the agents of one cluster share a node and a state folder, as they must."""
+"""Checks that the agents of one cluster share a node and a state directory, as they must."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from relay.cli.checks.finding import Finding, check, error, is_loopback
 from relay.config import AgentConfig, EdgeConfig
 
 _WHY: Final = (
-    "an agent knows the kernels of its own state_dir only, so lists would lack kernels and kernels"
-    " that live would be 404"
+    "an agent knows the kernels of its own state_dir only, so lists would lack kernels and running"
+    " kernels would be 404"
 )
 
 
 @check(EdgeConfig)
 def one_host(config: EdgeConfig) -> Iterator[Finding]:
-    """Agents of one cluster on several hosts."""
+    """Check that a cluster's agents are on one host."""
     for name, cluster in config.clusters.items():
         first, *others = (urlsplit(url).hostname or "" for url in cluster.agents)
         for number, host in enumerate(others, start=1):
             if not _is_same(host, first):
                 yield error(
                     f"clusters.{name}.agents.{number}",
-                    f"{host} is not {first}: the agents of a cluster must be on one node, named"
-                    f" alike in each URL, and share a state_dir; {_WHY}",
+                    f"{host} is not {first}: the agents of a cluster must be on one node, with"
+                    f" one name in all URLs, and share a state_dir; {_WHY}",
                 )
 
 
@@ -35,9 +35,9 @@ def _is_same(host: str, other: str) -> bool:
 
 
 def findings_among(agent: AgentConfig, other: AgentConfig, where: str) -> list[Finding]:
-    """Tell, about ``agent``, that it does not share the state folder of its cluster's ``other``.
+    """Find that ``agent`` has another state directory than its cluster's agent ``other``.
 
-    ``where``: the file and line of the other's ``state_dir``.
+    ``where`` is the file and line of the other's ``state_dir``.
     """
     if agent.cluster != other.cluster:
         return []

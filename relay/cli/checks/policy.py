@@ -1,4 +1,4 @@
-"""Who may do what: rules that grant nothing, or too much."""
+"""Checks of rules that grant nothing, or too much."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from relay.config import EdgeConfig, PolicySettings, RuleSettings, UpConfig
 
 @check(EdgeConfig)
 def edge_rules(config: EdgeConfig) -> Iterator[Finding]:
-    """The rules of an edge."""
+    """Check the rules of an edge."""
     yield from _rules(config.policy, config.clusters)
 
 
 @check(UpConfig)
 def up_rules(config: UpConfig) -> Iterator[Finding]:
-    """The rules of `relay up`, where they are not its own."""
+    """Check the rules of `relay up`, where they are set."""
     if config.policy is not None:
         yield from _rules(config.policy, config.clusters)
 
 
 def _rules(policy: PolicySettings, clusters: Collection[str]) -> Iterator[Finding]:
     if not any(rule.actions for rule in policy.rules):
-        yield warning("policy.rules", "nothing is granted: whoever comes in reads 404")
+        yield warning("policy.rules", "no rule grants anything: all users get 404")
     for number, rule in enumerate(policy.rules):
         path = f"policy.rules.{number}"
         for cluster in rule.clusters or ():
@@ -39,6 +39,6 @@ def _admins(rule: RuleSettings, path: str) -> Iterator[Finding]:
     if Action.ADMIN in rule.actions and rule.user is rule.group is rule.scope is None:
         yield warning(
             f"{path}.actions",
-            f"everybody whom {rule.authenticator} knows is an admin: they see, use and end"
-            " everybody's kernels",
+            f"every user of {rule.authenticator} is an admin, who can see, use and end everybody's"
+            " kernels",
         )

@@ -1,4 +1,4 @@
-"""Files that are for nobody else: settings say by their type that they name one."""
+"""Checks of files that only their owner should read; a setting's type marks them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from relay.config import AgentConfig, EdgeConfig, UpConfig
 Value = Any  # of a setting, or of a section
 
 _MARK: Final = "secret"
-"""Of a type's extra; see `relay.config.values`."""
+"""Key of a type's extra; see `relay.config.values`."""
 
 
 @check(EdgeConfig, AgentConfig, UpConfig)
 def secret_files(config: msgspec.Struct) -> Iterator[Finding]:
-    """Whoever else may read one of them, or put another in its place."""
+    """Warn of secret files that other users may read or replace."""
     for path, name, mark in _marked(inspect.type_info(type(config)), config, ""):
-        # That one cannot be read is reported by whoever uses it.
+        # A file that cannot be read is reported by the check of its setting.
         if mark is True or mark(files.read(path, name)[0]):
             yield from files.secret(path, name)
 
 
 def _marked(kind: inspect.Type, value: Value, path: str) -> Iterator[tuple[str, str, Any]]:
-    """The settings in ``value`` that are marked: the path of each, its value and its mark."""
+    """Yield the path, value and mark of every marked setting in ``value``."""
     if value is None:
         return
     if isinstance(kind, inspect.Metadata):
@@ -41,7 +41,7 @@ def _marked(kind: inspect.Type, value: Value, path: str) -> Iterator[tuple[str, 
 
 
 def _parts(kind: inspect.Type, value: Value) -> Iterable[tuple[inspect.Type, Value, object]]:
-    """What is in a value: the type of each part, the part, and its name."""
+    """Return the parts of a value: type, value and name of each."""
     if isinstance(kind, inspect.UnionType):
         return ((each, value, "") for each in kind.types)
     if isinstance(kind, inspect.StructType):

@@ -12,26 +12,21 @@ from contextlib import (
     ExitStack,
     contextmanager,
 )
-from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 import msgspec
-import structlog
 
-from relay.auth.chain import WHO, Authenticator, AuthenticatorChain
-from relay.auth.credentials import DISAGREE, PresentedCredentials
-from relay.auth.tokens import AUTHENTICATOR, TokenStore
-from relay.config import AuthenticationSettings, TokenSettings
+from relay.auth.chain import TOKEN_REQUIRED, Authenticator, AuthenticatorChain
+from relay.auth.credentials import CONFLICTING_CREDENTIALS, PresentedCredentials
+from relay.auth.tokens import AUTHENTICATOR
+from relay.config import AuthenticationSettings
 from relay.edge.authn import jupyterhub
 from relay.edge.authn.jupyterhub_activity import WatchedSocket
 from relay.edge.authn.jwt import Jwt
+from relay.edge.authn.token_file import PathTokens, TokenFile
 from relay.errors import Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
-
-log = structlog.get_logger(__name__)
-
-_Version = tuple[int, int, int]
 
 
 @runtime_checkable
@@ -50,78 +45,6 @@ class FollowingAuthenticator(Protocol):
     def follow(self, identity: Identity, socket: WatchedSocket) -> AbstractContextManager[None]:
         """Inside it ``socket``, a WebSocket of ``identity``'s, is open."""
         ...
-
-
-class TokenFile:
-    """The static tokens of a file, as it is now."""
-
-    def __init__(self, settings: TokenSettings, metrics: EdgeMetrics) -> None:
-        """Raise ``OSError`` and ``ValueError`` for a file that cannot be used."""
-        self._path = Path(settings.file)
-        self._interval = settings.look_interval
-        self._metrics = metrics
-        self._version: _Version | None = None
-        self._problem: str | None = None
-        self._version, self._store = self._read()
-
-    async def authenticate(self, credential: str, now: float, /) -> Identity | None:
-        """Return whose token this is at ``now`` (Unix seconds), or ``None``."""
-        return self._store.authenticate(credential, now)
-
-    def authenticate_path(self, token: str, now: float, max_lifetime: float) -> Identity | None:
-        """Return whose path token this is at ``now`` (Unix seconds), or ``None``."""
-        return self._store.authenticate_path(token, now, max_lifetime)
-
-    async def watch(self, changed: Callable[[], None]) -> None:
-        """Look at the file again and again."""
-        while True:
-            await asyncio.sleep(self._interval)
-            if self.look():
-                changed()
-
-    def look(self) -> bool:
-        """Take the file's tokens if it has changed; whether they are others now.
-
-        One that is damaged or gone changes nothing: who was known stays known, and nobody else.
-        """
-        try:
-            if _version(self._path.stat()) == self._version:
-                self._problem = None
-                return False
-            version, store = self._read()
-        except (OSError, ValueError) as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                log.error("tokens_not_read", problem=str(error))  # noqa: TRY400 - says it all
-                self._metrics.refused_token_files.inc()
-            return False
-        self._version, self._problem = version, None
-        if store.records == self._store.records:
-            return False
-        self._store = store
-        log.info("tokens_read", tokens=len(store.records))
-        return True
-
-    def _read(self) -> tuple[_Version, TokenStore]:
-        # The version is that of the very file that is read, whatever takes its place meanwhile.
-        with self._path.open("rb") as file:
-            version = _version(os.fstat(file.fileno()))
-            return version, TokenStore.parse(file.read())
-
-
-def _version(status: os.stat_result) -> _Version:
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-class _PathTokens:
-    """The path tokens among the static tokens, for a chain of their own."""
-
-    def __init__(self, tokens: TokenFile, max_lifetime: float) -> None:
-        self._tokens = tokens
-        self._max_lifetime = max_lifetime
-
-    async def authenticate(self, credential: str, now: float, /) -> Identity | None:
-        return self._tokens.authenticate_path(credential, now, self._max_lifetime)
 
 
 class Authenticators:
@@ -168,18 +91,18 @@ class Authenticators:
         known: list[Identity] = []
         if shown.path_token is not None:
             if self._path_tokens is None:
-                raise Unauthorized(WHO)
+                raise Unauthorized(TOKEN_REQUIRED)
             known.append(await self._path_tokens.authenticate(shown.path_token, now))
         if shown.credential is not None:
             known.append(await self._chain.authenticate(shown.credential, now))
-        if shown.certified is not None:
-            if shown.certified.expires <= now:
+        if shown.certificate_identity is not None:
+            if shown.certificate_identity.expires <= now:
                 raise Unauthorized("the certificate has expired")
-            known.append(self._chain.known_as(shown.certified))
+            known.append(self._chain.resolve_alias(shown.certificate_identity))
         if not known:
-            raise Unauthorized(WHO)
+            raise Unauthorized(TOKEN_REQUIRED)
         if len({identity.principal for identity in known}) > 1:
-            raise Unauthorized(DISAGREE)
+            raise Unauthorized(CONFLICTING_CREDENTIALS)
         # The first, which its bearer chose for this request, says what may be done; all say for
         # how long.
         return msgspec.structs.replace(
@@ -215,7 +138,7 @@ def build(settings: AuthenticationSettings, metrics: EdgeMetrics) -> Authenticat
             raise ValueError(f"authentication.tokens.file: {error}") from error
         if settings.path_tokens is not None:
             path_tokens = AuthenticatorChain(
-                [_PathTokens(tokens, settings.path_tokens.max_lifetime)], aliases
+                [PathTokens(tokens, settings.path_tokens.max_lifetime)], aliases
             )
     for name, each in settings.jwt.items():
         try:
@@ -229,7 +152,7 @@ def build(settings: AuthenticationSettings, metrics: EdgeMetrics) -> Authenticat
             )
         except ValueError as error:
             raise ValueError(f"{jupyterhub.SETTINGS}.{error}") from error
-    names = settings.chain or settings.names
+    names = settings.chain or settings.chainable
     chain = AuthenticatorChain([known[name] for name in names], aliases)
     return Authenticators(chain, path_tokens, (known[name] for name in names))
 

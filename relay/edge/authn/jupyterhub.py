@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
+from http import HTTPStatus
 from typing import Annotated, Final, Generic, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ from cachetools import TLRUCache
 from yarl import URL
 
 from relay import limits
-from relay.auth.tokens import PREFIX, is_name
+from relay.auth.tokens import PREFIX
 from relay.config import JupyterHubSettings
 from relay.config.jupyterhub import ANY_SERVICE, HubAccess
 from relay.edge.authn.jupyterhub_activity import (
@@ -36,7 +37,7 @@ from relay.edge.authn.jupyterhub_activity import (
 )
 from relay.errors import AuthenticatorUnavailable, Unauthorized
 from relay.metrics import EdgeMetrics
-from relay.model import Identity, Principal, jupyter_time
+from relay.model import Identity, Principal, is_name, jupyter_time
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +53,9 @@ _LONGEST_TOKEN: Final = 512
 _JWT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _ANSWER_BYTES: Final = 1024 * 1024
 _RETRY_AFTER: Final = 2
-_OK: Final = 200
-_UNKNOWN: Final = frozenset({401, 403})
+_UNKNOWN: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """What Hubs answer to a token that is nobody's, or no longer."""
-_NOBODY: Final = frozenset({400, 404})
+_NOBODY: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
 """What Hubs answer to a report of a server, and of a user, that there is not."""
 _FAILURES: Final = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
@@ -209,7 +209,7 @@ class JupyterHub:
         if status in _UNKNOWN:
             self._succeeded("user", "unknown")
             return None
-        if status != _OK:
+        if status != HTTPStatus.OK:
             return self._failed("user", f"status {status}")
         try:
             model = msgspec.json.decode(body, type=_Model)
@@ -269,7 +269,7 @@ class JupyterHub:
         if status in _NOBODY:
             self._succeeded("activity", "unknown")
             return ActivityReport.NOBODY
-        if status != _OK:
+        if status != HTTPStatus.OK:
             self._failed("activity", f"status {status}")
             return ActivityReport.FAILED
         self._succeeded("activity", "known")
@@ -301,14 +301,14 @@ class JupyterHub:
         """Note that the Hub gave no answer; the log has the first of a row."""
         self._metrics.hub_requests.labels(what, "failed").inc()
         if what not in self._failing:
-            log.warning("jupyterhub_fails", asked=what, problem=problem)
+            log.warning("jupyterhub_unavailable", asked=what, problem=problem)
         self._failing.add(what)
         return _Failed()
 
     def _succeeded(self, what: str, outcome: str) -> None:
         self._metrics.hub_requests.labels(what, outcome).inc()
         if what in self._failing:
-            log.info("jupyterhub_answers", asked=what)
+            log.info("jupyterhub_available", asked=what)
         self._failing.discard(what)
 
 

@@ -19,6 +19,7 @@ import ssl
 import time
 from asyncio import TaskGroup
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
@@ -30,13 +31,12 @@ from relay import limits
 from relay.auth import jwks
 from relay.auth.jwks import Key, KeySet
 from relay.config import JwtSettings, KeySettings
-from relay.config.values import check_fetched, check_web_url
+from relay.config.values import check_https, check_web_url
 from relay.errors import AuthenticatorUnavailable
 from relay.metrics import EdgeMetrics
 
 log = structlog.get_logger(__name__)
 
-_OK: Final = 200
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 _MAX_AGE: Final = re.compile(r"(?:^|[,\s])max-age=([0-9]{1,9})(?:$|[,\s])", re.IGNORECASE)
 _PROBLEM: Final = 300
@@ -204,9 +204,9 @@ class FetchedKeys:
         self._metrics.key_fetch_failures.labels(self._name).inc()
         problem = (str(error) or type(error).__name__)[:_PROBLEM]
         if not self._failing:
-            log.warning("keys_not_fetched", authenticator=self._name, problem=problem)
+            log.warning("key_fetch_failed", authenticator=self._name, problem=problem)
         elif not self._are_good() and self._keys.keys:
-            log.error("keys_too_old", authenticator=self._name, setting="keys.keep")
+            log.error("keys_expired", authenticator=self._name, setting="keys.keep")
             limits.record("authentication.jwt.keys.keep")
             self._keys = KeySet()
         self._failing = True
@@ -255,14 +255,14 @@ class JwksEndpoint:
         if not isinstance(url, str):
             raise ValueError("the discovery document names no keys")  # noqa: TRY004 - as above
         check_web_url(url)
-        check_fetched(url, allow_http=self._settings.allow_http)
+        check_https(url, allow_http=self._settings.allow_http)
         return url
 
     async def _get(
         self, session: aiohttp.ClientSession, url: str
     ) -> tuple[bytes, Mapping[str, str]]:
         async with session.get(url, allow_redirects=False) as response:
-            if response.status != _OK:
+            if response.status != HTTPStatus.OK:
                 raise ValueError(f"{url} was answered with {response.status}")
             body = bytearray()
             async for chunk in response.content.iter_any():

@@ -1,8 +1,7 @@
-"""Who has something open, and may they still: judged again, as long as it is open.
+"""Open WebSockets and streams, whose callers are authorised again for as long as they are open.
 
-A WebSocket, or an answer that goes on, outlives the request that opened it. So what let it in is
-looked at again: when its credential expires, when an authenticator wants to be asked again or says
-that something has changed, and when the policy changes.
+They outlive the request that opened them. So the caller is authorised again when its credential
+expires, when an authenticator asks for it or reports a change, and when the policy changes.
 """
 
 from __future__ import annotations
@@ -17,84 +16,89 @@ from typing import Final
 import structlog
 
 from relay.auth.credentials import PresentedCredentials
-from relay.edge.upstream.client import Caller
+from relay.edge.caller import Caller
 from relay.errors import Forbidden, RelayError, Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
 
 log = structlog.get_logger(__name__)
 
-LOOK: Final = 1.0
+INTERVAL: Final = 1.0
 """Seconds between two looks at what is due. Times are the wall clock's, which may be set."""
-_CANNOT_TELL: Final = 5.0
-"""Seconds until somebody is asked again who could not tell."""
+_RETRY_INTERVAL: Final = 5.0
+"""Seconds until an authenticator that failed is asked again."""
 
 Identify = Callable[[PresentedCredentials, float], Awaitable[Identity]]
-Judge = Callable[[Identity], Caller]
-"""What somebody may do; raises `RelayError` where that is not enough."""
+Authorize = Callable[[Identity], Caller]
+"""Returns the caller by the current policy; raises `RelayError` where it may no longer go on."""
 
 
 class AuthorizedStream:
-    """One thing that is open."""
+    """An open WebSocket or streamed answer, and whether its caller may go on with it."""
 
     def __init__(
-        self, identity: Identity, judge: Judge, bearer: Caller, about: Mapping[str, object]
+        self,
+        identity: Identity,
+        authorize: Authorize,
+        caller: Caller,
+        log_fields: Mapping[str, object],
     ) -> None:
         self.identity = identity
-        self.bearer = bearer
-        """In whose name agents are asked on its behalf, and what for; ``judge``'s last word."""
-        self.ended: RelayError | None = None
-        """Why it was ended."""
-        self.about = about
-        """What the log has of it."""
-        self._judge = judge
-        self._on_end: Callable[[RelayError], None] = lambda _: None
-        self._on_change: Callable[[], None] = lambda: None
+        self.caller = caller
+        """The caller that agents are told of; changes with its rights."""
+        self.revoked: RelayError | None = None
+        """Why it had to end."""
+        self.log_fields = log_fields
+        self._authorize = authorize
+        self._on_revoked: Callable[[RelayError], None] = lambda _: None
+        self._on_rights_changed: Callable[[], None] = lambda: None
 
-    def attend(self, end: Callable[[RelayError], None], change: Callable[[], None]) -> None:
-        """Have ``end`` called when it must end, and ``change`` when `bearer` is another.
+    def subscribe(
+        self, on_revoked: Callable[[RelayError], None], on_rights_changed: Callable[[], None]
+    ) -> None:
+        """Call ``on_revoked`` when it must end, and ``on_rights_changed`` when `caller` changed.
 
         At once, where it had to end before.
         """
-        self._on_end, self._on_change = end, change
-        if self.ended is not None:
-            end(self.ended)
+        self._on_revoked, self._on_rights_changed = on_revoked, on_rights_changed
+        if self.revoked is not None:
+            on_revoked(self.revoked)
 
-    def judged(self, identity: Identity) -> RelayError | None:
-        """Go on with what an authenticator says now; why that cannot be, if it cannot."""
+    def reauthorize(self, identity: Identity) -> RelayError | None:
+        """Go on with ``identity``; return why that is not possible, if it is not."""
         if identity.principal != self.identity.principal:
             return Unauthorized("the credential is somebody else's now")
         try:
-            bearer = self._judge(identity)
+            caller = self._authorize(identity)
         except RelayError:
             # In one form, whether it is forbidden or not even known any more.
             return Forbidden("no longer allowed")
         self.identity = identity
-        if bearer != self.bearer:
-            self.bearer = bearer
-            log.info("rights_changed", **self.about)
-            self._on_change()
+        if caller != self.caller:
+            self.caller = caller
+            log.info("rights_changed", **self.log_fields)
+            self._on_rights_changed()
         return None
 
-    def end(self, error: RelayError) -> None:
+    def revoke(self, error: RelayError) -> None:
         """End it."""
-        self.ended = error
-        self._on_end(error)
+        self.revoked = error
+        self._on_revoked(error)
 
 
-class _Held:
-    """The visits of those who showed the same."""
+class _Credential:
+    """The open streams of callers who presented the same credentials."""
 
-    def __init__(self, shown: PresentedCredentials) -> None:
-        self.shown = shown
-        self.visits: set[AuthorizedStream] = set()
+    def __init__(self, presented: PresentedCredentials) -> None:
+        self.presented = presented
+        self.streams: set[AuthorizedStream] = set()
         self.due = -math.inf
-        """When it is looked at next, in Unix seconds."""
+        """When they are authorised next, in Unix seconds."""
         self.busy = False
 
 
 class Reauthorizer:
-    """All visits of a worker."""
+    """Authorises a worker's open streams again."""
 
     def __init__(
         self,
@@ -105,87 +109,89 @@ class Reauthorizer:
         self._identify = identify
         self._metrics = metrics
         self._clock = clock
-        self._held: dict[PresentedCredentials, _Held] = {}
-        self._hurry = asyncio.Event()
+        self._credentials: dict[PresentedCredentials, _Credential] = {}
+        self._wake = asyncio.Event()
 
     @contextlib.contextmanager
-    def visit(
-        self, shown: PresentedCredentials, visit: AuthorizedStream
-    ) -> Iterator[AuthorizedStream]:
-        """Judge it for as long as the ``with`` block takes; ``shown`` is what let it in."""
-        held = self._held.setdefault(shown, _Held(shown))
-        held.visits.add(visit)
-        # What changed while it was being let in did not reach it yet.
-        held.due = -math.inf
+    def watch(self, presented: PresentedCredentials, stream: AuthorizedStream) -> Iterator[None]:
+        """Keep ``stream`` authorised for the duration of the block; ``presented`` opened it."""
+        credential = self._credentials.setdefault(presented, _Credential(presented))
+        credential.streams.add(stream)
+        # A change while it was being opened has not reached it.
+        credential.due = -math.inf
         try:
-            yield visit
+            yield
         finally:
-            held.visits.discard(visit)
-            if not held.visits:
-                self._held.pop(shown, None)
+            credential.streams.discard(stream)
+            if not credential.streams:
+                self._credentials.pop(presented, None)
 
-    def judge_all(self) -> None:
-        """Something has changed: judge everybody, now."""
-        for held in self._held.values():
-            held.due = -math.inf
-        self._hurry.set()
+    def reauthorize_all(self) -> None:
+        """Authorise every stream again, now: something has changed."""
+        for credential in self._credentials.values():
+            credential.due = -math.inf
+        self._wake.set()
 
     async def run(self) -> None:
-        """Judge who is due, until cancelled."""
+        """Authorise what is due, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._hurry.clear()
+                self._wake.clear()
                 now = self._clock()
-                for held in list(self._held.values()):
-                    if held.due <= now and not held.busy:
-                        held.busy = True
-                        tasks.create_task(self._look_at(held), name="judge a credential")
+                for credential in list(self._credentials.values()):
+                    if credential.due <= now and not credential.busy:
+                        credential.busy = True
+                        tasks.create_task(
+                            self._revalidate(credential), name="revalidate a credential"
+                        )
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK):
-                        await self._hurry.wait()
+                    async with asyncio.timeout(INTERVAL):
+                        await self._wake.wait()
 
-    async def _look_at(self, held: _Held) -> None:
-        held.due = math.inf
+    async def _revalidate(self, credential: _Credential) -> None:
+        credential.due = math.inf
         try:
-            due = await self._judge(held)
+            due = await self._reauthorize(credential)
         finally:
-            held.busy = False
-        # Unless there is more to see by now.
-        held.due = min(held.due, due)
+            credential.busy = False
+        # Unless another change came meanwhile.
+        credential.due = min(credential.due, due)
 
-    async def _judge(self, held: _Held) -> float:
-        """When to look at it again."""
+    async def _reauthorize(self, credential: _Credential) -> float:
+        """Return when to do it next, in Unix seconds."""
         now = self._clock()
         try:
-            identity = await self._identify(held.shown, now)
+            identity = await self._identify(credential.presented, now)
         except Unauthorized:
-            for visit in list(held.visits):
-                self._end(visit, _gone(visit, now))
+            for stream in list(credential.streams):
+                self._revoke(stream, _gone(stream, now))
             return math.inf
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
-            log.warning("cannot_tell", problem=str(error))
-            return self._trust(held, now)
-        for visit in list(held.visits):
-            problem = visit.judged(identity)
+            log.warning("authenticator_unavailable", problem=str(error))
+            return self._keep(credential, now)
+        for stream in list(credential.streams):
+            problem = stream.reauthorize(identity)
             if problem is not None:
-                self._end(visit, problem)
+                self._revoke(stream, problem)
         return min(identity.expires, now + identity.recheck)
 
-    def _trust(self, held: _Held, now: float) -> float:
-        """Keep to what was said last, for as long as that was to hold."""
-        for visit in list(held.visits):
-            if visit.identity.expires <= now:
-                self._end(visit, _gone(visit, now))
-        return now + _CANNOT_TELL
+    def _keep(self, credential: _Credential, now: float) -> float:
+        """Keep streams open until the identities that are known expire."""
+        for stream in list(credential.streams):
+            if stream.identity.expires <= now:
+                self._revoke(stream, _gone(stream, now))
+        return now + _RETRY_INTERVAL
 
-    def _end(self, visit: AuthorizedStream, error: RelayError) -> None:
-        if visit.ended is not None:
+    def _revoke(self, stream: AuthorizedStream, error: RelayError) -> None:
+        if stream.revoked is not None:
             return
-        log.info("sent_away", code=error.close_code, problem=error.message, **visit.about)
+        log.info(
+            "access_revoked", code=error.close_code, problem=error.message, **stream.log_fields
+        )
         self._metrics.sent_away.labels(error.reason.lower()).inc()
-        visit.end(error)
+        stream.revoke(error)
 
 
-def _gone(visit: AuthorizedStream, now: float) -> Unauthorized:
-    expired = visit.identity.expires <= now
+def _gone(stream: AuthorizedStream, now: float) -> Unauthorized:
+    expired = stream.identity.expires <= now
     return Unauthorized("the credential has expired" if expired else "the credential was revoked")

@@ -1,131 +1,132 @@
-"""What a worker has for the audit log: a note per decision, told to the parent, which writes it."""
+"""What a worker has for the audit log: a note per decision, which the parent writes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from http import HTTPStatus
+from typing import Final, NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from relay.auth import audit
-from relay.auth.audit import AuditEvent, AuditNote
+from relay.auth.audit import AuditEvent, AuditNote, event_for
 from relay.config import AuditSettings
-from relay.errors import AuditFailed, RelayError
+from relay.edge.http.context import AuthorizedRequest, Outcome, RequestContext
+from relay.errors import AuditFailed
 from relay.log import clean
-from relay.model import Identity
-from relay.routing.routes import STARTING, Kind, Route
+from relay.routing.table import MatchedRoute, PathParameters, Route
 
-TOPIC: Final = "audit"
-"""Under which the parent is told."""
-_OPEN: Final = 101
-
-Tell = Callable[[bytes], Awaitable[bool]]
-"""Has the parent write a note; whether it, and all before it, is in the file. Nothing asks only.
+WriteAudit = Callable[[AuditNote | None], Awaitable[bool]]
+"""Has the parent write a note, and tells whether it and all before it are in the file; None writes
+nothing.
 
 Raises ``ConnectionError`` where there is no parent any more: there is no answer then either."""
 
 
-class AuditedRequest:
-    """What a request turned out to ask for, as far as it came: for metrics and the audit log."""
+class _Made(NamedTuple):
+    """The ids that a response tells of."""
 
-    def __init__(self, request: web.BaseRequest, request_id: str, address: str) -> None:
-        self.request = request
-        self.request_id = request_id
-        self.address = address
-        """Where it comes from; a trusted proxy's word counts."""
-        self.identity: Identity | None = None
-        self.wanted = ""
-        """The cluster that it names, if there is one of that name."""
-        self.cluster = ""
-        """The same once it is clear that its sender may know of it."""
-        self.path: tuple[str, ...] = ()
-        """Below the cluster."""
-        self.route: Route | None = None
-        self.reason = ""
-        """Why it was refused, in the words that its sender reads."""
-        self.ended: RelayError | None = None
-        """Why the relay ended what was open already: its sender may no longer."""
+    kernel_id: str = ""
+    kernelspec: str = ""
+    session_id: str = ""
 
-    @property
-    def kind(self) -> str:
-        """What it asks for; empty for one that did not come so far."""
-        return "" if self.route is None else self.route.kind.value
+
+_NOTHING_MADE: Final = _Made()
 
 
 class AuditTrail:
-    """Turns requests and what came of them into notes."""
+    """Turns requests and their outcomes into notes."""
 
     def __init__(
         self,
         settings: AuditSettings,
-        tell: Tell,
+        write: WriteAudit,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._on = settings.file is not None
         self._required = settings.required
-        self._tell = tell
+        self._write = write
         self._clock = clock
 
     async def works(self) -> bool:
-        """Whether the log can be written, or there is none."""
-        return not self._on or await self._tell(b"")
+        """Return whether the log can be written, or there is none."""
+        return not self._on or await self._write(None)
 
     async def require(self, route: Route) -> None:
-        """Raise `AuditFailed` where this leaves a line, has to, and none can be written."""
-        if self._required and audit.act(route.kind) is not None and not await self.works():
+        """Raise `AuditFailed` where the route leaves a line, has to, and none can be written."""
+        if self._required and route.audit and not await self.works():
             raise _failed()
 
-    async def opened(self, asked: AuditedRequest) -> None:
-        """Channels are about to open. Raises `AuditFailed` where they may not without a line."""
-        if not await self._note(asked, AuditEvent.CHANNELS_OPENED, _OPEN) and self._required:
+    async def channels_opened(self, context: AuthorizedRequest) -> None:
+        """Note that channels are about to open.
+
+        Raises `AuditFailed` where they may not without a line.
+        """
+        status = HTTPStatus.SWITCHING_PROTOCOLS
+        if not await self._note(context, AuditEvent.CHANNELS_OPENED, status) and self._required:
             raise _failed()
 
-    async def answered(
-        self, asked: AuditedRequest, status: int, response: web.StreamResponse | None
-    ) -> None:
-        """A request is about to be answered, or has ended. Channels are noted when they open."""
-        if asked.ended is not None:
-            asked.reason = asked.ended.message
-            await self._note(asked, AuditEvent.CHANNELS_ENDED, asked.ended.close_code)
+    async def answered(self, context: RequestContext, outcome: Outcome) -> None:
+        """Note what became of a request, before its client learns it.
+
+        Channels are noted when they open, and when the relay ends them.
+        """
+        revoked, status = outcome.revoked, outcome.response.status
+        if revoked is not None:
+            event = AuditEvent.CHANNELS_ENDED
+            await self._note(context, event, revoked.close_code, reason=revoked.message)
             return
-        outside = asked.identity is not None and not asked.cluster
-        event = audit.judge(asked.kind, status, outside=outside)
-        if event is not None and status != _OPEN:
-            await self._note(asked, event, status, response)
+        outside = context.known_identity is not None and not context.admitted_cluster
+        noted = event_for(_act(context.matched_route), status, outside=outside)
+        if noted is not None and status != HTTPStatus.SWITCHING_PROTOCOLS:
+            made = _made(context.matched_route, outcome.response)
+            await self._note(context, noted, status, reason=outcome.reason, made=made)
+
+    async def failed(self, context: RequestContext) -> None:
+        """Note a request that ended in an error which nobody foresaw."""
+        error = web.Response(status=HTTPStatus.INTERNAL_SERVER_ERROR)
+        await self.answered(context, Outcome(error))
 
     async def _note(
         self,
-        asked: AuditedRequest,
+        context: RequestContext,
         event: AuditEvent,
         status: int,
-        response: web.StreamResponse | None = None,
+        *,
+        reason: str = "",
+        made: _Made = _NOTHING_MADE,
     ) -> bool:
-        """Have a line written; whether it is."""
+        """Have a line written; return whether it is."""
         if not self._on:
             return True
-        route = asked.route
-        kernel_id, kernelspec, session_id = _made(route, response)
+        matched = context.matched_route
+        named = PathParameters() if matched is None else matched.parameters
         note = AuditNote(
             time=self._clock(),
             event=event,
-            **audit.who(asked.identity),
-            address=asked.address,
-            method=asked.request.method,
-            cluster=asked.cluster or asked.wanted,
-            kind=asked.kind,
-            kernel_id=kernel_id or (route and route.kernel_id) or "",
-            kernelspec=kernelspec,
-            session_id=session_id or (route and route.session_id) or "",
-            user=(route and route.user) or "",
-            request_id=asked.request_id,
+            **audit.identity_fields(context.known_identity),
+            address=context.address,
+            method=context.request.method,
+            cluster=context.named_cluster,
+            kind="" if matched is None else matched.route.name,
+            kernel_id=made.kernel_id or named.kernel_id,
+            kernelspec=made.kernelspec,
+            session_id=made.session_id or named.session_id,
+            user=named.user,
+            request_id=context.request_id,
             status=status,
-            # A client may have had a say in it, and it is to fit into one message.
-            reason=clean(asked.reason),
+            # A client may have had a say in it.
+            reason=clean(reason),
         )
-        return await self._tell(msgspec.msgpack.encode(note))
+        return await self._write(note)
+
+
+def _act(matched: MatchedRoute | None) -> AuditEvent | None:
+    """Return the event that a success on this route is logged as."""
+    return AuditEvent(matched.route.audit) if matched is not None and matched.route.audit else None
 
 
 def _failed() -> AuditFailed:
@@ -139,24 +140,24 @@ class _Kernel(msgspec.Struct):
     name: str
 
 
-class _Session(msgspec.Struct):
-    """What an agent's answer says of a session."""
+class _Started(msgspec.Struct):
+    """A kernel or, with a kernel in it, a session: what an agent's answer to a start says."""
 
     id: str
-    kernel: _Kernel
+    name: str = ""
+    kernel: _Kernel | None = None
 
 
-def _made(route: Route | None, response: web.StreamResponse | None) -> tuple[str, str, str]:
-    """The ids of the kernel, its kernelspec and the session that an answer tells of."""
+def _made(matched: MatchedRoute | None, response: web.StreamResponse) -> _Made:
+    """Return what a response to a request that starts a kernel tells of."""
     body = response.body if isinstance(response, web.Response) else None
-    if route is None or route.kind not in STARTING or not isinstance(body, bytes):
-        return "", "", ""
+    if matched is None or not matched.route.starts_kernel or not isinstance(body, bytes):
+        return _NOTHING_MADE
     try:
-        if route.kind is Kind.START:
-            kernel = msgspec.json.decode(body, type=_Kernel)
-            return kernel.id, kernel.name, ""
-        session = msgspec.json.decode(body, type=_Session)
+        started = msgspec.json.decode(body, type=_Started)
     except ValueError:
-        # An error's body, which has neither.
-        return "", "", ""
-    return session.kernel.id, session.kernel.name, session.id
+        # An error's body, which has no ids.
+        return _NOTHING_MADE
+    if started.kernel is None:
+        return _Made(started.id, started.name)
+    return _Made(started.kernel.id, started.kernel.name, started.id)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final
+from http import HTTPStatus
+from typing import Final
 
 import msgspec
 import structlog
@@ -22,16 +23,15 @@ from relay.bridge.records import Attach, Position
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.authn.revalidation import AuthorizedStream
-from relay.edge.pipe import Pipe
-from relay.edge.upstream.client import Caller, Upstream
+from relay.edge.caller import Caller
+from relay.edge.http.context import AuthorizedRequest
+from relay.edge.upstream.client import UpstreamClient
 from relay.edge.upstream.link import Link
+from relay.edge.websocket.pipe import Pipe
 from relay.errors import AgentError, BadRequest, Forbidden, NotFound, RelayError
-from relay.http import TakenOver, transport_of
+from relay.http import NoResponse, transport_of
 from relay.metrics import EdgeMetrics
 from relay.model import Identity
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,6 @@ _SESSION_ID: Final = 512
 """Characters of a session id that are looked at; clients send UUIDs."""
 _PAUSE: Final = 0.05
 """Seconds between the loss of a link and the next: an agent that dies at once isn't hurried."""
-_SWITCHING: Final = 101
 _RESTARTING: Final = (1012, "the relay is restarting")
 
 
@@ -52,7 +51,7 @@ class ChannelsHandler:
     def __init__(
         self,
         config: EdgeConfig,
-        upstream: Upstream,
+        upstream: UpstreamClient,
         metrics: EdgeMetrics,
         follow: Callable[[Identity, Pipe], AbstractContextManager[None]],
     ) -> None:
@@ -64,42 +63,24 @@ class ChannelsHandler:
 
     async def handle(
         self,
-        request: web.BaseRequest,
-        *,
-        cluster: str,
-        kernel_id: str,
-        visit: AuthorizedStream,
-        session_id: str,
-        last_seq: str | None,
-        request_id: str,
+        context: AuthorizedRequest,
+        stream: AuthorizedStream,
         opened: Callable[[], Awaitable[None]],
     ) -> web.StreamResponse:
-        """Serve one WebSocket from its handshake to its end, or to that of ``visit``.
+        """Serve one WebSocket from its handshake to its end, or until ``stream`` is revoked.
 
         ``opened`` is called once the kernel is reached, and may refuse yet. Raises `RelayError`
         before the upgrade only.
         """
-        accepted, subprotocol = _handshake(request)
-        if len(session_id) > _SESSION_ID:
-            msg = f"The session_id is over {_SESSION_ID} characters."
-            raise BadRequest(msg)
-        bearer = visit.bearer
-        attach = Attach(
-            link=secrets.token_hex(16),
-            principal=str(bearer.principal),
-            session_id=session_id,
-            subprotocol=subprotocol,
-            gateway=not subprotocol and _is_gateway(request),
-            asks=last_seq is not None,
-            last_seq=_position(last_seq),
-            request_id=request_id,
-        )
-        link = await self._open(cluster, kernel_id, attach, bearer)
+        accepted, attach = _attach(context)
+        caller = stream.caller
+        cluster, kernel_id = context.cluster, context.parameters.kernel_id
+        link = await self._open(cluster, kernel_id, attach, caller)
         try:
-            if visit.ended is not None:
-                raise visit.ended
+            if stream.revoked is not None:
+                raise stream.revoked
             await opened()
-            client = transport_of(request)
+            client = transport_of(context.request)
         except (RelayError, ConnectionError):
             link.close()
             raise
@@ -110,7 +91,7 @@ class ChannelsHandler:
             self._metrics.traffic(cluster),
             any_text=attach.gateway,
         )
-        connection = request.protocol
+        connection = context.request.protocol
         early = _Early()
         # aiohttp hands it what came after the request's head; it takes any such object.
         connection.set_parser(early)  # type: ignore[arg-type]
@@ -119,28 +100,28 @@ class ChannelsHandler:
         self._pipes.add(pipe)
         try:
             self._use(pipe, link)
-            visit.attend(lambda why: pipe.close(why.close_code, why.message), pipe.relink)
-            if visit.bearer != bearer:
-                pipe.relink()
+            stream.subscribe(lambda why: pipe.close(why.close_code, why.message), pipe.detach_link)
+            if stream.caller != caller:
+                pipe.detach_link()
             if early.data:
                 pipe.data_received(bytes(early.data))
             websockets = self._metrics.websockets.labels(cluster)
-            with websockets.track_inprogress(), self._follow(visit.identity, pipe):
-                await self._stay(pipe, cluster, kernel_id, attach, visit, bearer)
+            with websockets.track_inprogress(), self._follow(stream.identity, pipe):
+                await self._stay(pipe, cluster, kernel_id, attach, stream, caller)
         finally:
             self._pipes.discard(pipe)
             pipe.abort()
             connection.connection_lost(None)
-        return TakenOver(status=_SWITCHING)
+        return NoResponse(status=HTTPStatus.SWITCHING_PROTOCOLS)
 
-    async def _open(self, cluster: str, kernel_id: str, attach: Attach, bearer: Caller) -> Link:
-        """The first link. The client waits for its upgrade while an agent comes back.
+    async def _open(self, cluster: str, kernel_id: str, attach: Attach, caller: Caller) -> Link:
+        """Open the first link. The client waits for its upgrade while an agent comes back.
 
         A refusal would make JupyterLab give up on the kernel.
         """
         try:
             return await self._upstream.open_link(
-                cluster, kernel_id, attach, bearer, hold=self._config.upstream.websocket_hold
+                cluster, kernel_id, attach, caller, retry_for=self._config.upstream.websocket_hold
             )
         except AgentError:
             limits.record("upstream.websocket_hold")
@@ -152,19 +133,19 @@ class ChannelsHandler:
         cluster: str,
         kernel_id: str,
         attach: Attach,
-        visit: AuthorizedStream,
-        bearer: Caller,
+        stream: AuthorizedStream,
+        caller: Caller,
     ) -> None:
         """Give the pipe a new link whenever it loses one, until the client is gone.
 
-        ``bearer`` is in whose name it has the one that it has.
+        ``caller`` is the one for which the current link was opened.
         """
         while not pipe.finished.is_set():
             await pipe.unlinked.wait()
             if pipe.finished.is_set():
                 return
-            # The agent judges again, since only it knows whose the kernel is.
-            changed, bearer = visit.bearer != bearer, visit.bearer
+            # The agent checks the rights, since only it knows whose the kernel is.
+            changed, caller = stream.caller != caller, stream.caller
             if not changed:
                 log.info("link_lost", cluster=cluster, kernel_id=kernel_id)
                 self._metrics.links_lost.labels(cluster).inc()
@@ -172,10 +153,10 @@ class ChannelsHandler:
             again = msgspec.structs.replace(attach, position=pipe.position)
             try:
                 link = await self._upstream.open_link(
-                    cluster, kernel_id, again, bearer, hold=self._config.upstream.reattach
+                    cluster, kernel_id, again, caller, retry_for=self._config.upstream.reattach
                 )
             except NotFound as error:
-                # JupyterLab then asks for the kernel, hears 404 and shows it as dead.
+                # JupyterLab then asks for the kernel, gets 404 and shows it as dead.
                 pipe.close(Forbidden.close_code if changed else 1011, error.message)
                 await pipe.finished.wait()
             except RelayError as error:
@@ -183,7 +164,7 @@ class ChannelsHandler:
                 pipe.close(error.close_code, error.message)
                 await pipe.finished.wait()
             else:
-                if visit.bearer != bearer:
+                if stream.caller != caller:
                     # Changed once more.
                     link.close()
                     continue
@@ -213,6 +194,26 @@ class _Early:
 
     def feed_eof(self) -> None:
         """Nothing to do: the connection's end is noticed elsewhere."""
+
+
+def _attach(context: AuthorizedRequest) -> tuple[bytes, Attach]:
+    """Return the bytes of the 101, and what the kernel's holder is told. Raises `BadRequest`."""
+    accepted, subprotocol = _handshake(context.request)
+    session_id = next(iter(context.target.values("session_id")), "")
+    last_seq = next(iter(context.target.values("last_seq")), None)
+    if len(session_id) > _SESSION_ID:
+        msg = f"The session_id is over {_SESSION_ID} characters."
+        raise BadRequest(msg)
+    return accepted, Attach(
+        link=secrets.token_hex(16),
+        principal=str(context.caller.principal),
+        session_id=session_id,
+        subprotocol=subprotocol,
+        gateway=not subprotocol and _is_gateway(context.request),
+        asks=last_seq is not None,
+        last_seq=_position(last_seq),
+        request_id=context.request_id,
+    )
 
 
 def _is_gateway(request: web.BaseRequest) -> bool:
@@ -257,7 +258,7 @@ def _handshake(request: web.BaseRequest) -> tuple[bytes, str]:
         # Not the path, in which a token may be: nothing hangs on it.
         Request("/", Headers(request.headers.items()), request.method, version)
     )
-    if response.status_code != _SWITCHING:
+    if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         msg = "This is a kernel's channels: open it as a WebSocket (RFC 6455)."
         raise BadRequest(msg)
     return response.serialize(), chosen

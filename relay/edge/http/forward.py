@@ -1,213 +1,191 @@
-"""REST at the edge: what was authorised goes to an agent, its answer comes back."""
+"""REST at the edge: an authorised request goes to an agent, its response comes back."""
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
-import aiohttp
 import msgspec
-import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from relay import limits
 from relay.config import EdgeConfig
 from relay.edge.authn.revalidation import AuthorizedStream
-from relay.edge.upstream.client import Caller, Upstream, UpstreamCall
-from relay.errors import AgentTimeout, AgentUnavailable, BadRequest
-from relay.http import REQUEST_ID, TakenOver, read_body, transport_of
+from relay.edge.http.context import AuthorizedRequest
+from relay.edge.upstream.call import CallTimeouts, UpstreamCall
+from relay.edge.upstream.client import UpstreamClient
+from relay.edge.upstream.response import CHUNK_BYTES, UpstreamResponse
+from relay.errors import AgentError, AgentTimeout, AgentUnavailable, BadRequest
+from relay.http import REQUEST_ID, NoResponse, read_body, transport_of
 from relay.metrics import EdgeMetrics
-from relay.routing.paths import Target
-from relay.routing.routes import STARTING, Kind, Route
+from relay.routing.table import TimeoutClass
 
-log = structlog.get_logger(__name__)
-
-_ENDING: Final = frozenset({Kind.STOP, Kind.END_SESSION})
-_REPEATABLE: Final = STARTING | _ENDING | {Kind.GRANT, Kind.REVOKE}
-"""A start names its kernel's id, so that a second one finds the first; an end ends once, and a
-grant says how it is to be."""
-_SLOW: Final = STARTING | _ENDING | {Kind.RESTART}
-_PARAMETERS: Final = {
-    Kind.KERNELSPECS: ("user",),
-    Kind.ME: ("permissions",),
-    Kind.MESSAGES: ("since", "limit", "follow"),
-}
-"""The query parameters that agents know."""
-_LINKING: Final = frozenset({Kind.KERNELSPECS, Kind.KERNELSPEC})
-"""Answers with URLs in them."""
-_PASSED: Final = (
-    hdrs.CONTENT_TYPE,
-    hdrs.ETAG,
-    hdrs.LAST_MODIFIED,
-    hdrs.CACHE_CONTROL,
-    hdrs.RETRY_AFTER,
-)
-"""Response headers that an agent may set. Everything else is rebuilt or left out."""
-_WHOLE: Final = 1024 * 1024
-"""Bytes of an answer up to which it is read whole before its first byte goes to the client."""
-_PIECE: Final = 64 * 1024
-"""Bytes of a longer one that are passed on at once."""
+_WHOLE_BYTES: Final = 1024 * 1024
+"""Bytes of a body up to which it is read whole before its first byte goes to the client."""
 
 
 class Forwarder:
-    """Forwards requests to agents, and their answers to clients."""
+    """Forwards requests to agents, and their responses to clients."""
 
-    def __init__(self, config: EdgeConfig, upstream: Upstream, metrics: EdgeMetrics) -> None:
-        self._config = config
+    def __init__(self, config: EdgeConfig, upstream: UpstreamClient, metrics: EdgeMetrics) -> None:
+        self._settings = config.upstream
+        self._body_bytes = config.limits.body_bytes
         self._upstream = upstream
         self._metrics = metrics
-        self._following: set[aiohttp.ClientResponse] = set()
+        self._following: set[UpstreamResponse] = set()
 
     def drain(self) -> None:
-        """Break off the answers that would go on for ever; their clients ask for the rest."""
-        for answer in list(self._following):
-            _break_off(answer, "the edge is stopping")
+        """Break off the streams that would last for ever; their clients ask for the rest."""
+        for response in list(self._following):
+            response.break_off("the edge is stopping")
 
     async def handle(
-        self,
-        request: web.BaseRequest,
-        *,
-        cluster: str,
-        target: Target,
-        route: Route,
-        bearer: Caller,
-        prefix: str,
-        visit: AuthorizedStream | None,
-        request_id: str,
+        self, context: AuthorizedRequest, stream: AuthorizedStream | None = None
     ) -> web.StreamResponse:
-        """Answer one request; one that goes on for no longer than ``visit`` does.
+        """Answer one request; ``stream`` tells when a response that streams has to end.
 
-        ``prefix`` stands before the path in the client's URLs. Raises `RelayError`.
+        Raises `RelayError`.
         """
-        settings = self._config.upstream
-        body = await read_body(request, self._config.limits.body_bytes, "limits.body_bytes")
-        slow = route.kind in _SLOW
-        timeout: float | None = settings.start_timeout if slow else settings.request_timeout
-        silence, query = None, _query(target, route)
-        if route.kind is Kind.MESSAGES:
-            _require_chunks(request)
-            # As long as it takes the client to read it.
-            timeout, silence = None, timeout
-        follows = route.kind is Kind.MESSAGES and "true" in target.values("follow")
-        if follows:
-            beat = settings.link_ping_interval
-            silence, query = 2 * beat, [*query, ("heartbeat", f"{beat:f}")]
-        call = UpstreamCall(
-            method=request.method,
-            path=target.path[len(cluster) + 1 :],
-            query=urlencode(query),
-            body=body,
-            bearer=bearer,
-            # The edge chooses the id, so that it can ask again when an agent dies meanwhile.
-            kernel_id=str(uuid.uuid4()) if route.kind in STARTING else route.kernel_id,
-            request_id=request_id,
-            repeatable=request.method in {"GET", "HEAD"} or route.kind in _REPEATABLE,
-            timeout=timeout,
-            silence=silence,
-            hold=settings.websocket_hold if route.kind in STARTING else settings.hold,
-            # A kernel may be starting by now: its client is not sent away.
-            hold_once_sent=settings.reattach if route.kind in STARTING else settings.hold,
-        )
+        call = await self._call(context)
         try:
-            answer = await self._upstream.call(cluster, call)
+            async with await self._ask(context, call) as response:
+                with self._tracked(context, response, stream):
+                    if context.prefix and context.route.links:
+                        return await _with_links(response, context.prefix)
+                    return await self._pass_on(context, response)
         except AgentTimeout:
-            limits.record(f"upstream.{'start' if slow else 'request'}_timeout")
+            limits.record(f"upstream.{context.route.timeout.value}_timeout")
             raise
+
+    async def _ask(self, context: AuthorizedRequest, call: UpstreamCall) -> UpstreamResponse:
+        try:
+            return await self._upstream.call(context.cluster, call)
         except AgentUnavailable:
-            limits.record(f"upstream.{'websocket_hold' if route.kind in STARTING else 'hold'}")
+            held = "websocket_hold" if context.route.starts_kernel else "hold"
+            limits.record(f"upstream.{held}")
             raise
-        if follows:
-            self._following.add(answer)
-        if visit is not None:
-            # Its client asks for the rest, and is judged anew.
-            visit.attend(
-                lambda why: _break_off(answer, why.message),
-                lambda: _break_off(answer, "rights have changed"),
+
+    async def _call(self, context: AuthorizedRequest) -> UpstreamCall:
+        request, route = context.request, context.route
+        body = await read_body(request, self._body_bytes, "limits.body_bytes")
+        if route.streams and request.version < HttpVersion11:
+            raise BadRequest("Only with HTTP/1.1 can you tell whether this answer is whole.")
+        # The edge chooses a new kernel's id, so that it can ask again when an agent dies meanwhile.
+        kernel_id = str(uuid.uuid4()) if route.starts_kernel else context.parameters.kernel_id
+        return UpstreamCall(
+            method=request.method,
+            path=context.target.path,
+            query=urlencode(self._query(context)),
+            body=body,
+            caller=context.caller,
+            kernel_id=kernel_id or None,
+            request_id=context.request_id,
+            retry=route.retry,
+            timeouts=self._timeouts(context),
+        )
+
+    def _timeouts(self, context: AuthorizedRequest) -> CallTimeouts:
+        settings, route = self._settings, context.route
+        total: float | None = settings.request_timeout
+        read: float | None = None
+        if route.timeout is TimeoutClass.START:
+            total = settings.start_timeout
+        if route.streams:
+            # As long as it takes the client to read it.
+            total, read = None, settings.request_timeout
+        if _follows(context):
+            read = 2 * settings.link_ping_interval
+        return CallTimeouts(
+            total,
+            read,
+            retry_for=settings.websocket_hold if route.starts_kernel else settings.hold,
+            # A kernel may be starting by now: its client is not sent away.
+            retry_for_once_sent=settings.reattach if route.starts_kernel else settings.hold,
+        )
+
+    def _query(self, context: AuthorizedRequest) -> list[tuple[str, str]]:
+        """Return the parameters that agents know. Never the whole query: a token may be in it."""
+        known = [
+            (name, value) for name in context.route.query for value in context.target.values(name)
+        ]
+        if _follows(context):
+            known.append(("heartbeat", f"{self._settings.link_ping_interval:f}"))
+        return known
+
+    @contextlib.contextmanager
+    def _tracked(
+        self,
+        context: AuthorizedRequest,
+        response: UpstreamResponse,
+        stream: AuthorizedStream | None,
+    ) -> Iterator[None]:
+        """Break the response off when the edge stops, and when its caller's rights change."""
+        if _follows(context):
+            self._following.add(response)
+        if stream is not None:
+            # The client asks for the rest, and is authorised anew.
+            stream.subscribe(
+                lambda error: response.break_off(error.message),
+                lambda: response.break_off("rights have changed"),
             )
         try:
-            if prefix and route.kind in _LINKING:
-                return await _prefixed(answer, cluster, prefix)
-            return await self._pass_on(request, answer, cluster, prefix, request_id)
+            yield
         finally:
-            self._following.discard(answer)
-            answer.release()
+            self._following.discard(response)
 
     async def _pass_on(
-        self,
-        request: web.BaseRequest,
-        answer: aiohttp.ClientResponse,
-        cluster: str,
-        prefix: str,
-        request_id: str,
+        self, context: AuthorizedRequest, response: UpstreamResponse
     ) -> web.StreamResponse:
-        headers: dict[str, str] = {
-            name: answer.headers[name] for name in _PASSED if name in answer.headers
-        }
-        location = answer.headers.get(hdrs.LOCATION)
-        if location is not None:
-            headers[hdrs.LOCATION] = f"{prefix}/{cluster}{location}"
-        stream = answer.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
-        if request.method == "HEAD" or not (stream or (answer.content_length or 0) > _WHOLE):
-            body = await _read_whole(answer, cluster)
-            return web.Response(status=answer.status, headers=headers, body=body)
-        headers[REQUEST_ID] = request_id
-        response = web.StreamResponse(status=answer.status, headers=headers)
-        response.content_length = answer.content_length
+        headers = dict(response.headers)
+        if hdrs.LOCATION in headers:
+            headers[hdrs.LOCATION] = f"{context.prefix}/{context.cluster}{headers[hdrs.LOCATION]}"
+        is_long = response.is_chunked or (response.length or 0) > _WHOLE_BYTES
+        if context.request.method == hdrs.METH_HEAD or not is_long:
+            body = await response.read()
+            return web.Response(status=response.status, headers=headers, body=body)
+        headers[REQUEST_ID] = context.request_id
+        passed_on = web.StreamResponse(status=response.status, headers=headers)
+        passed_on.content_length = response.length
+        return await self._pass_on_chunks(context, response, passed_on)
+
+    async def _pass_on_chunks(
+        self,
+        context: AuthorizedRequest,
+        response: UpstreamResponse,
+        passed_on: web.StreamResponse,
+    ) -> web.StreamResponse:
         # A client that does not read holds no more than this of our memory.
-        transport_of(request).set_write_buffer_limits(_PIECE)
-        await response.prepare(request)
-        while chunk := await _read_on(answer, cluster):
-            await response.write(chunk)
-        if chunk is None:
-            self._metrics.broken_answers.labels(cluster).inc()
+        transport_of(context.request).set_write_buffer_limits(CHUNK_BYTES)
+        await passed_on.prepare(context.request)
+        try:
+            async with contextlib.aclosing(response.chunks()) as chunks:
+                async for chunk in chunks:
+                    await passed_on.write(chunk)
+        except AgentError:
+            self._metrics.broken_answers.labels(context.cluster).inc()
             # Without its end (RFC 9112 §6.3, §7.1), so that nobody takes it for whole.
-            return TakenOver()
-        await response.write_eof()
-        return response
+            return NoResponse()
+        await passed_on.write_eof()
+        return passed_on
 
 
-async def _prefixed(answer: aiohttp.ClientResponse, cluster: str, prefix: str) -> web.Response:
-    """Kernelspecs whose resources are found under ``prefix``, which agents know nothing of."""
-    body = await _read_whole(answer, cluster)
-    if answer.status == 200 and body:  # noqa: PLR2004 - OK; HEAD has no body
+async def _with_links(response: UpstreamResponse, prefix: str) -> web.Response:
+    """Return kernelspecs whose resources are found below ``prefix``, which agents do not know."""
+    body = await response.read()
+    if response.status == HTTPStatus.OK and body:  # the answer to a HEAD has none
         found = msgspec.json.decode(body)
         for model in found.get("kernelspecs", {"": found}).values():
             resources = model["resources"]
             model["resources"] = {name: f"{prefix}{url}" for name, url in resources.items()}
         body = msgspec.json.encode(found)
-    headers = {hdrs.CONTENT_TYPE: answer.headers.get(hdrs.CONTENT_TYPE, "")}
-    return web.Response(status=answer.status, headers=headers, body=body)
+    headers = {hdrs.CONTENT_TYPE: response.headers.get(hdrs.CONTENT_TYPE, "")}
+    return web.Response(status=response.status, headers=headers, body=body)
 
 
-def _break_off(answer: aiohttp.ClientResponse, why: str) -> None:
-    # Closing the answer would leave whoever waits for more of it waiting.
-    answer.content.set_exception(aiohttp.ClientConnectionError(why))
-
-
-async def _read_whole(answer: aiohttp.ClientResponse, cluster: str) -> bytes:
-    try:
-        return await answer.read()
-    except (aiohttp.ClientError, ConnectionError) as error:
-        msg = f"The cluster {cluster!r} broke off its answer."
-        raise AgentUnavailable(msg, retry_after=1) from error
-
-
-async def _read_on(answer: aiohttp.ClientResponse, cluster: str) -> bytes | None:
-    """The answer's next bytes, none at its end; None where it broke off, or fell silent."""
-    try:
-        return await answer.content.read(_PIECE)
-    except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-        log.warning("answer_broken_off", cluster=cluster, problem=str(error))
-        return None
-
-
-def _require_chunks(request: web.BaseRequest) -> None:
-    if request.version < HttpVersion11:
-        raise BadRequest("Only with HTTP/1.1 can you tell whether this answer is whole.")
-
-
-def _query(target: Target, route: Route) -> list[tuple[str, str]]:
-    """The parameters that an agent knows. Never the whole query, which may hold a token."""
-    names = _PARAMETERS.get(route.kind, ())
-    return [(name, value) for name in names for value in target.values(name)]
+def _follows(context: AuthorizedRequest) -> bool:
+    """Whether the stream goes on with what comes: heartbeats tell that it is alive."""
+    return context.route.streams and "true" in context.target.values("follow")

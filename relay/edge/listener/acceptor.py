@@ -1,6 +1,6 @@
 """Accepts connections: counts them, hears who they come from, and begins TLS with them.
 
-accept → the council's count → PROXY protocol → the name in ClientHello → TLS → HTTP. Whatever is
+accept → the parent's count → PROXY protocol → the name in ClientHello → TLS → HTTP. Whatever is
 over a limit, late or malformed is closed without a word, before anything was spent on it.
 """
 
@@ -20,11 +20,12 @@ from aiohttp import web
 from relay import limits
 from relay.config import ConnectionSettings
 from relay.connections import HttpServer
-from relay.edge.council import Council, Lease, Refused
+from relay.edge.ipc.client import ParentClient, Permit, Refused
+from relay.edge.ipc.quotas import AddressPermit, ConnectionPermit
 from relay.edge.listener import proxy_headers, sni
 from relay.edge.listener.client_certs import ClientCertificates
 from relay.edge.listener.proxy_headers import Networks
-from relay.edge.quotas import Address, Connection, Lasting
+from relay.errors import Unauthorized
 from relay.model import Identity
 
 log = structlog.get_logger(__name__)
@@ -47,19 +48,19 @@ class ClientConnection:
         self.identity: Identity | None = None
         """Who its certificate says that it is."""
         self.certificate_required = False
-        self._leases: list[Lease] = []
+        self._permits: list[Permit[None]] = []
         self._identify: Callable[[bytes], Identity | None] | None = None
 
-    def hold(self, lease: Lease) -> None:
-        """Free ``lease`` when the connection ends."""
-        self._leases.append(lease)
+    def hold(self, permit: Permit[None]) -> None:
+        """Release ``permit`` when the connection ends."""
+        self._permits.append(permit)
 
     def expect_certificate(self, identify: Callable[[bytes], Identity | None]) -> None:
         """It will show one in the handshake."""
         self.certificate_required = True
         self._identify = identify
 
-    def begin(self, transport: asyncio.BaseTransport) -> None:
+    def opened(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands."""
         if self._identify is not None:
             tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
@@ -68,17 +69,31 @@ class ClientConnection:
             with contextlib.suppress(ValueError):
                 self.identity = self._identify(certificate or b"")
 
-    def end(self) -> None:
+    def certificate_identity(self, now: float) -> Identity | None:
+        """Return the identity in the client's certificate; ``None`` where none was asked for.
+
+        ``now`` is in Unix seconds. Raises `Unauthorized` for a certificate that maps to no user,
+        and for one that has expired since the handshake.
+        """
+        if not self.certificate_required:
+            return None
+        if self.identity is None:
+            raise Unauthorized("the certificate is nobody's")
+        if self.identity.expires <= now:
+            raise Unauthorized("the certificate has expired")
+        return self.identity
+
+    def closed(self) -> None:
         """The connection is gone."""
-        while self._leases:
-            self._leases.pop().free()
+        while self._permits:
+            self._permits.pop().release()
 
 
-def visitor_of(request: web.BaseRequest) -> ClientConnection:
-    """Who is at the other end of a request's connection."""
-    visitor = request.protocol.visitor  # type: ignore[attr-defined]  # our own connections have it
-    assert isinstance(visitor, ClientConnection)  # noqa: S101 - set where they are made
-    return visitor
+def connection_of(request: web.BaseRequest) -> ClientConnection:
+    """Return the connection that a request came on."""
+    connection = request.protocol.observer  # type: ignore[attr-defined]  # our own connections have it
+    assert isinstance(connection, ClientConnection)  # noqa: S101 - set where they are made
+    return connection
 
 
 class Acceptor:
@@ -89,7 +104,7 @@ class Acceptor:
         listener: socket.socket,
         http: HttpServer,
         *,
-        council: Council,
+        parent: ParentClient,
         tls: ssl.SSLContext,
         certificates: ClientCertificates,
         proxies: Networks,
@@ -97,7 +112,7 @@ class Acceptor:
     ) -> None:
         self._listener = listener
         self._http = http
-        self._council = council
+        self._parent = parent
         self._tls = tls
         self._certificates = certificates
         self._proxies = proxies
@@ -114,8 +129,8 @@ class Acceptor:
                 visitor = ClientConnection(address)
                 proxied = address in self._proxies
                 # One after the other: a flood waits in the kernel's queue, not in our memory.
-                claim = Connection(None if proxied else proxy_headers.counted(address))
-                if await self._admit(visitor, claim):
+                wanted = ConnectionPermit(None if proxied else proxy_headers.counted(address))
+                if await self._admit(visitor, wanted):
                     handshakes.create_task(
                         self._welcome(connection, visitor, proxied=proxied),
                         name=f"handshake with {address}",
@@ -129,17 +144,19 @@ class Acceptor:
         except OSError as error:
             # Of the connection that was to be, which is gone again; or there is no room.
             if error.errno in _EXHAUSTED:
-                log.error("cannot_accept", problem=error.strerror)  # noqa: TRY400 - says it all
+                log.error("accept_failed", problem=error.strerror)  # noqa: TRY400 - says it all
                 await asyncio.sleep(_PAUSE)
             return None
         connection.settimeout(0)
         return connection, str(peer[0])
 
-    async def _admit(self, visitor: ClientConnection, claim: Lasting) -> bool:
+    async def _admit(
+        self, visitor: ClientConnection, wanted: ConnectionPermit | AddressPermit
+    ) -> bool:
         try:
-            visitor.hold(await self._council.hold(claim))
+            visitor.hold(await self._parent.acquire(wanted))
         except Refused as refused:
-            setting = refused.refusal.setting
+            setting = refused.code
             log.info("connection_refused", address=visitor.address, setting=setting)
             limits.record(setting)
             return False
@@ -155,7 +172,7 @@ class Acceptor:
             async with asyncio.timeout_at(deadline):
                 if proxied and not await self._hear_proxy(connection, visitor):
                     connection.close()
-                    visitor.end()
+                    visitor.closed()
                     return
                 context = await self._context(connection, visitor)
             await loop.connect_accepted_socket(
@@ -168,7 +185,7 @@ class Acceptor:
             )
         except BaseException as error:
             connection.close()
-            visitor.end()
+            visitor.closed()
             if not isinstance(error, Exception):
                 raise
             self._tell(error, visitor, late=loop.time() >= deadline - _MOMENT)
@@ -177,12 +194,12 @@ class Acceptor:
         """Why a connection came to nothing. Whatever it was, others go on."""
         setting = "connections.tls_timeout"
         if late and isinstance(error, ConnectionAbortedError | TimeoutError):
-            log.info("handshake_too_slow", address=visitor.address, setting=setting)
+            log.info("handshake_timeout", address=visitor.address, setting=setting)
             limits.record(setting)
         elif isinstance(error, OSError | ValueError):  # ssl's errors are among them
-            log.debug("no_handshake", address=visitor.address, problem=str(error))
+            log.debug("handshake_failed", address=visitor.address, problem=str(error))
         else:
-            log.error("unforeseen", address=visitor.address, exc_info=error)
+            log.error("unexpected_error", address=visitor.address, exc_info=error)
 
     async def _hear_proxy(self, connection: socket.socket, visitor: ClientConnection) -> bool:
         """Take the PROXY header, and count the connection for whom it is; whether it may stay.
@@ -194,7 +211,7 @@ class Acceptor:
             # Its own, to see whether we live.
             return True
         visitor.address = address
-        return await self._admit(visitor, Address(proxy_headers.counted(address)))
+        return await self._admit(visitor, AddressPermit(proxy_headers.counted(address)))
 
     async def _context(
         self, connection: socket.socket, visitor: ClientConnection

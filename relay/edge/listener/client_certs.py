@@ -16,14 +16,12 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from relay.config import MtlsSettings, TlsSettings
-from relay.model import Identity, Principal
+from relay.model import Identity, Principal, is_name
 
 log = structlog.get_logger(__name__)
 
 AUTHENTICATOR: Final = "mtls"
 """The name under which policies know it."""
-_LONGEST: Final = 255
-"""Characters of a user's name."""
 
 
 class ClientCertificates:
@@ -47,13 +45,15 @@ class ClientCertificates:
         found = x509.load_der_x509_certificate(certificate)
         values = _READERS[settings.user_from](found)
         if len(values) != 1:
-            log.info("certificate_of_nobody", user_from=settings.user_from, values=len(values))
+            log.info(
+                "client_certificate_without_user", user_from=settings.user_from, values=len(values)
+            )
             return None
         (user,) = values
         if settings.users is not None:
             user = settings.users.get(user, "")
-        if not user or len(user) > _LONGEST or not user.isprintable() or user != user.strip():
-            log.info("certificate_of_nobody", user_from=settings.user_from)
+        if not is_name(user):
+            log.info("client_certificate_without_user", user_from=settings.user_from)
             return None
         return Identity(
             principal=Principal(AUTHENTICATOR, user),

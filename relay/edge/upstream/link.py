@@ -49,10 +49,12 @@ class Link(asyncio.Protocol):
         self._on_record: RecordHandler | None = None
         self._on_lost: Callable[[], None] = lambda: None
         self._on_writable: Callable[[bool], None] = lambda _: None
-        self._asked = False
-        self._heard = False
+        self._ping_unanswered = False
+        """Whether nothing has come since the last ping."""
         self._paused = False
+        """Whether the link is not read from, so that nothing can come."""
         self.lost = False
+        """Whether the connection is gone."""
         self._transport.set_protocol(self)
 
     async def attach(self, attach: Attach) -> None:
@@ -97,7 +99,7 @@ class Link(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on."""
-        self._paused, self._heard = False, True
+        self._paused = self._ping_unanswered = False
         if not self.lost:
             self._transport.resume_reading()
 
@@ -105,31 +107,32 @@ class Link(asyncio.Protocol):
         """Ask the agent for a sign of life every ``interval`` seconds; a silent one is gone."""
         if self.lost or self._transport.is_closing():
             return
-        if self._asked and not self._heard and not self._paused:
-            log.warning("link_silent", setting="upstream.link_ping_interval")
+        if self._ping_unanswered and not self._paused:
+            log.warning("link_timeout", setting="upstream.link_ping_interval")
             limits.record("upstream.link_ping_interval")
             self._transport.abort()
             return
-        self._asked, self._heard = True, False
+        self._ping_unanswered = True
         self._transport.write(record(RecordKind.PING))
         asyncio.get_running_loop().call_later(interval, self.keep_watch, interval)
 
     def close(self) -> None:
         """Hang up, once what was written is out."""
-        # Over TLS records may still come for a while.
+        # Over TLS records may still come for a while, and what was written leaves bit by bit.
         self._on_record, self._on_lost = lambda _kind, _payload: None, lambda: None
+        self._on_writable = lambda _writable: None
         self._transport.close()
 
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the agent."""
-        self._heard = True
+        self._ping_unanswered = False
         try:
             for kind, payload in self._reader.feed(data):
                 self._take(kind, payload)
         except RecordError as error:
-            log.warning("bad_record", problem=error.message)
+            log.warning("malformed_record", problem=error.message)
             self._transport.abort()
 
     def _take(self, kind: RecordKind, payload: bytes) -> None:

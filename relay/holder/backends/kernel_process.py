@@ -28,7 +28,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from relay.bridge.messages import Channel
 from relay.errors import DiskFull, StartFailed
-from relay.files import is_disk_trouble
+from relay.files import is_disk_error
 from relay.holder.backends.pidfd_process import PidfdProcess
 from relay.holder.backends.sockets import Endpoints
 from relay.kernel_folders import KernelRecord
@@ -167,7 +167,7 @@ class KernelProcess:
             msg = f"There is no kernelspec named {self._plan.name!r}."
             raise StartFailed(msg) from error
         except Exception as error:
-            if isinstance(error, OSError) and is_disk_trouble(error):
+            if isinstance(error, OSError) and is_disk_error(error):
                 msg = f"The kernel's files cannot be written: {error.strerror}."
                 raise DiskFull(msg) from error
             # Provisioners raise what they like; its words may name paths, so they go to the log.
@@ -192,7 +192,7 @@ class KernelProcess:
             }
         except Exception as error:  # noqa: BLE001 - a provisioner raises what it likes
             # Without it the kernel ends with its holder.
-            log.warning("kernel_not_noted", problem=repr(error))
+            log.warning("kernel_record_failed", problem=repr(error))
             return
         self.noted = noted
 

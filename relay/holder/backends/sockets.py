@@ -149,7 +149,7 @@ class KernelSockets:
             self._on_multipart(channel, parts)
         except Exception:
             # Whatever is wrong with one message: a socket that is not read on loses all others.
-            log.exception("message_not_taken", channel=channel.wire)
+            log.exception("message_handler_failed", channel=channel.wire)
 
     def close(self) -> None:
         """Take what has arrived, then close. Only for a kernel process that has ended."""

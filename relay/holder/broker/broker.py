@@ -156,7 +156,7 @@ class Broker:
 
     def note_gap(self, messages: int, setting: str | None = "journal.bytes") -> None:
         """A reader misses messages, because of ``setting`` or, without one, of the disk."""
-        log.warning("gap", messages=messages, setting=setting)
+        log.warning("journal_gap", messages=messages, setting=setting)
         self._gaps += 1
         self._gap_messages += messages
         if setting is not None:
@@ -222,7 +222,7 @@ class Broker:
         Raises `NotFound`, `TooMany` and `DiskFull`.
         """
         for connection, reason in self._guests.change(principal, grant).items():
-            log.info("sent_away", principal=principal, problem=reason)
+            log.info("access_revoked", principal=principal, problem=reason)
             reader = self._readers.pop(connection, None)
             # What it says from now on is not heard, though it may hang up later.
             self._perform(ClientDetached(connection))
@@ -319,7 +319,7 @@ class Broker:
         if self._sockets is None:
             # Between two kernel processes there is nobody to send to; the clients learn of
             # the new one from its status.
-            log.info("dropped_request", reason="no kernel process")
+            log.info("request_dropped", reason="no kernel process")
             return
         self._sockets.send(message.channel, self._signer.serialize(message))
 
@@ -428,7 +428,7 @@ class Broker:
             header = parse_header(message.header)
             parent = parse_header(message.parent_header)
         except (BadKernelMessage, MalformedMessage) as error:
-            log.warning("bad_kernel_message", channel=channel.wire, problem=str(error))
+            log.warning("malformed_kernel_message", channel=channel.wire, problem=str(error))
             return
         if channel is Channel.IOPUB:
             self.heard.set()
@@ -480,7 +480,7 @@ class Broker:
                     ids = event.channel, event.parent_msg_id, event.parent_session
                     self._finished.append(partial(self._requests.answered, *ids))
             else:
-                log.debug("unasked_reply", channel=message.channel.wire)
+                log.debug("unmatched_reply", channel=message.channel.wire)
 
     def _is_refusal(self, event: MessagePublished) -> bool:
         """Whether it is for who may only view: what others wait for must not make room for it."""
@@ -504,9 +504,9 @@ class Broker:
         if failed != self._disk_failed:
             self._disk_failed = failed
             if failed:
-                log.error("journal_not_written", problem=str(self.journal.failed))
+                log.error("journal_write_failed", problem=str(self.journal.failed))
             else:
-                log.info("journal_written_again", unsaved=self.journal.unsaved)
+                log.info("journal_write_recovered", unsaved=self.journal.unsaved)
             self._on_change()
 
     def _perform(self, event: Event) -> Sequence[Action]:
@@ -520,7 +520,7 @@ class Broker:
                 case Acknowledge():
                     self._readers[action.connection].acknowledge(action.number)
                 case Evicted():
-                    log.warning("forgotten", setting=action.setting)
+                    log.warning("session_evicted", setting=action.setting)
                     limits.record(action.setting)
         return actions
 

@@ -51,7 +51,9 @@ async def _settle(broker: Broker, lane: RequestQueue, before: list[KernelRequest
             return
     lost = [asked for asked in before if not asked.finished]
     for asked in lost:
-        log.warning("made_up", msg_type=asked.msg_type, reply=asked.answered, idle=asked.idle)
+        log.warning(
+            "replies_synthesized", msg_type=asked.msg_type, reply=asked.answered, idle=asked.idle
+        )
         broker.finish(asked, "RelayReplyLost", _LOST)
     if lane == MAIN:
         broker.learnt_idle(before)

@@ -176,7 +176,7 @@ class ClientReader:
         header, parent, metadata, content, *buffers = entry.parts
         message = Message(entry.channel, header, parent, metadata, content, tuple(buffers))
         notice = left_out(message, why)
-        log.warning("left_out", seq=entry.seq, size=message.size, why=why)
+        log.warning("message_replaced_by_notice", seq=entry.seq, size=message.size, why=why)
         parts = notice.header, notice.parent_header, notice.metadata, notice.content
         return Entry(entry.seq, notice.channel, parts)
 

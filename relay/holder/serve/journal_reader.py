@@ -79,7 +79,7 @@ class JournalReader:
         number = self._broker.watch(self, read.principal, granted=read.granted)
         try:
             with structlog.contextvars.bound_contextvars(request_id=read.request_id):
-                log.info("read", after=read.after, limit=read.limit, follow=read.follow)
+                log.info("journal_read", after=read.after, limit=read.limit, follow=read.follow)
                 async with asyncio.TaskGroup() as tasks:
                     hung_up = tasks.create_task(self._until_hung_up(), name="hung up")
                     await self._send(read)

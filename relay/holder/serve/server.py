@@ -101,14 +101,14 @@ class HolderServer:
         self._nobody.clear()
         try:
             if peer_uid(writer) not in self._agents:
-                log.warning("refused_peer", uid=peer_uid(writer))
+                log.warning("peer_rejected", uid=peer_uid(writer))
                 return
             kind, payload = await read_record(reader, self._max_record)
             if kind is RecordKind.ATTACH:
                 attach = read_opening(payload, Attach, AGENT, HOLDER)
                 channels = ClientReader(self._broker, writer, attach, self._limits)
                 with structlog.contextvars.bound_contextvars(request_id=attach.request_id):
-                    log.info("attached", link=attach.link)
+                    log.info("client_attached", link=attach.link)
                     await channels.run(reader, self._max_record)
             elif kind is RecordKind.READ:
                 await JournalReader(self._broker, reader, writer).run(payload)
@@ -122,10 +122,10 @@ class HolderServer:
             log.warning("version_refused", problem=problem)
             writer.write(refusal_record(problem))
         except* RecordError as group:
-            log.warning("bad_record", problem=str(group.exceptions[0]))
+            log.warning("malformed_record", problem=str(group.exceptions[0]))
         except* Forbidden:
             # Whoever asks the agent once more hears it there.
-            log.info("not_admitted")
+            log.info("client_refused")
         finally:
             writer.close()
             self._connected -= 1
@@ -166,13 +166,13 @@ class HolderServer:
         failure = None
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
-                log.info("call", op=call.op)
+                log.info("agent_request", op=call.op)
                 if call.grant is not None:
                     self._grant(call.grant)
                 else:
                     await self._operate(call.op)
             except RelayError as error:
-                log.warning("call_failed", op=call.op, problem=error.message)
+                log.warning("agent_request_failed", op=call.op, problem=error.message)
                 failure = Failure(error.message, error.reason, error.http_status)
         writer.write(struct_record(RecordKind.RESULT, Result(id=call.id, failure=failure)))
 

@@ -70,7 +70,7 @@ class GrantStore:
         if grant is not None:
             changed[principal] = grant
         if len(changed) > max(self._limit, len(self._grants)):
-            log.warning("too_many_grants", limit=self._limit, setting="kernels.max_grants")
+            log.warning("grant_limit_reached", limit=self._limit, setting="kernels.max_grants")
             limits.record("kernels.max_grants")
             raise TooMany(f"A kernel is shared with {self._limit} users (kernels.max_grants).")
         try:
@@ -78,7 +78,7 @@ class GrantStore:
         except OSError as error:
             raise DiskFull(f"The grant cannot be kept: {error.strerror}.") from error
         self._grants = changed
-        log.info("granted", grantee=principal, action=grant)
+        log.info("grant_changed", grantee=principal, action=grant)
         return self._ended_by(principal, grant)
 
     def _ended_by(self, principal: str, grant: Grant | None) -> dict[int, str]:

@@ -216,7 +216,7 @@ class RequestStore:
 
     def _fail(self, error: OSError) -> None:
         if not self._failed:
-            log.error("requests_not_written", problem=str(error))
+            log.error("requests_write_failed", problem=str(error))
         self._failed = True
         # Half a line may be at its end, behind which nothing is read: the next begins it anew.
         self.close()

@@ -109,7 +109,7 @@ class SessionStore:
 
     def _fail(self, error: OSError) -> None:
         if self.failed is None:
-            log.error("sessions_not_written", problem=str(error))
+            log.error("sessions_write_failed", problem=str(error))
         self.failed = error
 
 
@@ -124,7 +124,7 @@ def _read(path: Path, limits: SessionLimits, written: int) -> ClientSessions | N
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("sessions_not_read", problem=str(error))
+        log.warning("sessions_damaged", problem=str(error))
         return None
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
         for each in lines:

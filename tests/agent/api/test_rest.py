@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from relay.agent.api.access import KernelAccess
 from relay.agent.api.messages import JournalMessages
-from relay.agent.api.rest import Rest
+from relay.agent.api.rest import AgentRequest, Rest
 from relay.agent.api.sessions import JupyterSessions
 from relay.agent.api.start_request import KernelStarts
 from relay.agent.holders.create import StartRequest
@@ -25,7 +25,8 @@ from relay.config import AgentConfig, KernelEnvironment, KernelSettings, ListenS
 from relay.errors import BadRequest, NotFound, TooLarge
 from relay.model import KernelModel, Principal
 from relay.routing.paths import parse_target
-from relay.routing.routes import Kind, match
+from relay.routing.routes import ROUTES
+from relay.routing.table import Scope
 
 LAUNCH_TIMEOUT = 60.0
 KERNEL_ID = "0a0a0a0a-0000-4000-8000-000000000000"
@@ -47,12 +48,12 @@ class FakeHolders:
 
 class FakeSpecs:
     async def get(self, name: str, rights: Rights) -> dict[str, Any]:
-        if name not in {"python3", "ir"} or not rights.cover(Action.START, name):
+        if name not in {"python3", "ir"} or not rights.allows(Action.START, name):
             raise NotFound("no such kernelspec")
         return {"name": name, "spec": {}}
 
     async def default(self, rights: Rights) -> str:
-        return "python3" if rights.cover(Action.START, "python3") else "ir"
+        return "python3" if rights.allows(Action.START, "python3") else "ir"
 
     async def all(self, rights: Rights) -> dict[str, Any]:
         return {"default": await self.default(rights), "kernelspecs": {}}
@@ -106,7 +107,9 @@ class Desk:
         payload.feed_data(body)
         payload.feed_eof()
         request = make_mocked_request(method, path, payload=payload)
-        return await self.rest.handle(request, target, match(method, target.segments), ticket)
+        route, parameters = ROUTES.match(Scope.CLUSTER, method, target.segments)
+        asked = AgentRequest(request, target, route, parameters, ticket)
+        return await self.rest.handlers[route.name](asked)
 
     async def start(self, body: object = None, **ticket: Any) -> StartRequest:
         raw = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
@@ -278,6 +281,7 @@ async def test_permissions_are_what_the_rights_leave(
     assert found == {**permitted, "updatable_fields": []}
 
 
-def test_every_route_has_an_answer(desk: Desk) -> None:
+def test_every_route_has_a_handler(desk: Desk) -> None:
     # Channels are the one thing that REST does not serve.
-    assert set(desk.rest._answers) == set(Kind) - {Kind.CHANNELS}
+    served = {route.name for route in ROUTES.of(Scope.CLUSTER) if not route.upgrades}
+    assert set(desk.rest.handlers) == served

@@ -108,7 +108,7 @@ def test_a_key_that_no_library_knows(place: Place) -> None:
     place.write("edge.pem", STRANGE)
     found = findings_of(place.edge_config())
     assert [each[:2] for each in found] == [("error", "tls.certificate"), ("error", "tls.key")]
-    assert "edge.pem has a key of a kind that nobody should use" in found[0].text
+    assert "edge.pem has a key of a kind that should not be used" in found[0].text
     assert "is not the key of" in found[1].text
 
 

@@ -43,4 +43,4 @@ def test_one_os_user_for_all_kernels_is_said(place: Place, look: Any) -> None:
     for settings in (place.agent_config(), place.up_config()):
         (found,) = findings_of(settings)
         assert (found.severity, found.path) == ("warning", "shared_uid")
-        assert "no isolation between users" in found.text
+        assert "users are not isolated" in found.text

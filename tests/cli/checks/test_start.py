@@ -19,7 +19,7 @@ def test_whatever_else_keeps_an_edge_from_starting(
 
     monkeypatch.setattr(worker.Secrets, "read", read)
     (found,) = findings_of(place.edge_config())
-    assert (found.severity, found.text) == ("error", "would not start: the moon is full")
+    assert (found.severity, found.text) == ("error", "it would not start: the moon is full")
     place.edge["ticket_key"] = "none.key"
     assert look(place.edge_config()) == [("error", "ticket_key")]
 

@@ -21,7 +21,8 @@ from relay.config import (
     TokenSettings,
 )
 from relay.edge.authn import authenticators
-from relay.edge.authn.authenticators import Authenticators, TokenFile
+from relay.edge.authn.authenticators import Authenticators
+from relay.edge.authn.token_file import TokenFile
 from relay.errors import AuthenticatorUnavailable, Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
@@ -65,10 +66,6 @@ def build(
     return built(file, chain=chain, aliases=aliases)._chain
 
 
-def read(file: Path, metrics: EdgeMetrics | None = None) -> TokenFile:
-    return TokenFile(TokenSettings(file=str(file)), metrics or EdgeMetrics.local())
-
-
 def write(file: Path, *records: TokenRecord) -> None:
     """As the command does: another file takes its place."""
     new = file.with_name("new")
@@ -103,11 +100,6 @@ async def test_without_any_token_nobody_comes_in(file: Path) -> None:
     file.write_bytes(TokenStore([]).dump())
     with pytest.raises(Unauthorized):
         await build(file).authenticate(TOKEN, NOW)
-
-
-async def test_a_token_file_passes_on_what_it_does_not_know(file: Path) -> None:
-    tokens: Authenticator = read(file)
-    assert await tokens.authenticate("another's", NOW) is None
 
 
 def test_the_chain_is_what_is_set_each_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,60 +169,8 @@ def test_a_damaged_file(file: Path, data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-# A file that changes
-
-
-async def test_a_changed_file_counts_at_the_next_look(file: Path) -> None:
-    tokens = read(file)
-    assert not tokens.look()
-    other, record = generate("bob", NOW)
-    write(file, RECORD, record)
-    assert await tokens.authenticate(other, NOW) is None
-    assert tokens.look()
-    assert await tokens.authenticate(other, NOW) is not None
-    write(file, record)
-    assert tokens.look()
-    assert await tokens.authenticate(TOKEN, NOW) is None
-    assert not tokens.look()
-
-
-async def test_a_file_that_is_written_in_place_counts_too(file: Path) -> None:
-    tokens = read(file)
-    file.write_bytes(TokenStore([]).dump())
-    assert tokens.look()
-    assert await tokens.authenticate(TOKEN, NOW) is None
-
-
-def test_the_same_tokens_in_another_file_are_no_change(file: Path) -> None:
-    tokens = read(file)
-    write(file, RECORD)
-    assert not tokens.look()
-
-
-@pytest.mark.parametrize("damage", [b"", b"{}", b'{"tokens": [', b"[" * 100_000, None])
-async def test_a_file_that_cannot_be_used_any_more_changes_nothing(
-    file: Path, damage: bytes | None
-) -> None:
-    metrics = EdgeMetrics.local()
-    tokens = read(file, metrics)
-    failures = metrics.refused_token_files._value
-    if damage is None:
-        file.unlink()
-    else:
-        file.write_bytes(damage)
-    assert not tokens.look()
-    assert not tokens.look()
-    # Said once, not at each look.
-    assert failures.get() == 1
-    assert await tokens.authenticate(TOKEN, NOW) is not None
-    assert await tokens.authenticate("relay_other", NOW) is None
-    write(file)
-    assert tokens.look()
-    assert await tokens.authenticate(TOKEN, NOW) is None
-
-
 @virtual
-async def test_it_is_looked_at_again_and_again(file: Path) -> None:
+async def test_a_token_file_is_looked_at_again_and_again(file: Path) -> None:
     settings = AuthenticationSettings(tokens=TokenSettings(file=str(file), look_interval=0.5))
     known = authenticators.build(settings, EdgeMetrics.local())
     changes: list[float] = []
@@ -464,7 +404,8 @@ async def test_a_wrong_token_of_an_issuer_is_shown_to_nobody_else(file: Path) ->
 def test_a_key_that_cannot_be_used_is_named_with_its_setting(file: Path) -> None:
     weak = {**RSA, "n": jwts.b64(b"\xff" * 128), "kid": "weak"}
     with pytest.raises(
-        ValueError, match=r"^authentication\.jwt\.corp\.keys: jwks_file: key 1 \('weak'\): its 1024"
+        ValueError,
+        match=r"^authentication\.jwt\.corp\.keys: jwks_file: key 1 \('weak'\): it has 1024",
     ):
         with_keys(file, RSA, weak)
     with pytest.raises(ValueError, match=r"^authentication\.jwt\.corp\.keys: .*nowhere"):
@@ -499,8 +440,9 @@ async def test_an_authenticator_is_started_and_ended_with_the_others(file: Path)
         async def authenticate(self, credential: str, now: float, /) -> Identity | None:
             return None
 
+    tokens = TokenFile(TokenSettings(file=str(file)), EdgeMetrics.local())
     async with Authenticators(
-        AuthenticatorChain([]), None, [Context("one"), read(file), Context("two")]
+        AuthenticatorChain([]), None, [Context("one"), tokens, Context("two")]
     ):
         assert ended == []
     assert ended == ["two", "one"]

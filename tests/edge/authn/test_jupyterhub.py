@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
+from aiohttp.hdrs import AUTHORIZATION
 
 from relay import limits
 from relay.auth.credentials import PresentedCredentials
@@ -24,6 +25,7 @@ from relay.edge.authn.jupyterhub_activity import HubServer
 from relay.errors import AuthenticatorUnavailable, Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
+from tests.waiting import until
 
 ACCESS: Final = "access:services!service=relay"
 TOKEN: Final = "0123456789abcdef" * 2
@@ -63,6 +65,10 @@ class StandIn:
         self.headers: dict[str, str] = {}
         self.report_statuses: list[int] = []
         self.url = ""
+
+    def reports_of(self, user: str) -> list[tuple[str, Any]]:
+        path = f"/hub/api/users/{user}/activity"
+        return [report for report in self.reports if report[0] == path]
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.tokens.append(request.headers["Authorization"])
@@ -411,8 +417,9 @@ async def test_no_more_requests_than_set_are_under_way(hub: StandIn) -> None:
         for number in range(20):
             tasks.create_task(authenticator.authenticate(f"token-{number}", NOW))
         await until(lambda: len(hub.asked) == 3)
-        await asyncio.sleep(0.05)
-        assert hub.under_way == 3
+        # A round trip later, whatever was sent with those has come.
+        async with ClientSession() as session, session.post(hub.url, headers={AUTHORIZATION: ""}):
+            assert hub.under_way == 3
         hub.open.set()
     assert (hub.most, len(hub.asked)) == (3, 20)
 
@@ -462,6 +469,18 @@ class Socket:
         self.last_activity = asyncio.get_running_loop().time()
 
 
+async def another_round(hub: StandIn, authenticator: JupyterHub) -> None:
+    """Wait until all that there is to report has been: somebody else's activity, twice."""
+    other = HubUser(
+        principal=Principal("jupyterhub", "other"), via="jupyterhub", place=HubServer("other", "")
+    )
+    socket = Socket()
+    with authenticator.follow(other, socket):
+        for reports in (1, 2):
+            await until(lambda reports=reports: len(hub.reports_of("other")) >= reports)  # type: ignore[misc]
+            socket.last_activity += 1
+
+
 async def test_activity_is_reported_with_the_services_own_token(hub: StandIn) -> None:
     hub.body = user("al/ice@x")
     async with asking(hub, activity_interval=0.05) as authenticator:
@@ -469,12 +488,12 @@ async def test_activity_is_reported_with_the_services_own_token(hub: StandIn) ->
         assert identity is not None
         with authenticator.follow(identity, Socket()):
             await until(lambda: len(hub.reports) == 1)
-            await asyncio.sleep(0.2)
-    assert len(hub.reports) == 1
+            assert hub.tokens == [f"token {TOKEN}", f"token {OWN}"]
+            await another_round(hub, authenticator)
+    assert len(hub.reports_of("al%2Fice%40x")) == 1
     path, body = hub.reports[0]
     assert path == "/hub/api/users/al%2Fice%40x/activity"
     assert body["servers"] == {"": {"last_activity": body["last_activity"]}}
-    assert hub.tokens == [f"token {TOKEN}", f"token {OWN}"]
 
 
 @pytest.mark.parametrize("status", [400, 404])
@@ -501,16 +520,16 @@ async def test_a_report_that_fails_is_made_again(hub: StandIn, status: int) -> N
         assert identity is not None
         with authenticator.follow(identity, Socket()):
             await until(lambda: len(hub.reports) == 3)
-            await asyncio.sleep(0.2)
-    assert len(hub.reports) == 3
+            await another_round(hub, authenticator)
+    assert len(hub.reports_of("alice")) == 3
 
 
 async def test_nothing_is_reported_of_others(hub: StandIn) -> None:
     async with asking(hub, activity_interval=0.05) as authenticator:
         others = Identity(principal=Principal("token", "alice"), via="token")
         with authenticator.follow(others, Socket()):
-            await asyncio.sleep(0.2)
-    assert hub.reports == []
+            await another_round(hub, authenticator)
+    assert hub.reports == hub.reports_of("other")
 
 
 async def test_it_is_one_of_the_edges_authenticators(
@@ -558,9 +577,3 @@ def test_a_ca_that_is_none_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"\Aca: "):
         JupyterHub(settings, {"JUPYTERHUB_API_TOKEN": OWN}, EdgeMetrics.local())
-
-
-async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not check():  # noqa: ASYNC110 - what happens elsewhere sets no event here
-            await asyncio.sleep(0.01)

@@ -18,7 +18,7 @@ from relay.edge.authn.jwks_client import FetchedKeys, FileKeys, JwksEndpoint, Pu
 from relay.errors import AuthenticatorUnavailable
 from relay.metrics import EdgeMetrics
 from tests.jwts import SECRET, jwk, jwk_set, private_key, private_pem, public_pem
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 ONE = jwk(private_key("EdDSA", "one"), kid="one")
 TWO = jwk(private_key("EdDSA", "two"), kid="two")
@@ -46,7 +46,7 @@ class Provider:
     async def __call__(self) -> Published:
         self.asked.append(asyncio.get_running_loop().time())
         document = self.document or jwk_set(*self.keys)
-        await asyncio.sleep(self.takes)
+        await elapse(self.takes)
         if self.fails is not None:
             raise self.fails
         return Published(document, self.max_age)
@@ -262,7 +262,7 @@ async def test_keys_are_not_used_for_ever() -> None:
         with pytest.raises(AuthenticatorUnavailable):
             await keys.find("one", "EdDSA")
         # One line for the row, not for each.
-        assert [line["event"] for line in lines] == ["keys_not_fetched", "keys_too_old"]
+        assert [line["event"] for line in lines] == ["key_fetch_failed", "keys_expired"]
 
 
 @virtual
@@ -371,7 +371,7 @@ def test_keys_in_files(tmp_path: Path) -> None:
         (jwk_set(ONE, jwk(private_key("ES256"), kid="curve")), r"jwks_file: key 1 \('curve'\)"),
         (jwk_set(), "jwks_file: it has no keys"),
         (b"", "."),
-        (b"{}", "no JWK Set"),
+        (b"{}", "not a JWK Set"),
     ],
 )
 def test_a_file_with_a_wrong_key_is_an_error_that_names_it(

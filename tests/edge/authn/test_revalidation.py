@@ -11,12 +11,12 @@ import pytest
 
 from relay.auth.credentials import PresentedCredentials
 from relay.auth.policy import Action, Rights
-from relay.edge.authn.revalidation import LOOK, AuthorizedStream, Reauthorizer
-from relay.edge.upstream.client import Caller
+from relay.edge.authn.revalidation import INTERVAL, AuthorizedStream, Reauthorizer
+from relay.edge.caller import Caller
 from relay.errors import AgentUnavailable, Forbidden, NotFound, RelayError, Unauthorized
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 EPOCH = 1_800_000_000.0
 ADA = Identity(principal=Principal("token", "ada"), via="token", credential="id1")
@@ -33,7 +33,7 @@ class World:
         self.granted: Caller | RelayError = ALL
         self.seconds = 0.0
         self.metrics = EdgeMetrics.local()
-        self.standing = Reauthorizer(self._identify, self.metrics, self.now)
+        self.reauthorizer = Reauthorizer(self._identify, self.metrics, self.now)
 
     def now(self) -> float:
         return EPOCH + asyncio.get_running_loop().time()
@@ -42,12 +42,12 @@ class World:
         assert now == self.now()
         self.asked.append(shown)
         known = self.identities.get(shown, Unauthorized("nobody"))
-        await asyncio.sleep(self.seconds)
+        await elapse(self.seconds)
         if isinstance(known, Exception):
             raise known
         return known
 
-    def judge(self, _: Identity) -> Caller:
+    def authorize(self, _: Identity) -> Caller:
         if isinstance(self.granted, RelayError):
             raise self.granted
         return self.granted
@@ -55,7 +55,7 @@ class World:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(self.standing.run())
+            task = tasks.create_task(self.reauthorizer.run())
             try:
                 yield
             finally:
@@ -70,14 +70,14 @@ class Client:
         self.shown = PresentedCredentials(text)
         self.identity = msgspec.structs.replace(ADA, **known)
         world.identities.setdefault(self.shown, self.identity)
-        self.visit = AuthorizedStream(self.identity, world.judge, ALL, {"cluster": "alpha"})
+        self.stream = AuthorizedStream(self.identity, world.authorize, ALL, {"cluster": "alpha"})
         self.ended: list[tuple[int, float]] = []
         self.changes = 0
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._open.enter_context(self.world.standing.visit(self.shown, self.visit))
-        self.visit.attend(self._end, self._change)
+        self._open.enter_context(self.world.reauthorizer.watch(self.shown, self.stream))
+        self.stream.subscribe(self._end, self._change)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +112,7 @@ async def test_what_is_revoked_ends_at_the_change() -> None:
         with Client(world) as client, Client(world, "other") as other:
             await asyncio.sleep(100)
             client.becomes(Unauthorized("nobody"))
-            world.standing.judge_all()
+            world.reauthorizer.reauthorize_all()
             await settle()
             assert client.ended == [(4401, 100.0)]
             await asyncio.sleep(100)
@@ -129,11 +129,11 @@ async def test_what_expires_ends_then() -> None:
             await asyncio.sleep(60.4)
             assert client.ended == []
             client.becomes(Unauthorized("nobody"))
-            await asyncio.sleep(0.1 + LOOK)
+            await asyncio.sleep(0.1 + INTERVAL)
             ((code, when),) = client.ended
-            assert (code, 60.5 <= when <= 60.5 + LOOK) == (4401, True)
-            assert client.visit.ended is not None
-            assert "expired" in client.visit.ended.message
+            assert (code, 60.5 <= when <= 60.5 + INTERVAL) == (4401, True)
+            assert client.stream.revoked is not None
+            assert "expired" in client.stream.revoked.message
 
 
 @virtual
@@ -144,7 +144,7 @@ async def test_who_wants_to_be_asked_again_is() -> None:
             await asyncio.sleep(200)
             assert 4 <= len(world.asked) <= 5
             client.becomes(Unauthorized("nobody"))
-            await asyncio.sleep(61 + LOOK)
+            await asyncio.sleep(61 + INTERVAL)
             assert [code for code, _ in client.ended] == [4401]
 
 
@@ -179,12 +179,12 @@ async def test_what_the_policy_covers_no_more(refused: RelayError) -> None:
         with Client(world) as client:
             await asyncio.sleep(10)
             world.granted = refused
-            world.standing.judge_all()
+            world.reauthorizer.reauthorize_all()
             await settle()
             assert client.ended == [(4403, 10.0)]
             # What it was that is forbidden is not said.
-            assert client.visit.ended is not None
-            assert client.visit.ended.message == "no longer allowed"
+            assert client.stream.revoked is not None
+            assert client.stream.revoked.message == "no longer allowed"
 
 
 @virtual
@@ -194,12 +194,12 @@ async def test_other_rights_are_passed_on() -> None:
         with Client(world) as client:
             await asyncio.sleep(10)
             world.granted = LESS
-            world.standing.judge_all()
+            world.reauthorizer.reauthorize_all()
             await settle()
             assert client.ended == []
             assert client.changes == 1
-            assert client.visit.bearer == LESS
-            world.standing.judge_all()
+            assert client.stream.caller == LESS
+            world.reauthorizer.reauthorize_all()
             await settle()
             assert client.changes == 1
 
@@ -212,7 +212,7 @@ async def test_a_credential_that_is_somebody_elses_now() -> None:
             await asyncio.sleep(10)
             eve = Principal("token", "eve")
             client.becomes(msgspec.structs.replace(ADA, principal=eve))
-            world.standing.judge_all()
+            world.reauthorizer.reauthorize_all()
             await settle()
             assert [code for code, _ in client.ended] == [4401]
 
@@ -226,7 +226,7 @@ async def test_all_that_one_credential_has_opened_is_asked_about_once() -> None:
             await asyncio.sleep(5)
             assert len(world.asked) == 1
             clients[0].becomes(Unauthorized("nobody"))
-            world.standing.judge_all()
+            world.reauthorizer.reauthorize_all()
             await settle()
             assert all(len(client.ended) == 1 for client in clients)
             assert len(world.asked) == 2
@@ -241,10 +241,10 @@ async def test_what_changes_during_an_answer_is_seen_too() -> None:
             await asyncio.sleep(1)
             # The answer that is on its way is good, and out of date.
             client.becomes(Unauthorized("nobody"))
-            world.standing.judge_all()
+            world.reauthorizer.reauthorize_all()
             await asyncio.sleep(3)
             assert client.ended == []
-            await asyncio.sleep(3 + LOOK)
+            await asyncio.sleep(3 + INTERVAL)
             assert [code for code, _ in client.ended] == [4401]
 
 
@@ -254,12 +254,12 @@ async def test_a_slow_authenticator_keeps_nobody_waiting() -> None:
     async with world.running():
         with Client(world, "slow"):
             world.seconds = 1000.0
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(INTERVAL)
             world.seconds = 0.0
             with Client(world) as client:
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(INTERVAL)
                 client.becomes(Unauthorized("nobody"))
-                world.standing.judge_all()
+                world.reauthorizer.reauthorize_all()
                 await settle()
                 assert len(client.ended) == 1
 
@@ -268,13 +268,13 @@ async def test_a_slow_authenticator_keeps_nobody_waiting() -> None:
 async def test_what_ended_before_anybody_attended_ends_at_once() -> None:
     world = World()
     async with world.running():
-        visit = AuthorizedStream(ADA, world.judge, ALL, {})
-        with world.standing.visit(PresentedCredentials("unknown"), visit):
-            await asyncio.sleep(LOOK)
-            assert visit.ended is not None
+        stream = AuthorizedStream(ADA, world.authorize, ALL, {})
+        with world.reauthorizer.watch(PresentedCredentials("unknown"), stream):
+            await asyncio.sleep(INTERVAL)
+            assert stream.revoked is not None
             told: list[RelayError] = []
-            visit.attend(told.append, lambda: None)
-            assert told == [visit.ended]
+            stream.subscribe(told.append, lambda: None)
+            assert told == [stream.revoked]
 
 
 @virtual
@@ -286,10 +286,10 @@ async def test_what_is_closed_is_forgotten() -> None:
         async with world.running():
             await asyncio.sleep(1)
             assert len(world.asked) == 1
-            assert len(world.standing._held) == 1
-    assert not world.standing._held
+            assert len(world.reauthorizer._credentials) == 1
+    assert not world.reauthorizer._credentials
     async with world.running():
-        world.standing.judge_all()
+        world.reauthorizer.reauthorize_all()
         await asyncio.sleep(5)
     assert world.asked == [first.shown]
     assert first.identity.expires == math.inf

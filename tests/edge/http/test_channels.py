@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from multidict import CIMultiDict
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Opcode
 
+from relay.auth.credentials import PresentedCredentials
 from relay.auth.policy import Action, Rights
 from relay.bridge.records import Attach, Close, Position, RecordKind, frames_record, struct_record
 from relay.config import (
@@ -25,11 +27,12 @@ from relay.config import (
     UpstreamSettings,
 )
 from relay.connections import server
-from relay.edge.authn import revalidation
+from relay.edge.authn.revalidation import AuthorizedStream
+from relay.edge.caller import Caller
 from relay.edge.http.channels import ChannelsHandler, _handshake
-from relay.edge.pipe import Pipe
-from relay.edge.upstream.client import Caller
+from relay.edge.http.context import AuthorizedRequest
 from relay.edge.upstream.link import Link
+from relay.edge.websocket.pipe import Pipe
 from relay.errors import (
     AgentUnavailable,
     BadRequest,
@@ -41,8 +44,11 @@ from relay.errors import (
 from relay.http import error_response
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
+from relay.routing.paths import parse_target
+from relay.routing.routes import ROUTES
+from relay.routing.table import Scope
 from tests.fakes import Agent, Browser, FakeTransport, client_frame, text
-from tests.virtualtime import settle, virtual
+from tests.virtualtime import elapse, settle, virtual
 
 V1 = "v1.kernel.websocket.jupyter.org"
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -57,7 +63,8 @@ GOOD = {
 ADA = Caller(Principal("token", "ada"), Rights({Action.USE: None}))
 LESS = Caller(ADA.principal, Rights({Action.USE: frozenset({"python3"})}))
 """The same person, when a rule has changed."""
-WHO = Identity(principal=ADA.principal, via="token")
+TOKEN_REQUIRED = Identity(principal=ADA.principal, via="token")
+KERNEL_ID = "0a0a0a0a-0000-4000-8000-000000000000"
 START = Position("e1", 10)
 HOLD, REATTACH, LINK_PING = 10.0, 60.0, 15.0
 
@@ -171,15 +178,15 @@ class FakeUpstream:
         self.links = list(links)
         self.seconds = 1.0
         self.asked: list[tuple[Attach, float]] = []
-        self.bearers: list[Caller] = []
+        self.callers: list[Caller] = []
 
     async def open_link(
-        self, cluster: str, kernel_id: str, attach: Attach, bearer: Caller, *, hold: float
+        self, cluster: str, kernel_id: str, attach: Attach, caller: Caller, *, retry_for: float
     ) -> Link:
-        assert (cluster, kernel_id) == ("alpha", "k1")
-        self.asked.append((attach, hold))
-        self.bearers.append(bearer)
-        await asyncio.sleep(self.seconds)
+        assert (cluster, kernel_id) == ("alpha", KERNEL_ID)
+        self.asked.append((attach, retry_for))
+        self.callers.append(caller)
+        await elapse(self.seconds)
         link = self.links.pop(0)
         if isinstance(link, RelayError):
             raise link
@@ -218,7 +225,7 @@ class Visit:
         self.done = asyncio.Event()
         self.granted: list[Caller | RelayError] = []
         """What a policy that changes grants from now on, one after the other."""
-        self.standing = revalidation.AuthorizedStream(WHO, self._judge, ADA, {})
+        self.stream = AuthorizedStream(TOKEN_REQUIRED, self._authorize, ADA, {})
         self._session_id = session_id
         self._last_seq = last_seq
         self.transport = FakeTransport(server(self._handle)())
@@ -236,31 +243,42 @@ class Visit:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self.channels.handle(
-                request,
-                cluster="alpha",
-                kernel_id="k1",
-                visit=self.standing,
-                session_id=self._session_id,
-                last_seq=self._last_seq,
-                request_id="r1",
-                opened=self.opened,
-            )
+            return await self.channels.handle(self._context(request), self.stream, self.opened)
         except RelayError as error:
             return error_response(error, "r1")
         finally:
             self.done.set()
 
-    def _judge(self, _: Identity) -> Caller:
+    def _context(self, request: web.BaseRequest) -> AuthorizedRequest:
+        query = {"session_id": self._session_id, "last_seq": self._last_seq}
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        target = parse_target(f"/api/kernels/{KERNEL_ID}/channels?{given}")
+        return AuthorizedRequest(
+            request=request,
+            request_id="r1",
+            address="192.0.2.1",
+            channels_only=False,
+            target=target,
+            prefix="",
+            path_token=None,
+            credentials=PresentedCredentials("T"),
+            identity=TOKEN_REQUIRED,
+            cluster="alpha",
+            rights=ADA.rights,
+            matched=ROUTES.match(Scope.CLUSTER, "GET", target.segments),
+            caller=ADA,
+        )
+
+    def _authorize(self, _: Identity) -> Caller:
         granted = self.granted.pop(0)
         if isinstance(granted, RelayError):
             raise granted
         return granted
 
-    def change(self, bearer: Caller) -> None:
+    def change(self, caller: Caller) -> None:
         """The policy grants this from now on."""
-        self.granted.append(bearer)
-        assert self.standing.judged(WHO) is None
+        self.granted.append(caller)
+        assert self.stream.reauthorize(TOKEN_REQUIRED) is None
 
     def request(self, *more: bytes, protocol: str = V1) -> None:
         lines = [f"{name}: {value}" for name, value in GOOD.items()]
@@ -271,7 +289,7 @@ class Visit:
     async def open(self, *more: bytes) -> None:
         """Shake hands; ``more`` comes with the request already."""
         self.request(*more)
-        await asyncio.sleep(1.1)
+        await elapse(1.1)
         await settle()
         head, _, rest = self.transport.take().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 ")
@@ -324,7 +342,7 @@ async def test_a_visit_is_followed_for_as_long_as_it_lasts() -> None:
     visit = Visit(Agent.attached(START))
     assert visit.followed == []
     await visit.open()
-    assert visit.followed == [WHO]
+    assert visit.followed == [TOKEN_REQUIRED]
     visit.transport.lose()
     await asyncio.wait_for(visit.done.wait(), 1)
     assert visit.followed == []
@@ -571,7 +589,7 @@ async def test_who_may_stay_no_longer_is_told_why(error: RelayError, code: int) 
     agent = Agent.attached(START)
     visit = Visit(agent)
     await visit.open()
-    visit.standing.end(error)
+    visit.stream.revoke(error)
     # Nothing of what comes now reaches the kernel, though the socket is open for an answer.
     visit.browser.send(text(b"{}"))
     assert kinds(agent) == [RecordKind.DETACH]
@@ -583,7 +601,7 @@ async def test_who_may_stay_no_longer_is_told_why(error: RelayError, code: int) 
 async def test_who_does_not_answer_is_cut_off() -> None:
     visit = Visit(Agent.attached(START))
     await visit.open()
-    visit.standing.end(Unauthorized("revoked"))
+    visit.stream.revoke(Unauthorized("revoked"))
     await asyncio.wait_for(visit.done.wait(), 6)
     assert visit.transport.aborted
     await settle()
@@ -595,7 +613,7 @@ async def test_who_lost_the_right_during_the_handshake_does_not_come_in() -> Non
     visit = Visit(agent)
     visit.request()
     await asyncio.sleep(0.5)
-    visit.standing.end(Unauthorized("the credential was revoked"))
+    visit.stream.revoke(Unauthorized("the credential was revoked"))
     await asyncio.sleep(2)
     assert visit.transport.take().startswith(b"HTTP/1.1 401 ")
     await settle()
@@ -615,7 +633,7 @@ async def test_other_rights_make_another_link() -> None:
     assert kinds(first) == [RecordKind.MESSAGE]
     visit.browser.send(text(b"2"))
     await asyncio.sleep(1.1)
-    assert visit.upstream.bearers == [ADA, LESS]
+    assert visit.upstream.callers == [ADA, LESS]
     attach, again = (asked for asked, _ in visit.upstream.asked)
     assert again == msgspec.structs.replace(attach, position=Position("e1", 11))
     assert kinds(second)[-2:] == [RecordKind.MESSAGE, RecordKind.MESSAGE]
@@ -635,7 +653,7 @@ async def test_rights_that_change_during_the_handshake() -> None:
     await asyncio.sleep(0.5)
     visit.change(LESS)
     await asyncio.sleep(2)
-    assert visit.upstream.bearers == [ADA, LESS]
+    assert visit.upstream.callers == [ADA, LESS]
     await settle()
     assert first.transport.lost
     assert not second.transport.is_closing()
@@ -651,7 +669,7 @@ async def test_rights_that_change_while_a_link_is_asked_for() -> None:
     await asyncio.sleep(0.5)
     visit.change(ADA)
     await asyncio.sleep(2)
-    assert visit.upstream.bearers == [ADA, LESS, ADA]
+    assert visit.upstream.callers == [ADA, LESS, ADA]
     await settle()
     assert second.transport.lost
     assert not third.transport.is_closing()

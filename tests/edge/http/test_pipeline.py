@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -13,26 +14,32 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
+from relay.auth.audit import AuditEvent, AuditNote
 from relay.auth.chain import AuthenticatorChain
-from relay.auth.policy import Action, Rights
+from relay.auth.policy import Action, Policy, Rights, Rule
 from relay.auth.tokens import TokenStore, generate
 from relay.config import (
     AuditSettings,
     AuthenticationSettings,
     MtlsSettings,
     PolicySettings,
+    ProxySettings,
     QuotaSettings,
     RuleSettings,
     TokenSettings,
 )
 from relay.edge.authn.authenticators import Authenticators
-from relay.edge.authn.revalidation import Reauthorizer
-from relay.edge.council import Lease
+from relay.edge.authn.revalidation import AuthorizedStream, Reauthorizer
+from relay.edge.caller import Caller
 from relay.edge.http.audit import AuditTrail
+from relay.edge.http.context import AuthorizedRequest
 from relay.edge.http.pipeline import Dependencies, Pipeline
-from relay.edge.upstream.client import Caller, Upstream
-from relay.errors import RateLimited, RelayError, Unauthorized
-from relay.http import ANSWER_HEADERS
+from relay.edge.ipc.client import Permit
+from relay.edge.listener.acceptor import ClientConnection
+from relay.edge.listener.client_address import ClientAddresses
+from relay.edge.upstream.client import UpstreamClient
+from relay.errors import Forbidden, RateLimited, RelayError, Unauthorized
+from relay.http import RESPONSE_HEADERS
 from relay.metrics import EdgeMetrics
 from relay.model import Identity, Principal
 from tests.edge.test_parent import CONFIG
@@ -68,52 +75,40 @@ class Passed(NamedTuple):
 
     cluster: str
     kind: str
-    bearer: Caller
+    caller: Caller
     prefix: str
 
 
-async def nowhere(_: bytes) -> bool:
-    """Without a file nothing is told."""
-    raise AssertionError
-
-
-class OpenDoor:
-    """Lets everybody come as often as they like, and writes down what it was asked."""
+class NoLimits:
+    """Lets everybody come as often as they like, and writes down what was counted."""
 
     def __init__(self) -> None:
-        self.identity: Identity | None = None
-        """Whom the certificate names."""
         self.refusal: RelayError | None = None
         self.failures = 0
-        self.admitted: list[tuple[Principal, str]] = []
+        self.counted: list[tuple[Principal, str]] = []
         self.sockets: list[str] = []
 
-    def address(self, _: web.BaseRequest) -> str:
-        return "192.0.2.1"
-
-    def certified(self, _: web.BaseRequest) -> Identity | None:
-        return self.identity
-
     @contextlib.asynccontextmanager
-    async def counting_failures(self, _: web.BaseRequest) -> AsyncIterator[None]:
+    async def counting_failed_logins(self, address: str) -> AsyncIterator[None]:
+        assert address == "192.0.2.1"
         try:
             yield
         except Unauthorized:
             self.failures += 1
             raise
 
-    async def admit(self, principal: Principal, cluster: str) -> None:
-        self.admitted.append((principal, cluster))
+    async def count_request(self, principal: Principal, cluster: str) -> None:
+        self.counted.append((principal, cluster))
         if self.refusal is not None:
             raise self.refusal
 
-    async def socket(self, _: Principal, cluster: str) -> Lease:
+    async def open_socket(self, _: Principal, cluster: str) -> Permit[None]:
         self.sockets.append(f"opened on {cluster}")
-        return Lease(lambda: self.sockets.append("closed"))
+        return Permit(None, lambda: self.sockets.append("closed"))
 
 
 class Desk:
-    """REST and channels in one, behind the real entry."""
+    """REST and channels in one, behind the real pipeline."""
 
     def __init__(
         self,
@@ -125,9 +120,14 @@ class Desk:
         **rule: Any,
     ) -> None:
         self.passed: list[Passed] = []
-        self.door = OpenDoor()
+        self.limits = NoLimits()
+        self.connection = ClientConnection("192.0.2.1")
         metrics, signer, itself = EdgeMetrics.local(), Any, self
-        fakes: dict[str, Any] = {"rest": itself, "channels": itself, "door": self.door}
+        fakes: dict[str, Any] = {
+            "forwarder": itself,
+            "channels": itself,
+            "rate_limits": self.limits,
+        }
         rule = {"authenticator": "token", "actions": list(actions), **rule}
         config = msgspec.structs.replace(
             CONFIG,
@@ -139,37 +139,59 @@ class Desk:
             quotas=QuotaSettings(user_kernels=quota),
             origins=list(origins),
         )
-        authentication = Authenticators(
+        authenticators = Authenticators(
             AuthenticatorChain([Knows(**(identity or {}))]), AuthenticatorChain([KnowsPath()])
         )
+        self.notes: list[AuditNote] = []
+        self.metrics = metrics
+        self.reauthorizer = Reauthorizer(authenticators.identify, metrics)
         parts = Dependencies(
-            authentication=authentication,
-            standing=Reauthorizer(authentication.identify, metrics),
-            audit=AuditTrail(AuditSettings(), nowhere),
-            upstream=Upstream(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
+            addresses=ClientAddresses(ProxySettings()),
+            authenticators=authenticators,
+            reauthorizer=self.reauthorizer,
+            audit=AuditTrail(AuditSettings(file="a"), self._write),
+            upstream=UpstreamClient(CONFIG, signer, metrics=metrics),  # type: ignore[arg-type]
             metrics=metrics,
             **fakes,
         )
         self.app = Pipeline(config, parts, clock=lambda: NOW)
 
-    async def handle(self, _: web.BaseRequest, **asked: Any) -> web.Response:
-        kind = asked["route"].kind if "route" in asked else "channels"
-        bearer = asked["visit"].bearer if kind == "channels" else asked["bearer"]
-        self.passed.append(Passed(asked["cluster"], kind, bearer, asked.get("prefix", "")))
+    async def _write(self, note: AuditNote | None) -> bool:
+        if note is not None:
+            self.notes.append(note)
+        return True
+
+    async def handle(
+        self, context: AuthorizedRequest, stream: AuthorizedStream | None = None, *_: Any
+    ) -> web.Response:
+        # What stays open stays authorised; everything else is over before anything could change.
+        is_watched = any(
+            each.streams == {stream} for each in self.reauthorizer._credentials.values()
+        )
+        assert is_watched == (context.route.upgrades or context.route.streams)
+        caller = context.caller if stream is None else stream.caller
+        self.passed.append(Passed(context.cluster, context.route.name, caller, context.prefix))
         return web.Response(status=299)
 
+    def request(self, method: str, path: str, headers: CIMultiDict[str]) -> web.Request:
+        protocol = Mock(observer=self.connection)
+        return make_mocked_request(method, path, headers=headers, protocol=protocol)
+
+    def certify(self, identity: Identity) -> None:
+        """Have a certificate name the client."""
+        self.connection.expect_certificate(lambda _: identity)
+        self.connection.identity = identity
+
     async def ask(self, method: str, path: str, token: str = TOKEN) -> int:
-        request = make_mocked_request(
-            method, path, headers={"Host": "relay", "Authorization": f"token {token}"}
-        )
-        return (await self.app.handle_https(request)).status
+        headers = CIMultiDict([("Host", "relay"), ("Authorization", f"token {token}")])
+        return (await self.app.handle_https(self.request(method, path, headers))).status
 
     async def rights(self, method: str, path: str) -> Rights:
         """What is said of the bearer of a request that is let through."""
         assert await self.ask(method, path) == 299
         passed = self.passed.pop()
-        assert passed.bearer.principal == ADA
-        return passed.bearer.rights
+        assert passed.caller.principal == ADA
+        return passed.caller.rights
 
 
 @pytest.mark.parametrize(("quota", "shown"), [(20, 20), (1, 1), (None, None)])
@@ -178,7 +200,7 @@ async def test_an_agent_hears_how_many_kernels_a_user_may_have(
 ) -> None:
     desk = Desk(Action.START, quota=quota)
     assert await desk.ask("POST", "/alpha/api/kernels") == 299
-    assert desk.passed.pop().bearer.max_kernels == shown
+    assert desk.passed.pop().caller.max_kernels == shown
 
 
 EVERY = tuple(Action)
@@ -213,7 +235,7 @@ async def test_an_agent_hears_of_rights_that_matter_to_the_request_only(
         rest = [each for each in EVERY if each is not action]
         desk = Desk(*rest)
         if await desk.ask(method, path) == 299:
-            assert set(desk.passed[0].bearer.rights.kernelspecs) == {*shown, ADMIN} - {action}
+            assert set(desk.passed[0].caller.rights.kernelspecs) == {*shown, ADMIN} - {action}
 
 
 @pytest.mark.parametrize(
@@ -280,8 +302,8 @@ async def test_a_token_in_the_path_stands_behind_the_base() -> None:
 
 async def test_what_a_path_takes_is_said_below_a_base_too() -> None:
     desk = Desk(*EVERY, base_url=BASE)
-    headers = {"Host": "relay", "Authorization": f"token {TOKEN}"}
-    request = make_mocked_request("DELETE", f"{BASE}/alpha/api/kernels", headers=headers)
+    headers = CIMultiDict([("Host", "relay"), ("Authorization", f"token {TOKEN}")])
+    request = desk.request("DELETE", f"{BASE}/alpha/api/kernels", headers)
     answer = await desk.app.handle_https(request)
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, POST, OPTIONS")
 
@@ -327,7 +349,7 @@ async def test_nobody_unknown_comes_in(token: str) -> None:
     assert not desk.passed
 
 
-# The door
+# Limits
 
 
 async def test_wrong_credentials_are_counted_and_none_at_all_is_not() -> None:
@@ -339,15 +361,15 @@ async def test_wrong_credentials_are_counted_and_none_at_all_is_not() -> None:
         (f"/t/{PATH_TOKEN[:-1]}x{KERNEL}", []),
         (f"/t/wrong{KERNEL}", []),
     ):
-        before = desk.door.failures
+        before = desk.limits.failures
         assert (await desk.call("GET", path, *headers)).status == 401
-        assert desk.door.failures == before + 1, path
-    before = desk.door.failures
+        assert desk.limits.failures == before + 1, path
+    before = desk.limits.failures
     assert (await desk.call("GET", "/alpha/api")).status == 401
     assert await desk.ask("GET", "/alpha/api") == 299
-    assert desk.door.failures == before
+    assert desk.limits.failures == before
     # And whom nobody knows has no quota.
-    assert desk.door.admitted == [(ADA, "alpha")]
+    assert desk.limits.counted == [(ADA, "alpha")]
 
 
 async def test_requests_are_counted_for_clusters_that_somebody_may_know_of() -> None:
@@ -360,41 +382,41 @@ async def test_requests_are_counted_for_clusters_that_somebody_may_know_of() -> 
         ("DELETE", KERNEL, 403),
     ):
         assert await desk.ask(method, path) == status
-    assert desk.door.admitted == [(ADA, "alpha")] * 4
+    assert desk.limits.counted == [(ADA, "alpha")] * 4
     stranger = Desk(*EVERY, user="bob")
     assert await stranger.ask("GET", "/alpha/api") == 404
-    assert stranger.door.admitted == []
+    assert stranger.limits.counted == []
 
 
 async def test_who_comes_too_often_gets_no_further() -> None:
     desk = Desk(*EVERY)
-    desk.door.refusal = RateLimited("Too many requests.", retry_after=1)
+    desk.limits.refusal = RateLimited("Too many requests.", retry_after=1)
     for method, path in (("GET", "/alpha/api"), ("GET", f"{KERNEL}/channels"), ("DELETE", KERNEL)):
         assert await desk.ask(method, path) == 429
-    assert (desk.passed, desk.door.sockets) == ([], [])
+    assert (desk.passed, desk.limits.sockets) == ([], [])
 
 
 async def test_a_socket_is_counted_for_as_long_as_it_is_open() -> None:
     desk = Desk(*EVERY)
     assert await desk.ask("GET", f"{KERNEL}/channels") == 299
-    assert desk.door.sockets == ["opened on alpha", "closed"]
+    assert desk.limits.sockets == ["opened on alpha", "closed"]
     assert await desk.ask("GET", KERNEL) == 299
     assert await Desk(Action.LIST).ask("GET", f"{KERNEL}/channels") == 403
-    assert desk.door.sockets == ["opened on alpha", "closed"]
+    assert desk.limits.sockets == ["opened on alpha", "closed"]
 
 
 async def test_a_certificate_is_a_credential_beside_others() -> None:
     desk = Called(*EVERY, authenticator="mtls")
     robot = Principal("mtls", "r2")
-    desk.door.identity = Identity(principal=robot, via="mtls", expires=NOW + 1)
+    desk.certify(Identity(principal=robot, via="mtls", expires=NOW + 1))
     assert (await desk.call("GET", f"{KERNEL}/channels")).status == 299
-    assert desk.passed.pop().bearer.principal == robot
+    assert desk.passed.pop().caller.principal == robot
     # Somebody else's token, and a wrong one.
     for token in (TOKEN, "wrong"):
         headers = ("Authorization", f"token {token}")
         assert (await desk.call("GET", "/alpha/api", headers)).status == 401
     assert (await desk.call("GET", f"/t/{PATH_TOKEN}/alpha/api")).status == 401
-    desk.door.identity = Identity(principal=robot, via="mtls", expires=NOW)
+    desk.certify(Identity(principal=robot, via="mtls", expires=NOW))
     assert (await desk.call("GET", "/alpha/api")).status == 401
     assert desk.passed == []
 
@@ -407,7 +429,7 @@ class Called(Desk):
 
     async def call(self, method: str, path: str, *headers: tuple[str, str]) -> web.StreamResponse:
         listed = CIMultiDict([("Host", "relay"), *headers])
-        return await self.app.handle_https(make_mocked_request(method, path, headers=listed))
+        return await self.app.handle_https(self.request(method, path, listed))
 
 
 LISTED, FOREIGN = ("Origin", "https://lab.example"), ("Origin", "https://elsewhere.example")
@@ -456,20 +478,19 @@ async def test_a_foreign_page_opens_and_changes_nothing(
 
 async def test_what_a_foreign_page_may_cause_it_cannot_read() -> None:
     at = desk()
-    prepared = make_mocked_request(
-        "GET", "/alpha/api", headers=CIMultiDict([("Host", "relay"), FOREIGN, BEARER])
-    )
+    prepared = at.request("GET", "/alpha/api", CIMultiDict([("Host", "relay"), FOREIGN, BEARER]))
     assert (await at.app.handle_https(prepared)).status == 299
-    assert prepared[ANSWER_HEADERS] == {"Vary": "Origin"}
+    assert prepared[RESPONSE_HEADERS] == {"Vary": "Origin"}
 
 
 @pytest.mark.parametrize("credential", [(), (BEARER,), (("Authorization", "token x"),)])
 async def test_a_listed_page_can_read_every_answer(credential: tuple[tuple[str, str], ...]) -> None:
     for method, path in (("GET", "/alpha/api"), ("GET", "/healthz"), *CHANGING):
         headers = CIMultiDict([("Host", "relay"), LISTED, *credential])
-        request = make_mocked_request(method, path, headers=headers)
-        await desk().app.handle_https(request)
-        assert request[ANSWER_HEADERS] == {
+        at = desk()
+        request = at.request(method, path, headers)
+        await at.app.handle_https(request)
+        assert request[RESPONSE_HEADERS] == {
             "Vary": "Origin",
             "Access-Control-Allow-Origin": "https://lab.example",
             "Access-Control-Expose-Headers": "Location, Retry-After, X-Request-Id",
@@ -477,9 +498,10 @@ async def test_a_listed_page_can_read_every_answer(credential: tuple[tuple[str, 
 
 
 async def test_without_a_list_nothing_is_said_of_origins() -> None:
-    request = make_mocked_request("GET", "/healthz", headers=CIMultiDict([("Host", "r"), LISTED]))
-    await Desk(*EVERY).app.handle_https(request)
-    assert request[ANSWER_HEADERS] == {}
+    at = Desk(*EVERY)
+    request = at.request("GET", "/healthz", CIMultiDict([("Host", "r"), LISTED]))
+    await at.app.handle_https(request)
+    assert request[RESPONSE_HEADERS] == {}
 
 
 @pytest.mark.parametrize(
@@ -521,7 +543,7 @@ async def test_what_else_browsers_say_changes_nothing(site: str) -> None:
 
 async def test_an_edge_that_ends_says_so() -> None:
     at = desk()
-    at.app.ready = False
+    at.app.edge_routes.ready = False
     answer = await at.call("GET", "/readyz")
     assert isinstance(answer, web.Response)
     assert answer.status == 503
@@ -544,6 +566,128 @@ async def test_a_head_that_could_be_read_in_two_ways(
     path: str, headers: list[tuple[str, str]]
 ) -> None:
     at = desk()
-    request = make_mocked_request("GET", path, headers=CIMultiDict([*headers, BEARER]))
+    request = at.request("GET", path, CIMultiDict([*headers, BEARER]))
     assert (await at.app.handle_https(request)).status == 400
     assert not at.passed
+
+
+# How far a request comes, and what is noted of it
+
+
+@pytest.mark.parametrize(
+    ("request_line", "token", "status", "noted", "counted"),
+    [
+        ("GET /alpha/api", "wrong", 401, ("login-refused", "", "", ""), ("", "")),
+        # Somebody known, where there is no such cluster.
+        ("GET /beta/api", TOKEN, 404, ("refused", "token:ada", "", ""), ("", "")),
+        ("GET /alpha/x", TOKEN, 404, None, ("alpha", "")),
+        ("PUT /alpha/api", TOKEN, 405, None, ("alpha", "")),
+        ("GET /alpha/tree", "wrong", 404, None, ("", "")),
+        (
+            f"DELETE {KERNEL}",
+            TOKEN,
+            403,
+            ("refused", "token:ada", "alpha", "stop"),
+            ("alpha", "stop"),
+        ),
+        (
+            "POST /alpha/api/kernels",
+            TOKEN,
+            299,
+            ("kernel-started", "token:ada", "alpha", "start"),
+            ("alpha", "start"),
+        ),
+        ("GET /alpha/api/me", TOKEN, 299, None, ("alpha", "me")),
+    ],
+    ids=["nobody", "no cluster", "no path", "no method", "a probe", "forbidden", "start", "read"],
+)
+async def test_what_is_noted_of_a_request(
+    request_line: str,
+    token: str,
+    status: int,
+    noted: tuple[str, ...] | None,
+    counted: tuple[str, str],
+) -> None:
+    desk = Desk(Action.LIST, Action.START)
+    method, path = request_line.split()
+    assert await desk.ask(method, path, token) == status
+    found = [(note.event, note.principal, note.cluster, note.kind) for note in desk.notes]
+    assert found == ([] if noted is None else [noted])
+    samples = next(iter(desk.metrics._requests.collect())).samples
+    (sample,) = (each for each in samples if each.name.endswith("_total"))
+    assert (sample.labels["cluster"], sample.labels["kind"]) == counted
+
+
+async def test_a_cluster_of_others_is_noted_by_its_name() -> None:
+    desk = Desk(*EVERY, user="bob")
+    assert await desk.ask("GET", "/alpha/api/kernels") == 404
+    (note,) = desk.notes
+    assert (note.event, note.cluster, note.kind) == (AuditEvent.REFUSED, "alpha", "")
+
+
+async def test_an_error_nobody_foresaw_is_noted_and_goes_on() -> None:
+    desk = Desk(*EVERY)
+
+    async def broken(*_: object) -> web.Response:
+        raise ZeroDivisionError
+
+    desk.handle = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(ZeroDivisionError):
+        await desk.ask("POST", "/alpha/api/kernels")
+    assert [(n.event, n.status) for n in desk.notes] == [(AuditEvent.FAILED, 500)]
+
+
+@pytest.mark.parametrize("path", [f"{KERNEL}/channels", f"{KERNEL}/messages"])
+async def test_what_the_relay_ends_is_noted_with_the_reason(path: str) -> None:
+    desk = Desk(*EVERY)
+
+    async def revoked(
+        context: AuthorizedRequest, stream: AuthorizedStream, *_: object
+    ) -> web.Response:
+        stream.revoke(Unauthorized("the credential was revoked"))
+        return web.Response(status=101 if context.route.upgrades else 200)
+
+    desk.handle = revoked  # type: ignore[method-assign,assignment]
+    await desk.ask("GET", path)
+    (note,) = desk.notes
+    assert (note.event, note.status) == (AuditEvent.CHANNELS_ENDED, 4401)
+    assert note.reason == "the credential was revoked"
+
+
+@pytest.mark.parametrize("path", [f"{KERNEL}/channels", f"{KERNEL}/messages"])
+async def test_what_is_open_is_authorised_by_the_policy_of_now(path: str) -> None:
+    desk = Desk(*EVERY)
+    wide = Rights(dict.fromkeys((Action.USE, Action.VIEW, Action.ADMIN)))
+    seen: list[Rights] = []
+
+    async def stays(_: AuthorizedRequest, stream: AuthorizedStream, *__: object) -> web.Response:
+        seen.append(stream.caller.rights)
+        only = Rule(authenticator="token", actions=frozenset({Action.VIEW}))
+        desk.app.change_policy(Policy([only]))
+        assert stream.reauthorize(stream.identity) is None
+        seen.append(stream.caller.rights)
+        desk.app.change_policy(Policy())
+        problem = stream.reauthorize(stream.identity)
+        assert isinstance(problem, Forbidden)
+        return web.Response()
+
+    desk.handle = stays  # type: ignore[method-assign,assignment]
+    assert await desk.ask("GET", path) == 200
+    assert seen == [wide, Rights({Action.VIEW: None})]
+
+
+async def test_the_port_for_channels_serves_nothing_else() -> None:
+    desk = Desk(*EVERY)
+    headers = CIMultiDict([("Host", "relay"), BEARER])
+    for path, status in (
+        ("/alpha/api/kernels", 404),
+        (f"{KERNEL}/messages", 404),
+        (f"{KERNEL}/channels", 299),
+        ("/healthz", 200),
+    ):
+        answer = await desk.app.handle_wss(desk.request("GET", path, headers))
+        assert answer.status == status, path
+    # It is told so only where the same would be allowed elsewhere.
+    less = Desk(Action.LIST)
+    answer = await less.app.handle_wss(less.request("DELETE", KERNEL, headers))
+    assert answer.status == 403

@@ -26,11 +26,16 @@ from relay.config import (
     TlsSettings,
 )
 from relay.connections import HeadLimits, Timeouts, server
-from relay.edge.council import Chair, Council, council_path
-from relay.edge.listener.acceptor import Acceptor, visitor_of
+from relay.edge.ipc.client import ParentClient
+from relay.edge.ipc.quotas import Quotas, quotas_service
+from relay.edge.ipc.server import ParentServer, socket_path
+from relay.edge.listener.acceptor import Acceptor, ClientConnection, connection_of
 from relay.edge.listener.client_certs import ClientCertificates, server_context
 from relay.edge.listener.proxy_headers import V2_SIGNATURE, Networks
-from relay.edge.quotas import Quotas
+from relay.errors import Unauthorized
+from relay.model import Identity, Principal
+from tests.virtualtime import settle
+from tests.waiting import until
 
 WAIT = 20.0
 ROBOTS = "robots.example"
@@ -124,15 +129,17 @@ class Running:
             await self.ask(*arguments, **named)
 
     async def empty(self) -> None:
-        async with asyncio.timeout(WAIT):
-            while len(self.quotas):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.quotas) == 0)
 
 
 async def whoami(request: web.BaseRequest) -> web.StreamResponse:
-    visitor = visitor_of(request)
+    visitor = connection_of(request)
     who = visitor.identity.principal if visitor.identity else "-"
     return web.Response(text=f"{visitor.address} {who}")
+
+
+def handshakes() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("handshake")]
 
 
 @contextlib.asynccontextmanager
@@ -141,16 +148,16 @@ async def running(
 ) -> AsyncIterator[Running]:
     connections = ConnectionSettings(**settings)
     quotas = Quotas(connections, QuotaSettings(), LoginSettings())
-    chair = Chair(council_path(folder), quotas, welcome=lambda _: True, notes={})
-    await chair.listen()
-    council = await Council.join(council_path(folder), os.getpid(), lambda: None)
+    parent = ParentServer(socket_path(folder), [quotas_service(quotas)], is_worker=lambda _: True)
+    await parent.listen()
+    client = await ParentClient.connect(socket_path(folder), os.getpid(), lambda: None)
     http = server(whoami, HeadLimits(), Timeouts(head=connections.head_timeout))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0)
         acceptor = Acceptor(
             listener,
             http,
-            council=council,
+            parent=client,
             tls=server_context(pki.server),
             certificates=ClientCertificates(pki.server, {ROBOTS: pki.robots} if mtls else {}),
             proxies=Networks(proxies),
@@ -163,8 +170,8 @@ async def running(
             await http.shutdown(0)
             await made.empty()
             task.cancel()
-        council.close()
-        chair.close()
+        client.close()
+        parent.close()
 
 
 def on_uvloop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -200,9 +207,7 @@ async def test_connections_at_the_limit_and_past_it(pki: Pki, tmp_path: Path, hi
         assert await door.ask_again(*second) == "127.0.0.1 -"
         first[1].close()
         await first[1].wait_closed()
-        async with asyncio.timeout(WAIT):
-            while door.quotas._counts._counts[("all",)] > 1:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)
+        await until(lambda: door.quotas._limiter._counts[("all",)] <= 1)
         assert await door.ask() == "127.0.0.1 -"
         second[1].close()
 
@@ -241,11 +246,10 @@ async def test_what_is_stopped_cuts_its_handshakes(pki: Pki, tmp_path: Path) -> 
     async with running(pki, tmp_path, tls_timeout=3600.0) as door:
         with socket.create_connection(("127.0.0.1", door.port)) as stalled:
             stalled.settimeout(0)
-            await asyncio.sleep(0.1)
+            await until(lambda: len(handshakes()) == 1)
+            await settle()
             assert len(door.quotas) == 2
-            for task in asyncio.all_tasks():
-                if task.get_name().startswith("handshake"):
-                    task.cancel()
+            handshakes()[0].cancel()
             assert await asyncio.get_running_loop().sock_recv(stalled, 1) == b""
 
 
@@ -411,3 +415,24 @@ async def test_the_name_comes_in_pieces(pki: Pki, tmp_path: Path) -> None:
                             return answer
 
         assert b"mtls:r2d2" in await asyncio.to_thread(slowly)
+
+
+# What a connection tells of its client
+
+
+def certified(identity: Identity | None) -> ClientConnection:
+    connection = ClientConnection("192.0.2.1")
+    connection.expect_certificate(lambda _: identity)
+    connection.identity = identity
+    return connection
+
+
+def test_who_a_certificate_says_it_is() -> None:
+    ada = Identity(principal=Principal("mtls", "ada"), via="mtls", expires=100.0)
+    assert ClientConnection("192.0.2.1").certificate_identity(0.0) is None
+    assert certified(ada).certificate_identity(0.0) == ada
+    with pytest.raises(Unauthorized, match="nobody's"):
+        certified(None).certificate_identity(0.0)
+    # It was good when the connection began.
+    with pytest.raises(Unauthorized, match="expired"):
+        certified(ada).certificate_identity(100.0)

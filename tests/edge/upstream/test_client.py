@@ -11,8 +11,9 @@ from relay import pki
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
 from relay.bridge.records import Attach, Close, RecordKind, struct_record
+from relay.edge.caller import Caller
 from relay.edge.upstream import client
-from relay.edge.upstream.client import Caller, Upstream
+from relay.edge.upstream.client import UpstreamClient
 from relay.errors import AgentUnavailable, BadRequest, Forbidden, NotFound, RelayError
 from relay.metrics import EdgeMetrics
 from relay.model import Principal
@@ -21,26 +22,26 @@ from tests.fakes import Agent
 from tests.virtualtime import virtual
 
 ATTACH = Attach(link="l", principal="p")
-BEARER = Caller(Principal("token", "ada"), Rights({Action.USE: None}), max_kernels=3)
+CALLER = Caller(Principal("token", "ada"), Rights({Action.USE: None}), max_kernels=3)
 
 
 def test_an_agent_is_shown_what_is_granted_and_no_more() -> None:
     keys = pki.new_ticket_keys()
-    opener = Upstream(
+    opener = UpstreamClient(
         CONFIG,
         TicketSigner(keys.private),
         metrics=EdgeMetrics.local(),
         wall_clock=lambda: 1_800_000_000.0,
     )
-    scheme, _, text = opener._headers("alpha", BEARER, "k", "r")["Authorization"].partition(" ")
+    scheme, _, text = opener._headers("alpha", CALLER, "k", "r")["Authorization"].partition(" ")
     assert scheme == "Bearer"
     shown = TicketVerifier([keys.public], "alpha").verify(text, 1_800_000_000.0)
     assert shown == Ticket(
-        principal=BEARER.principal,
+        principal=CALLER.principal,
         cluster="alpha",
         kernel="k",
-        rights=BEARER.rights,
-        max_kernels=BEARER.max_kernels,
+        rights=CALLER.rights,
+        max_kernels=CALLER.max_kernels,
         request_id="r",
     )
 
@@ -88,7 +89,7 @@ async def test_what_a_refusal_means(
 @virtual
 async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
     signer: Any = None
-    opener = Upstream(CONFIG, signer, metrics=EdgeMetrics.local())
+    opener = UpstreamClient(CONFIG, signer, metrics=EdgeMetrics.local())
     loop = asyncio.get_running_loop()
     back_at = loop.time() + 20
 
@@ -97,11 +98,11 @@ async def test_a_kernel_whose_holder_is_away_is_waited_for() -> None:
             raise await client._refusal(Refusal(503))  # type: ignore[arg-type]
         return "link"
 
-    opener._try = attempt  # type: ignore[method-assign,assignment]
+    opener._clusters["alpha"].attempt = attempt  # type: ignore[method-assign,assignment]
     with pytest.raises(AgentUnavailable):
-        await opener.open_link("alpha", "k", ATTACH, BEARER, hold=10)
+        await opener.open_link("alpha", "k", ATTACH, CALLER, retry_for=10)
     assert 9 < back_at - loop.time() < 11
-    link: Any = await opener.open_link("alpha", "k", ATTACH, BEARER, hold=60)
+    link: Any = await opener.open_link("alpha", "k", ATTACH, CALLER, retry_for=60)
     assert link == "link"
     assert loop.time() - back_at < 1
 
@@ -111,7 +112,7 @@ async def test_a_link_that_is_refused_is_tried_again_and_then_told_in_its_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     signer: Any = SimpleNamespace(sign=lambda *_: "ticket")
-    opener = Upstream(CONFIG, signer, metrics=EdgeMetrics.local())
+    opener = UpstreamClient(CONFIG, signer, metrics=EdgeMetrics.local())
     tries = []
 
     async def get(url: object, **_: object) -> Any:
@@ -127,6 +128,6 @@ async def test_a_link_that_is_refused_is_tried_again_and_then_told_in_its_words(
     monkeypatch.setattr(client, "Link", link)
     opener._fresh = SimpleNamespace(get=get)  # type: ignore[assignment]
     with pytest.raises(AgentUnavailable, match=r"It has version 2\."):
-        await opener.open_link("alpha", "k", ATTACH, BEARER, hold=10)
+        await opener.open_link("alpha", "k", ATTACH, CALLER, retry_for=10)
     assert len(tries) > 100
     assert all(agent.transport.is_closing() for agent in tries)

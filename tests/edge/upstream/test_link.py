@@ -222,6 +222,17 @@ async def test_whoever_hangs_up_hears_no_more() -> None:
 
 
 @virtual
+async def test_a_link_that_was_hung_up_does_not_tell_when_it_is_full() -> None:
+    agent = Agent.attached(START)
+    ends = Ends(agent.link)
+    agent.link.close()
+    # What was written may still be on its way out.
+    agent.link.pause_writing()
+    agent.link.resume_writing()
+    assert ends.writable == []
+
+
+@virtual
 async def test_whoever_hangs_up_over_a_record_is_not_given_the_next() -> None:
     agent = Agent.attached(START)
     agent.send(number_record(RecordKind.ACK, 1), number_record(RecordKind.ACK, 2))

@@ -22,7 +22,7 @@ from relay.holder.sessions.grants import GrantStore
 from relay.holder.sessions.requests import RequestStore, request
 from relay.holder.sessions.store import SessionStore
 from relay.kernel_folders import KernelFolder
-from tests.virtualtime import virtual
+from tests.virtualtime import elapse, virtual
 
 SIGNER = Signer(b"key")
 LOST = "RelayReplyLost"
@@ -61,7 +61,7 @@ class Sockets:
         """Answer the probes of a lane until none comes; how many there were."""
         answered = 0
         while True:
-            await asyncio.sleep(0.01)
+            await elapse(0.01)
             mine = [
                 header
                 for sent, header in self.sent

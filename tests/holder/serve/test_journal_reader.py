@@ -24,6 +24,8 @@ from relay.bridge.records import (
 from relay.holder.journal.store import Journal, JournalEntry
 from relay.holder.serve.journal_reader import JournalReader
 from relay.streams import read_record
+from tests.virtualtime import settle
+from tests.waiting import until
 
 EPOCH = "a1b2c3d4e5f6"
 SOMEBODY = b"8 bytes!"
@@ -208,7 +210,11 @@ async def test_nothing_is_read_before_the_last_was_taken(
 
     monkeypatch.setattr(desk.journal, "read", counted)
     async with desk.read() as heard:
-        await asyncio.sleep(0.1)
+        await until(lambda: reads > 0)
+        before = 0
+        while reads != before:
+            before = reads
+            await settle()
         # 200 kB each; a socket and its buffers take a few.
         assert reads < 10
         assert (await heard())[1:] == [*range(1, 101), 1000]

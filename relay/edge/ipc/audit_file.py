@@ -1,6 +1,7 @@
-"""The audit log's file, which the edge's parent writes: one line, one write, in one chain.
+"""The audit log's file and the service that writes it: one line, one write, in one chain.
 
-While it cannot be written, lines wait in memory until it can be again.
+The edge's parent is the only writer. While the file cannot be written, lines wait in memory until
+it can be again.
 """
 
 from __future__ import annotations
@@ -14,19 +15,30 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from relay import limits
 from relay.auth.audit import AuditEvent, AuditNote, HashChain
+from relay.edge.ipc.protocol import Refusal
+from relay.edge.ipc.service import CallRequest, Service
 from relay.log import clean, get_logger
 from relay.metrics import AuditFigures
 
+_SERVICE: Final = "audit"
 _TAIL: Final = 1024 * 1024
 """Bytes at the file's end among which there is a whole line."""
 _AGAIN: Final = 1.0
 """Seconds between two tries to write what waits."""
 
 log = get_logger()
+
+
+class WriteNote(CallRequest[None], frozen=True):
+    """A line for the audit log; answered once it, and every line before it, is in the file."""
+
+    service: ClassVar[str] = _SERVICE
+    note: AuditNote | None
+    """None writes nothing: the answer tells whether all lines are in the file."""
 
 
 class AuditFile:
@@ -77,12 +89,12 @@ class AuditFile:
             problem = error.strerror or str(error)
             if problem != self.problem:
                 log.error(  # noqa: TRY400 - one line says it all
-                    "audit_not_written", file=str(self._path), problem=problem
+                    "audit_write_failed", file=str(self._path), problem=problem
                 )
             self.problem = problem
         else:
             if self.problem:
-                log.info("audit_written_again", lines=self._written)
+                log.info("audit_write_recovered", lines=self._written)
             self.problem = ""
 
     async def keep_trying(self) -> None:
@@ -159,19 +171,19 @@ class AuditFile:
             event = None if tail else AuditEvent.CHAIN_CONTINUED
             if tail:
                 # The chain will show where.
-                log.error("audit_changed_by_others", file=str(self._path))
+                log.error("audit_file_changed", file=str(self._path))
         if event is not None:
             self._waiting.appendleft(AuditNote(time=self._clock(), event=event))
         return chain
 
     def _add(self, chain: HashChain, note: AuditNote) -> None:
-        line = chain.seal(note, clean)
+        line = chain.format(note, clean)
         try:
             self._append(line)
         except _CutOffError as error:
-            chain.tear(line[: error.written])
+            chain.add_remains(line[: error.written])
             raise
-        chain.take(line)
+        chain.advance(line)
         self._written += 1
 
     def _append(self, data: bytes) -> None:
@@ -191,3 +203,14 @@ class _CutOffError(OSError):
     def __init__(self, written: int) -> None:
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.written = written
+
+
+def audit_service(file: AuditFile) -> Service:
+    """Return the service that has workers' notes written to ``file``."""
+
+    def write(request: WriteNote) -> Refusal | None:
+        if request.note is not None:
+            file.keep(request.note)
+        return Refusal("audit.file", file.problem) if file.problem else None
+
+    return Service(_SERVICE, WriteNote.served_by(write))

@@ -15,7 +15,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.auth.audit import AuditEvent, AuditNote, ChainVerifier
-from relay.edge.audit_file import AuditFile
+from relay.edge.ipc.audit_file import AuditFile, WriteNote, audit_service
+from relay.edge.ipc.client import ParentClient, Refused
+from relay.edge.ipc.server import ParentServer, socket_path
+from tests.virtualtime import settle, virtual
+from tests.waiting import until
 
 NOW = 1_800_000_000.0
 
@@ -232,15 +236,14 @@ def test_what_finds_no_room_to_wait_is_counted(path: Path) -> None:
 
 
 async def test_it_keeps_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.edge.audit_file._AGAIN", 0.01)
+    monkeypatch.setattr("relay.edge.ipc.audit_file._AGAIN", 0.01)
     path = tmp_path / "logs" / "audit.log"
     with opened(path) as file:
         keep(file, "a")
         async with asyncio.TaskGroup() as tasks:
             trying = tasks.create_task(file.keep_trying())
             path.parent.mkdir()
-            while file.problem:  # noqa: ASYNC110 - a file tells nobody
-                await asyncio.sleep(0.01)
+            await until(lambda: not file.problem)
             trying.cancel()
     assert shown(path) == ["chain-begun", "a"]
 
@@ -252,3 +255,34 @@ def test_the_lock_goes_with_the_file(path: Path) -> None:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# --- the service ---
+
+
+@virtual
+async def test_a_workers_note_is_in_the_file_before_the_answer(path: Path, tmp_path: Path) -> None:
+    with opened(path) as file:
+        server = ParentServer(
+            socket_path(tmp_path), [audit_service(file)], is_worker=lambda _: True
+        )
+        await server.listen()
+        client = await ParentClient.connect(socket_path(tmp_path), os.getpid(), lambda: None)
+        note = AuditNote(time=NOW, event=AuditEvent.KERNEL_STARTED, request_id="a")
+        await client.call(WriteNote(note))
+        assert shown(path) == ["chain-begun", "a"]
+        # Without a note nothing is written: it asks only.
+        await client.call(WriteNote(None))
+        assert shown(path) == ["chain-begun", "a"]
+        with room(path.stat().st_size):
+            for request in (WriteNote(note), WriteNote(None)):
+                with pytest.raises(Refused) as caught:
+                    await client.call(request)
+                assert caught.value.code == "audit.file"
+                assert caught.value.message == "File too large"
+        file.write()
+        await client.call(WriteNote(None))
+        assert shown(path) == ["chain-begun", "a", "a"]
+        client.close()
+        server.close()
+        await settle()

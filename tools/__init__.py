@@ -1,0 +1,1 @@
+"""The project's own checks and reports: ``python -m tools.lint`` runs the checks."""
