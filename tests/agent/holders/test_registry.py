@@ -269,6 +269,12 @@ async def test_whose_a_kernel_is_the_folder_and_the_holder_say(agent: Agent) -> 
     assert agent.holders.ownership(K1) is None
 
 
+async def test_what_cannot_be_its_owners_is_in_nobodys_list(agent: Agent) -> None:
+    await agent.start(K1)
+    agent.runner.mismatched.add(K1)
+    assert await agent.listed() == []
+
+
 @pytest.mark.parametrize("name", ["", "..", "../../etc", "a/b", "k"])
 async def test_what_is_no_id_is_no_path(agent: Agent, name: str) -> None:
     assert agent.holders.ownership(name) is None
