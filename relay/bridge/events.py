@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from relay.bridge.control import Attach, Disconnect, Position
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Disconnect, Position
 
 # Events: what happened.
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel
-from relay.bridge.records import Position
 from relay.client import kernel_message
 from relay.client.delivery_tracker import DeliveryTracker
 from relay.client.errors import KernelGone, KernelRestarted

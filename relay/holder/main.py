@@ -22,7 +22,7 @@ import uvloop
 
 from relay import limits
 from relay import log as logging
-from relay.bridge.records import Phase, Status
+from relay.bridge.control import Phase, Status
 from relay.bridge.session import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError, OtherVersion

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel, Message, parse_header
-from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode
 from relay.client.errors import KernelGone, KernelRestarted
 from relay.client.inbox import Inbox

@@ -18,6 +18,7 @@ import structlog
 
 from relay import limits
 from relay.auth.ownership import Grant
+from relay.bridge.control import Attach, Detach, HolderFigures
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -41,7 +42,6 @@ from relay.bridge.messages import (
     Message,
     parse_header,
 )
-from relay.bridge.records import Attach, Detach, HolderFigures
 from relay.bridge.session import is_answered
 from relay.bridge.zmq_codec import Signer
 from relay.errors import BadKernelMessage, MalformedMessage
@@ -89,7 +89,7 @@ _ID_CHARACTERS: Final = 1024
 class Broker:
     """Everything that one kernel's clients share.
 
-    ``on_change`` is called when something that `bridge.records.Status` shows has changed.
+    ``on_change`` is called when something that `bridge.control.Status` shows has changed.
     """
 
     def __init__(

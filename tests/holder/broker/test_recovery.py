@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from relay.bridge.control import Attach
 from relay.bridge.events import ClientAttached, MessageSubmitted, StartReading
 from relay.bridge.messages import Buffer, Channel, Message
-from relay.bridge.records import Attach
 from relay.bridge.session import SessionLimits
 from relay.bridge.zmq_codec import Signer
 from relay.holder.broker.broker import Broker

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.bridge.control import Attach, Disconnect, Position
 from relay.bridge.events import (
     Append,
     ClientAttached,
@@ -15,7 +16,6 @@ from relay.bridge.events import (
     StartReading,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.session import SessionLimits
 from relay.holder.sessions import store as module
 from relay.holder.sessions.store import SessionStore
