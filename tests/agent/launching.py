@@ -14,16 +14,8 @@ import msgspec
 from relay.agent.holder_process import HolderFiles, clean_up
 from relay.agent.holders.create import StartRequest
 from relay.agent.launchers.local import LocalLauncher, RuntimeInfo
-from relay.bridge.records import (
-    Call,
-    Failure,
-    Phase,
-    RecordKind,
-    Result,
-    Status,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.control import Call, Failure, Phase, Result, Status
+from relay.bridge.records import RecordKind, read_struct, struct_record
 from relay.config import AgentConfig, CullSettings, ListenSettings
 from relay.config.holder import HolderConfig
 from relay.files import write_atomic

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from relay.agent.holders.client import HolderClient, HolderEndpoint, connect
-from relay.bridge.records import Close, Phase, RecordKind, Status, struct_record
+from relay.bridge.control import Close, Phase, Status
+from relay.bridge.records import RecordKind, struct_record
 from relay.errors import OtherVersion
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder

@@ -14,7 +14,7 @@ import pytest
 from relay.agent.holders import registry
 from relay.agent.holders.registry import HolderRegistry
 from relay.auth.ownership import Grant, KernelOwnership
-from relay.bridge.records import Failure, HolderFigures, Phase
+from relay.bridge.control import Failure, HolderFigures, Phase
 from relay.errors import (
     AgentUnavailable,
     Conflict,

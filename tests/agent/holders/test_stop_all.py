@@ -13,7 +13,7 @@ import pytest
 
 from relay.agent.holders.stop_all import end_kernels
 from relay.agent.privsep import cleanup
-from relay.bridge.records import Failure
+from relay.bridge.control import Failure
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder, process_started
 from tests.agent.launching import BOB, Node, eventually, running_node

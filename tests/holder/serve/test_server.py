@@ -8,19 +8,9 @@ from typing import Any
 
 import pytest
 
+from relay.bridge.control import Attach, Call, Close, Phase, Read, Result, Status
 from relay.bridge.openings import AGENT, HOLDER, refused
-from relay.bridge.records import (
-    Attach,
-    Call,
-    Close,
-    Phase,
-    Read,
-    RecordKind,
-    Result,
-    Status,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.records import RecordKind, read_struct, struct_record
 from relay.bridge.versions import Opening
 from relay.holder.serve.client import ChannelLimits
 from relay.holder.serve.server import HolderServer
