@@ -22,6 +22,7 @@ from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from relay.model import Principal
 from relay.streams import read_record
+from tests.waiting import until
 
 ADA, BOB = Principal("token", "ada"), Principal("token", "bob")
 RECORD = KernelRecord(holder_pid=1, holder_started=1, epoch="e", state="ready", provisioner={})
@@ -208,6 +209,12 @@ class Node:
         await self.launcher.submit(kernel_folder, holder_config(str(owner)))
         return kernel_folder
 
+    async def wait_serving(self, kernel_id: str) -> None:
+        """Wait until a kernel's holder serves its socket and the launcher knows of it."""
+        record = self.folder(kernel_id).record
+        expected = self.launcher._signals.is_expected
+        await until(lambda: record.exists() and not expected(kernel_id))
+
 
 @asynccontextmanager
 async def running_node(state: Path) -> AsyncIterator[Node]:
@@ -217,10 +224,3 @@ async def running_node(state: Path) -> AsyncIterator[Node]:
         yield node
         for holder in node.runner.holders:
             holder.die()
-
-
-async def eventually(found: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(10):
-        while not found():  # noqa: ASYNC110 - what a test waits for tells nobody
-            await asyncio.sleep(0.001)

@@ -232,6 +232,7 @@ def execute_request() -> bytes:
     )
 
 
+@pytest.mark.guarantee
 async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> None:
     near, far = socket.socketpair()
     edge = Edge(*await asyncio.open_unix_connection(sock=far))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.agent.launchers.start_signals import StartSignals
+from tests.virtualtime import settle
 
 
 async def test_a_start_is_expected_to_tell_until_it_has() -> None:
@@ -52,7 +53,7 @@ async def test_a_second_start_is_not_taken_for_the_first() -> None:
             descriptors.append(os.dup(given))
     first, second = descriptors
     os.close(first)
-    await asyncio.sleep(0.01)
+    await settle()
     assert signals.is_expected("k")
     os.close(second)
     await asyncio.wait_for(signals.wait("k"), 5)
