@@ -207,7 +207,7 @@ async def _accept(
         await stopped.wait()
         if parent.gone:
             # Nobody can be let in without the parent, and nobody else would end this process.
-            log.error("parent_gone")
+            log.error("parent_died")
             sys.exit(1)
         log.info("stopping", drain=drain)
         app.edge_routes.ready = False

@@ -116,7 +116,7 @@ def _no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_without_a_shared_folder_counts_by_itself(tmp_path: Path) -> None:
     with capture_logs() as logged:
         metrics = worker._metrics(tmp_path / "nowhere" / "metrics")
-    assert [each["event"] for each in logged] == ["metrics_not_shared"]
+    assert [each["event"] for each in logged] == ["shared_metrics_unavailable"]
     limits.record("limits.headers")
     assert metrics._limit_hits.labels("limits.headers")._value.get() == 1
 
@@ -142,7 +142,7 @@ def test_a_worker_takes_the_policy_that_its_parent_has_accepted(
         worker._change_policy(app, tmp_path / "settings.json")
     (policy,) = app.policies
     assert policy.rules == tuple(each.rule() for each in rules)
-    assert [(each["event"], each["rules"]) for each in logged] == [("policy_taken", 1)]
+    assert [(each["event"], each["rules"]) for each in logged] == [("policy_applied", 1)]
 
 
 async def test_background_work_ends_with_the_block() -> None:

@@ -56,7 +56,7 @@ def test_a_foreign_page_changes_nothing(method: str, origins: tuple[str, ...]) -
     asked = request(method, *origins)
     with capture_logs() as logged, pytest.raises(Forbidden, match=r"\(origins\)"):
         POLICY.check(asked, HOST)
-    assert [(each["event"], each["origin"]) for each in logged] == [("page_refused", origins[0])]
+    assert [(each["event"], each["origin"]) for each in logged] == [("origin_refused", origins[0])]
     assert asked[RESPONSE_HEADERS] == {"Vary": "Origin"}
 
 
