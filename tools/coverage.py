@@ -101,9 +101,12 @@ def problems(rooms: Mapping[str, Lines], floors: Floors) -> Iterator[str]:
 
 
 def lifted(rooms: Mapping[str, Lines], floors: Floors) -> Floors:
-    """Return today's figures as floors, rounded down."""
-    figures = {room: int(lines.percent) for room, lines in rooms.items()}
-    return Floors(int(total(rooms).percent), figures, floors.apart)
+    """Return today's figures as floors, rounded down, and never 100.
+
+    Some tests draw their examples at random, so that a rare line may be missed in one run.
+    """
+    figures = {room: min(int(lines.percent), 99) for room, lines in rooms.items()}
+    return Floors(min(int(total(rooms).percent), 99), figures, floors.apart)
 
 
 def main(arguments: list[str]) -> int:

@@ -19,12 +19,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "relay/__main__.py": "x = 1\n",
         "relay/model.py": "a = 1\nb = 2\nif a > b:\n    c = 3\n",
-        "relay/edge/http/forward.py": "def f():\n    return 1\n",
+        "relay/edge/rest.py": "def f():\n    return 1\n",
         "relay/edge/__init__.py": "",
     }
     plant(tmp_path, files)
     data = CoverageData(str(tmp_path / ".coverage"))
-    lines = {"relay/model.py": [1, 2, 3], "relay/edge/http/forward.py": [1]}
+    lines = {"relay/model.py": [1, 2, 3], "relay/edge/rest.py": [1]}
     data.add_lines({str(tmp_path / file): covered for file, covered in lines.items()})
     data.write()
     FLOORS.write(plant(tmp_path, {"tools/coverage.toml": ""}))
@@ -36,7 +36,7 @@ def test_lines_are_counted_per_file_run_or_not(project: Path) -> None:
     assert coverage.measured(project, project / ".coverage") == {
         "relay/__main__.py": Lines(0, 1),
         "relay/edge/__init__.py": Lines(0, 0),
-        "relay/edge/http/forward.py": Lines(1, 2),
+        "relay/edge/rest.py": Lines(1, 2),
         "relay/model.py": Lines(3, 4),
     }
 
@@ -89,6 +89,11 @@ def test_todays_figures_become_the_floors(project: Path) -> None:
     assert coverage.main(["--write-floors"]) == 0
     assert Floors.read(project) == Floors(66, {"relay": 75, "relay/edge": 50}, APART)
     assert coverage.main([]) == 0
+
+
+def test_a_floor_is_never_all_lines() -> None:
+    rooms = {"relay": Lines(10, 10)}
+    assert coverage.lifted(rooms, FLOORS) == Floors(99, {"relay": 99}, APART)
 
 
 def test_files_that_stand_apart_are_there_and_have_a_reason() -> None:

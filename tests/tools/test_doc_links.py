@@ -10,7 +10,7 @@ from tools import doc_links
 PAGES = {
     "docs/target.md": "# The first part\n\n## Kernels & sessions: `how`?\n\n## Twice\n\n## Twice\n",
     "docs/decisions/0001.md": "",
-    "relay/edge/http/forward.py": "",
+    "relay/edge/rest.py": "",
     "tests/system/test_kills.py": "def test_a_kill() -> None: ...",
     "deploy/systemd/unit": "",
 }
@@ -31,7 +31,7 @@ def found(root: Path, page: str, text: str) -> list[str]:
         "[a](docs/decisions/)",
         "[a](https://example.org/no/such.md#x)",
         "# Here\n\n[a](#here)",
-        "`relay/edge/http/forward.py`, `edge/http/forward.py`, `tests/`, `deploy/systemd/`",
+        "`relay/edge/rest.py`, `edge/rest.py`, `tests/`, `deploy/systemd/`",
         "`system/test_kills.py`, `elsewhere/unit`, `relay up`, `text/html`",
         "```\n[a](none.md) `relay/none.py`\n```",
         "[a]: docs/target.md",
