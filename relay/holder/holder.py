@@ -87,7 +87,7 @@ class Holder:
         )
 
     async def run(self) -> None:
-        """Serve from the first moment, so that whoever asked for the kernel can wait for it.
+        """Serve before the kernel is launched, so that agents can follow its start.
 
         A kernel that was up already is adopted before that: clients find it as it was.
         """

@@ -28,7 +28,7 @@ class Lifecycle:
 
     One change at a time: starting, restarting and stopping exclude each other; an interrupt
     waits for nobody. ``on_change`` is called when the phase changes, ``on_note`` when there is
-    something to note for whoever finds the folder: a new kernel process, another `state`.
+    something to note in the folder: a new kernel process, another `state`.
     """
 
     def __init__(

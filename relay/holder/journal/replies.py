@@ -1,9 +1,9 @@
 """What somebody waits for, kept for longer than output: replies, questions and states.
 
-A kernel that prints a lot drives its oldest output out of the journal. If replies went with it, who
-was away would wait for them for ever. So they are written down twice, the second time into a
-journal of their own, which they share with nothing large. Where the journal has a gap, readers get
-from there what is left: each message at its place, and the gaps between them.
+A kernel that prints a lot drives its oldest output out of the journal. If replies went with it, a
+client that was away would wait for them for ever. So they are written down twice, the second time
+into a journal of their own, which they share with nothing large. Where the journal has a gap,
+readers get from there what is left: each message at its place, and the gaps between them.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ log = structlog.get_logger(__name__)
 
 _BATCH_BYTES: Final = 256 * 1024
 _VIEWERS_PAUSE: Final = 0.05
-"""Seconds between two answers to who may only view: in the journal they take the room of what the
-kernel says."""
+"""Seconds between two answers to a viewer: they take the room of the kernel's output in the
+journal."""
 _POISON: Final = "three connections of this client ended on it"
 
 

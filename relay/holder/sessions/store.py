@@ -81,7 +81,7 @@ class SessionStore:
         """The table of a log, or a new one, with a new epoch, where there is none.
 
         ``seq`` is the journal's newest, ``left`` what a folder of version 1 knows of requests.
-        Nobody is connected: those who were can come back.
+        No client is connected; those that were can come back.
         """
         sessions = _read(path, limits, seq, left)
         if sessions is None:

@@ -4,14 +4,17 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from relay.bridge.control import Attach, Call, Close, Phase, Read, Result, Status
+from relay.auth.ownership import Grant
+from relay.bridge.control import Attach, Call, Close, GrantChange, Phase, Read, Result, Status
 from relay.bridge.openings import AGENT, HOLDER, refused
 from relay.bridge.records import RecordKind, read_struct, struct_record
 from relay.bridge.versions import Opening
+from relay.errors import KernelError
 from relay.holder.serve.client import ChannelLimits
 from relay.holder.serve.server import HolderServer
 from relay.streams import read_record
@@ -49,7 +52,9 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.operations: list[str] = []
+        self.grants: list[tuple[str, Grant | None]] = []
         broker: Any = NoBroker()
+        broker.inbound = SimpleNamespace(grant=lambda *grant: self.grants.append(grant))
         self.server = HolderServer(
             broker,
             status=lambda: STATUS,
@@ -60,6 +65,8 @@ class Bench:
         )
 
     async def _operate(self, operation: str) -> None:
+        if operation == "restart":
+            raise KernelError("The kernel does not want to.")
         self.operations.append(operation)
 
     async def say(self, *records: bytes) -> list[tuple[RecordKind, bytes]]:
@@ -115,3 +122,49 @@ async def test_an_agent_of_another_version_hears_so_and_nothing_else(
     )
     assert "holder has version 1" in refused(payload, HOLDER, AGENT).message
     assert bench.operations == []
+
+
+def result_in(heard: list[tuple[RecordKind, bytes]]) -> Result:
+    (payload,) = [payload for kind, payload in heard if kind is RecordKind.RESULT]
+    return read_struct(payload, Result)
+
+
+async def test_what_does_not_work_is_told_in_words(bench: Bench) -> None:
+    heard = await bench.say(struct_record(RecordKind.CALL, Call(id=3, op="restart")))
+    result = result_in(heard)
+    assert result.id == 3
+    assert result.failure is not None
+    assert result.failure.message == "The kernel does not want to."
+    assert result.failure.http_status == KernelError.http_status
+
+
+@pytest.mark.parametrize("action", [*Grant, None])
+async def test_grants_are_changed(bench: Bench, action: Grant | None) -> None:
+    change = GrantChange(principal="token:bob", action=action)
+    heard = await bench.say(struct_record(RecordKind.CALL, Call(id=1, op="grant", grant=change)))
+    assert result_in(heard).failure is None
+    assert bench.grants == [("token:bob", action)]
+
+
+async def test_a_grant_that_is_none_is_refused(bench: Bench) -> None:
+    change = GrantChange(principal="token:bob", action="own")
+    heard = await bench.say(struct_record(RecordKind.CALL, Call(id=1, op="grant", grant=change)))
+    failure = result_in(heard).failure
+    assert failure is not None
+    assert (failure.http_status, bench.grants) == (400, [])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [struct_record(RecordKind.STATUS, STATUS), struct_record(RecordKind.CALL, STATUS), b"\xff" * 9],
+    ids=["not for holders", "no call", "no record"],
+)
+async def test_what_is_no_record_of_an_agents_ends_the_connection(
+    bench: Bench, record: bytes
+) -> None:
+    heard = await bench.say(record)
+    # It hangs up, and serves the next.
+    assert RecordKind.PING not in [kind for kind, _ in heard]
+    assert bench.operations == []
+    heard = await bench.say(struct_record(RecordKind.CALL, Call(id=0, op="status")))
+    assert result_in(heard) == Result(id=0)
