@@ -17,14 +17,8 @@ from typing import Any, Final
 
 from websockets.frames import Opcode
 
-from relay.bridge.records import (
-    Attached,
-    Position,
-    RecordKind,
-    frames_record,
-    number_record,
-    struct_record,
-)
+from relay.bridge.control import Attached, Position
+from relay.bridge.records import RecordKind, frames_record, number_record, struct_record
 from relay.config import EdgeLimits, WebSocketSettings
 from relay.edge.upstream.link import Link
 from relay.edge.websocket.pipe import Pipe

@@ -2,8 +2,7 @@
 
 ``STATE_DIR/<cluster>/kernels/<kernel_id>/`` holds everything about one kernel. The process that has
 the kernel's sockets holds an exclusive ``flock`` on the folder's lock file; no other may act as
-its holder. Unix sockets live in the runtime folder, whose paths are short enough for them
-(``sun_path`` takes 107 bytes).
+its holder.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,23 +21,14 @@ from relay.auth.ownership import Grant
 from relay.bridge.versions import FIRST, FOLDER, JOURNAL
 from relay.errors import OtherVersion
 from relay.files import (
-    TRAVERSABLE,
-    FolderError,
     open_regular,
-    private_folder,
     read_regular,
     read_struct,
     try_flock,
-    write_new,
 )
 
 _HIDDEN: Final = "."
 """The first character of the name of a folder that is being deleted: no kernel id has it."""
-_SOCKET_PATH_BYTES: Final = 107
-_SOCKET_NAME_BYTES: Final = len("/0123456789ab.sock")
-_USER_BYTES: Final = len("/4294967294")
-"""Bytes for the folder that each OS user has in a shared runtime folder."""
-
 
 KernelState = Literal["starting", "ready", "dead", "ending"]
 """``ready`` once the kernel has answered, ``dead`` when its restarts are used up."""
@@ -100,69 +89,47 @@ Grants = dict[str, Grant]
 """What others may do with a kernel, by principal."""
 
 
+class _Child:
+    """A path in a kernel's folder, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: KernelFolder, owner: type[KernelFolder]) -> Path:
+        return folder.path / self._name
+
+
 class KernelFolder(msgspec.Struct, frozen=True):
     """One kernel's folder."""
 
     path: Path
 
+    request = _Child("request.json")
+    """The agent's request for the kernel (a ``HolderConfig``)."""
+    record = _Child("record.json")
+    """The holder's note (a `KernelRecord`)."""
+    replacements = _Child("replacements.json")
+    """When holders that died were replaced: a list of seconds since the machine started."""
+    requests = _Child("requests.log")
+    """Requests that the kernel has not finished (``holder/sessions/requests.py``)."""
+    journal = _Child("journal")
+    """The folder of the journal's segments."""
+    sessions = _Child("sessions.jsonl")
+    """The sessions of the holder's clients (``holder/sessions/store.py``)."""
+    kernel_log = _Child("kernel.log")
+    """The kernel process's own stdout and stderr."""
+    holder_log = _Child("holder.log")
+    """The holder's log."""
+    grants = _Child("grants.json")
+    """What the kernel's owner grants to others (`Grants`)."""
+    connection_file = _Child("connection.json")
+    """Jupyter's connection file."""
+    _lock = _Child("lock")
+
     @property
     def kernel_id(self) -> str:
         """The folder's name is the kernel's id."""
         return self.path.name
-
-    @property
-    def request(self) -> Path:
-        """The agent's request for the kernel (a ``HolderConfig``)."""
-        return self.path / "request.json"
-
-    @property
-    def record(self) -> Path:
-        """The holder's note (a `KernelRecord`)."""
-        return self.path / "record.json"
-
-    @property
-    def replacements(self) -> Path:
-        """When holders that died were replaced: a list of seconds since the machine started."""
-        return self.path / "replacements.json"
-
-    @property
-    def requests(self) -> Path:
-        """Of version 1: what the kernel has been asked and has not finished."""
-        return self.path / "requests.log"
-
-    @property
-    def journal(self) -> Path:
-        """The folder of the journal's segments."""
-        return self.path / "journal"
-
-    @property
-    def sessions(self) -> Path:
-        """The log of clients and their requests (``holder/sessions/store.py``)."""
-        return self.path / "sessions.jsonl"
-
-    @property
-    def kernel_log(self) -> Path:
-        """The kernel process's own stdout and stderr."""
-        return self.path / "kernel.log"
-
-    @property
-    def holder_log(self) -> Path:
-        """The holder's log."""
-        return self.path / "holder.log"
-
-    @property
-    def grants(self) -> Path:
-        """What the kernel's owner grants to others (`Grants`)."""
-        return self.path / "grants.json"
-
-    @property
-    def connection_file(self) -> Path:
-        """Jupyter's connection file."""
-        return self.path / "connection.json"
-
-    @property
-    def _lock(self) -> Path:
-        return self.path / "lock"
 
     @property
     def uid(self) -> int:
@@ -345,51 +312,6 @@ def sweep(state_dir: Path, cluster: str) -> None:
     """Delete what processes that died in `remove` left behind."""
     for folder in kernels_folder(state_dir, cluster).glob(f"{_HIDDEN}*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def runtime_folder(state_dir: Path, setting: str | None) -> Path:
-    """Return the folder of unix sockets: the setting, the XDG runtime folder, or a new short one.
-
-    The last is noted in the state folder, so that all processes of that state agree on it.
-    """
-    if setting is not None:
-        return _short_enough(private_folder(Path(setting)))
-    noted = state_dir / "runtime"
-    with contextlib.suppress(OSError):
-        return _short_enough(private_folder(Path(noted.read_text().strip())))
-    private_folder(state_dir)
-    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
-    shared = bool(xdg) and os.access(xdg, os.W_OK)
-    if shared:
-        folder = private_folder(Path(xdg) / "kernel-relay")
-    else:
-        folder = Path(tempfile.mkdtemp(prefix="relay-"))
-    try:
-        # The second process takes the folder of the first, and never reads half a note.
-        write_new(noted, f"{folder}\n".encode())
-    except FileExistsError:
-        if not shared:
-            # Ours alone, and of no use now.
-            folder.rmdir()
-        return _short_enough(private_folder(Path(noted.read_text().strip())))
-    return _short_enough(folder)
-
-
-def shared_runtime_folder(setting: str) -> Path:
-    """Return the folder in which each OS user has a folder of sockets. Raises `FolderError`."""
-    return _short_enough(private_folder(Path(setting), TRAVERSABLE), _USER_BYTES)
-
-
-def _short_enough(folder: Path, more: int = 0) -> Path:
-    if len(os.fsencode(folder)) + more + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
-        msg = f"runtime_dir {folder} is too long for unix sockets, choose a shorter one"
-        raise FolderError(msg)
-    return folder
-
-
-def socket_name() -> str:
-    """Return a new name for a socket in the runtime folder: 12 hex digits."""
-    return secrets.token_hex(6)
 
 
 def process_started(pid: int) -> int | None:

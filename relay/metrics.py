@@ -14,7 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, values
@@ -36,26 +36,37 @@ _ENDED_WORKERS: Final = "counter_ended.db"
 """The file with the counts of workers that have ended; "ended" stands in the place of a pid."""
 
 
+class _EdgeRegistry(NamedTuple):
+    """Registers metrics of an edge worker; the parent serves one value for all workers."""
+
+    registry: CollectorRegistry
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """Make a counter, whose values are summed."""
+        return Counter(f"relay_edge_{name}", text, labels, registry=self.registry)
+
+    def total(self, name: str, text: str, *labels: str) -> Gauge:
+        """Make a gauge, whose values in running workers are summed."""
+        return self._gauge(name, text, labels, "livesum")
+
+    def lowest(self, name: str, text: str, *labels: str) -> Gauge:
+        """Make a gauge, of whose values in running workers the lowest counts."""
+        return self._gauge(name, text, labels, "livemin")
+
+    def _gauge(
+        self, name: str, text: str, labels: tuple[str, ...], mode: Literal["livesum", "livemin"]
+    ) -> Gauge:
+        return Gauge(
+            f"relay_edge_{name}", text, labels, registry=self.registry, multiprocess_mode=mode
+        )
+
+
 class EdgeMetrics:
     """The metrics of an edge worker."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"relay_edge_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            # The sum over running workers.
-            return Gauge(
-                f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livesum"
-            )
-
-        def lowest(name: str, text: str, *labels: str) -> Gauge:
-            # The lowest value of the running workers.
-            return Gauge(
-                f"relay_edge_{name}", text, labels, registry=registry, multiprocess_mode="livemin"
-            )
-
-        self._requests = counter(
+        edge = _EdgeRegistry(registry)
+        self._requests = edge.counter(
             "requests",
             "Requests by route and class of the response's status; a WebSocket is counted when it"
             " has ended. Labels are empty where the request failed before its route was known.",
@@ -63,52 +74,43 @@ class EdgeMetrics:
             "kind",
             "status",
         )
-        self.refused_logins = counter("refused_logins", "Requests without a valid credential.")
-        self.websockets = gauge("websockets", "Open WebSockets of clients.", "cluster")
-        self._bytes = counter(
-            "websocket_bytes",
-            "Bytes on clients' WebSockets; out: frames to clients, in: messages of clients.",
-            "cluster",
-            "direction",
-        )
-        self._pings = counter("pings", "WebSocket pings sent to clients.", "cluster")
-        self._proofs = counter(
-            "proofs", "Pongs that confirmed what a client has received.", "cluster"
-        )
-        self.links_lost = counter(
+        self.refused_logins = edge.counter("refused_logins", "Requests without a valid credential.")
+        self.websockets = edge.total("websockets", "Open WebSockets of clients.", "cluster")
+        self._traffic = _TrafficCounters(edge)
+        self.links_lost = edge.counter(
             "links_lost", "Links to agents that were lost under an open WebSocket.", "cluster"
         )
-        self.agent_failures = counter(
+        self.agent_failures = edge.counter(
             "agent_failures", "Failed attempts to reach an agent.", "cluster"
         )
-        self.held_requests = gauge(
+        self.held_requests = edge.total(
             "held_requests", "Requests that wait for an agent to come back.", "cluster"
         )
-        self.broken_answers = counter(
+        self.broken_answers = edge.counter(
             "broken_answers", "Responses that an agent began and did not finish.", "cluster"
         )
-        self.sent_away = counter(
+        self.sent_away = edge.counter(
             "sent_away",
             "WebSockets and streams that were ended because access was revoked or has expired.",
             "reason",
         )
-        self.refused_token_files = counter(
+        self.refused_token_files = edge.counter(
             "refused_token_files",
             "Times that the changed token file was invalid and the previous tokens were kept.",
         )
-        self.key_fetches = counter(
+        self.key_fetches = edge.counter(
             "key_fetches", "Attempts to fetch the keys of an issuer of JWTs.", "authenticator"
         )
-        self.key_fetch_failures = counter(
+        self.key_fetch_failures = edge.counter(
             "key_fetch_failures", "Failed attempts to fetch an issuer's keys.", "authenticator"
         )
-        self.keys_fetched = lowest(
+        self.keys_fetched = edge.lowest(
             "keys_fetched_timestamp_seconds",
             "Unix time of the last successful fetch of an issuer's keys, of the worker whose fetch"
             " is oldest; 0: never.",
             "authenticator",
         )
-        self.hub_requests = counter(
+        self.hub_requests = edge.counter(
             "hub_requests",
             "Requests to JupyterHub (user: check a token, activity: report activity) by outcome:"
             " known, refused (the relay has no access), unknown, failed.",
@@ -142,12 +144,7 @@ class EdgeMetrics:
 
     def traffic(self, cluster: str) -> Traffic:
         """Return the counters of one cluster's WebSockets, labels applied."""
-        return Traffic(
-            out=self._bytes.labels(cluster, "out"),
-            back=self._bytes.labels(cluster, "in"),
-            pings=self._pings.labels(cluster),
-            proofs=self._proofs.labels(cluster),
-        )
+        return self._traffic.of(cluster)
 
 
 class Traffic:
@@ -160,6 +157,31 @@ class Traffic:
         """Takes a number of bytes."""
         self.pinged = pings.inc
         self.proved = proofs.inc
+
+
+class _TrafficCounters:
+    """Counters of the WebSockets of all clusters."""
+
+    def __init__(self, edge: _EdgeRegistry) -> None:
+        self._bytes = edge.counter(
+            "websocket_bytes",
+            "Bytes on clients' WebSockets; out: frames to clients, in: messages of clients.",
+            "cluster",
+            "direction",
+        )
+        self._pings = edge.counter("pings", "WebSocket pings sent to clients.", "cluster")
+        self._proofs = edge.counter(
+            "proofs", "Pongs that confirmed what a client has received.", "cluster"
+        )
+
+    def of(self, cluster: str) -> Traffic:
+        """Return the counters of one cluster."""
+        return Traffic(
+            out=self._bytes.labels(cluster, "out"),
+            back=self._bytes.labels(cluster, "in"),
+            pings=self._pings.labels(cluster),
+            proofs=self._proofs.labels(cluster),
+        )
 
 
 class SharedFolder:

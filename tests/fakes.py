@@ -11,13 +11,8 @@ from typing import Any
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Protocol, Side
 
-from relay.bridge.records import (
-    Attached,
-    Position,
-    RecordKind,
-    RecordReader,
-    struct_record,
-)
+from relay.bridge.control import Attached, Position
+from relay.bridge.records import RecordKind, RecordReader, struct_record
 from relay.edge.upstream.link import Link
 
 

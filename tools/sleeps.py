@@ -13,8 +13,8 @@ from pathlib import Path
 from tools.findings import Finding
 from tools.sources import Function, Source, sources
 
-REAL = frozenset({"system", "chaos"})
-"""Folders of tests that run real programs and may wait for them."""
+REAL = frozenset({"system", "chaos", "fixtures"})
+"""Folders whose files run, or record, real programs and may wait for them."""
 SLEEPS = frozenset({"asyncio.sleep", "time.sleep", "sleep"})
 
 

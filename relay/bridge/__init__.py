@@ -2,8 +2,8 @@
 
 ``messages`` are the messages, ``ws_codec`` and ``zmq_codec`` their formats on WebSockets and ZMQ,
 ``notices`` replace messages that a client cannot get. ``records`` travel between edge, agent and
-holder, with ``openings`` and ``versions`` at a link's beginning. ``session`` decides what each
-client gets, by the ``events`` of a kernel.
+holder, some with structs of ``control``; ``openings`` and ``versions`` are about a link's
+beginning. ``session`` decides what each client gets, by the ``events`` of a kernel.
 
 Pure: no I/O, and no clock but the ``now`` that callers pass in.
 """

@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
+from relay.bridge.control import Attach, Disconnect, Position
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Disconnect, Position
 
 NO_HEADER: Final = msgspec.Raw(b"{}")
 

@@ -11,8 +11,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from relay.bridge.control import Close
 from relay.bridge.messages import Buffer
-from relay.bridge.records import Close, RecordKind, read_struct, struct_record
+from relay.bridge.records import RecordKind, read_struct, struct_record
 from relay.bridge.versions import FIRST, RECORDS, Opening
 from relay.errors import OtherVersion
 

@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from relay.bridge.control import Attach, Disconnect, Position
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -39,7 +40,6 @@ from relay.bridge.events import (
     StartReading,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.requests import KernelRequest, RequestIds
 from relay.bridge.session_table import BROADCAST, ClientSession, SessionLimits, SessionTable
 from relay.bridge.submissions import KernelPresence, Submissions, request_ids

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from relay.bridge.records import Attach
+from relay.bridge.control import Attach
 from relay.bridge.requests import RequestIds
 from relay.bridge.transitions import SessionState
 

@@ -79,16 +79,10 @@ def create(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Make a token and print it, once; messages go to stderr."""
     with exit_on_error(), _start_errors():
-        from relay import tokenfile
-        from relay.auth.tokens import TokenStore, generate
-        from relay.processes import StartError
-        from relay.routing.clusters import check_name
+        from relay.auth.tokens import generate
 
         for name in cluster or ():
-            try:
-                check_name(name)
-            except ValueError as error:
-                raise StartError(f"--cluster {name}: {error}") from None
+            _check_cluster(name)
         lifetime = None if ttl is None else _seconds(ttl)
         location = _locate(state_dir, file, config)
         if path:
@@ -103,11 +97,7 @@ def create(  # noqa: PLR0913 - one for each option
             clusters=cluster or None,
             path=path,
         )
-        if location.folder is not None:
-            location.folder.create()
-        with tokenfile.locked(location.path):
-            store = _read(location.path, missing=TokenStore())
-            tokenfile.write(location.path, TokenStore((*store.records, record)))
+        _add(record, location)
     until = "" if record.expires is None else f", valid until {_format_time(record.expires)}"
     typer.echo(f"Made token {record.id} of {user}{until}. It is shown only once.", err=True)
     if path:
@@ -205,6 +195,28 @@ def _read(path: Path, missing: TokenStore | None = None) -> TokenStore:
         return missing
     except ValueError as error:
         raise StartError(f"{path} is damaged: {error}") from error
+
+
+def _add(record: TokenRecord, location: TokenFileLocation) -> None:
+    """Add a token to the file. Raises as `_read`."""
+    from relay import tokenfile
+    from relay.auth.tokens import TokenStore
+
+    if location.folder is not None:
+        location.folder.create()
+    with tokenfile.locked(location.path):
+        store = _read(location.path, missing=TokenStore())
+        tokenfile.write(location.path, TokenStore((*store.records, record)))
+
+
+def _check_cluster(name: str) -> None:
+    """Raise ``ValueError`` for a name that no cluster can have."""
+    from relay.routing.clusters import check_name
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ValueError(f"--cluster {name}: {error}") from None
 
 
 def _seconds(ttl: str) -> float:

@@ -6,9 +6,9 @@
             print(output)
 
 ``client`` and ``kernel`` are what a script calls, ``executions`` and ``outputs`` what it iterates
-over; ``kernel_session`` (with ``delivery_tracker``, ``inbox`` and ``kernel_message``) matches
-messages with requests and does no I/O; ``channels``, ``sockets`` and ``rest`` are the connections;
-``backoff``, ``errors`` and ``settings`` decide when to retry. See docs/client.md.
+over; ``kernel_session`` (with ``outbox``, ``inbox``, ``delivery_tracker`` and ``kernel_message``)
+matches messages with requests and does no I/O; ``channels``, ``sockets`` and ``rest`` are the
+connections; ``backoff``, ``errors`` and ``settings`` decide when to retry. See docs/client.md.
 """
 
 from __future__ import annotations

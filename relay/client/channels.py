@@ -43,7 +43,7 @@ class Channels:
         self._room = asyncio.Event()
         self._logged_full = False
         self._was_open = False
-        session.on_unsent = self._unsent.set
+        session.outbox.on_unsent = self._unsent.set
         session.on_room = self._room.set
 
     async def run(self) -> None:
@@ -78,7 +78,7 @@ class Channels:
             raise when_connected(error) if self.connections else error from None
         self._was_open = True
         self.connections += 1
-        self._session.reconnected()
+        self._session.outbox.reconnected()
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send(socket), name="relay client: send")
@@ -91,7 +91,7 @@ class Channels:
     async def _send(self, socket: Socket) -> None:
         while True:
             self._unsent.clear()
-            while (payload := self._session.next_unsent()) is not None:
+            while (payload := self._session.outbox.next_unsent()) is not None:
                 try:
                     await socket.send(payload)
                 except ConnectionLost:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from relay.bridge.records import Position
+from relay.bridge.control import Position
 from relay.client import sockets
 from relay.client.channels import Channels
 from relay.client.delivery_tracker import parse_position

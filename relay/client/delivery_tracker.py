@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from relay.bridge.records import Position
+from relay.bridge.control import Position
 from relay.errors import BadRequest
 
 

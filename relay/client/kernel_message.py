@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from relay.bridge.control import Position
 from relay.bridge.messages import (
     PROTOCOL_VERSION,
     Buffer,
@@ -16,7 +17,6 @@ from relay.bridge.messages import (
     Message,
     parse_header,
 )
-from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
 from relay.errors import MalformedMessage
 

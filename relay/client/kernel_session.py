@@ -1,27 +1,27 @@
 """One session with one kernel, over any number of WebSockets. Sans I/O.
 
-`Channels` passes in what it receives (`KernelSession.receive`), and sends what
-`KernelSession.next_unsent` returns; `KernelSession.reconnected` marks every request without any
-response as unsent again. The relay drops requests that it knows, by ``msg_id``, so each runs once.
+`Channels` passes in what it receives (`KernelSession.receive`), and sends what is in the `Outbox`:
+on a new WebSocket every request without any response again. The relay drops requests that it
+knows, by ``msg_id``, so each runs once.
 """
 
 from __future__ import annotations
 
 import functools
 import uuid
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel
-from relay.bridge.records import Position
 from relay.client import kernel_message
 from relay.client.delivery_tracker import DeliveryTracker
 from relay.client.errors import KernelGone, KernelRestarted
 from relay.client.inbox import Inbox
 from relay.client.kernel_message import KernelMessage
+from relay.client.outbox import Outbox
 from relay.errors import BadRequest, RelayError
 
 _SILENT: Final = {
@@ -35,15 +35,12 @@ _SILENT: Final = {
 
 
 class _Request(msgspec.Struct):
-    """A request to the kernel; ``payload`` is None where another process has sent it."""
+    """A request to the kernel, by this process or another one."""
 
     channel: Channel
-    payload: bytes | None
     inbox: Inbox
     after: Position | None = None
     waits_for_idle: bool = True
-    seen: bool = False
-    """Whether a message for it has arrived, so that the kernel has received it."""
     replied: bool = False
     idle: bool = False
     then: Callable[[], None] | None = None
@@ -52,29 +49,21 @@ class _Request(msgspec.Struct):
 class KernelSession:
     """Matches requests with the kernel's messages, and passes the messages to their readers.
 
-    ``now`` returns the date for a header; ``in_flight`` limits the requests without any response.
+    ``now`` returns the date for a header; ``in_flight`` is the limit of the `Outbox`.
     """
 
     def __init__(
         self, session_id: str, start: Position | None, now: Callable[[], str], in_flight: int
     ) -> None:
         self.session_id = session_id
-        self._in_flight_limit = in_flight
         self.tracker = DeliveryTracker(start)
+        self.outbox = Outbox(in_flight)
         self.failure: RelayError | None = None
         """Why no more messages will arrive; None while they may."""
-        self.on_unsent: Callable[[], None] = _nothing
-        """Called when there is something to send."""
         self.on_room: Callable[[], None] = _nothing
         """Called when messages were read."""
         self._now = now
         self._requests: dict[str, _Request] = {}
-        self._answers: dict[str, bytes] = {}
-        """The latest stdin answer for each request, by the request's ``msg_id``."""
-        self._unsent: deque[str] = deque()
-        self._unsent_answers: deque[str] = deque()
-        self._in_flight: set[str] = set()
-        """Requests that were sent and have no response yet."""
         self._numbered = False
         self._listeners: list[Inbox] = []
         self._barriers: set[str] = set()
@@ -99,9 +88,9 @@ class KernelSession:
         self._check()
         msg_id = self._new(msg_id)
         payload = self._payload(channel, msg_type, content, msg_id)
-        request = _Request(channel, payload, self._inbox(), waits_for_idle=waits_for_idle)
+        request = _Request(channel, self._inbox(), waits_for_idle=waits_for_idle)
         self._requests[msg_id] = request
-        self._send(msg_id)
+        self.outbox.request(msg_id, payload)
         return msg_id, request.inbox
 
     def resume(
@@ -114,13 +103,11 @@ class KernelSession:
         """
         self._check()
         self._new(msg_id)
-        payload = None
+        request = _Request(Channel.SHELL, self._inbox(), after=after)
+        self._requests[msg_id] = request
         if content is not None:
             payload = self._payload(Channel.SHELL, "execute_request", content, msg_id)
-        request = _Request(Channel.SHELL, payload, self._inbox(), after=after)
-        self._requests[msg_id] = request
-        if payload is not None:
-            self._send(msg_id)
+            self.outbox.request(msg_id, payload)
         self._send_barrier(functools.partial(self._end, msg_id, None))
         return request.inbox
 
@@ -149,16 +136,15 @@ class KernelSession:
         )
         asker = question.parent.msg_id
         if asker in self._requests:
-            self._answers[asker] = payload
-            self._unsent_answers.append(asker)
-            self.on_unsent()
+            self.outbox.answer(asker, payload)
 
     def listen(self) -> Inbox:
         """Return an inbox of every message from now on."""
         self._check()
         inbox = self._inbox()
         self._listeners.append(inbox)
-        self.on_unsent()
+        # A listener sends nothing, and needs the WebSocket all the same.
+        self.outbox.on_unsent()
         return inbox
 
     def leave(self, inbox: Inbox) -> None:
@@ -208,37 +194,6 @@ class KernelSession:
             parent_header=b"{}" if parent is None else parent.raw.header,
         )
 
-    # Sending.
-
-    def reconnected(self) -> None:
-        """Mark everything that may not have arrived as unsent, in its order."""
-        self._in_flight.clear()
-        self._unsent = deque(key for key, request in self._requests.items() if not request.seen)
-        self._unsent_answers = deque(self._answers)
-        self.on_unsent()
-
-    def next_unsent(self) -> bytes | None:
-        """Return the next payload to send; None where there is none, or too much in flight.
-
-        The relay remembers a limited number of requests (``sessions.repeats``). Answers are sent
-        first, since requests may wait for them.
-        """
-        while self._unsent_answers:
-            answer = self._answers.get(self._unsent_answers.popleft())
-            if answer is not None:
-                return answer
-        while self._unsent and len(self._in_flight) < self._in_flight_limit:
-            msg_id = self._unsent.popleft()
-            request = self._requests.get(msg_id)
-            if request is not None and request.payload is not None and not request.seen:
-                self._in_flight.add(msg_id)
-                return request.payload
-        return None
-
-    def _send(self, msg_id: str) -> None:
-        self._unsent.append(msg_id)
-        self.on_unsent()
-
     # Messages.
 
     def receive(self, payload: bytes) -> None:
@@ -259,11 +214,10 @@ class KernelSession:
 
     def _deliver(self, message: KernelMessage, request: _Request) -> None:
         msg_id = message.parent.msg_id
-        request.seen = True
-        self._arrived(msg_id)
+        self.outbox.received(msg_id)
         if message.raw.channel is Channel.STDIN:
             # The kernel asks again, so it has received the previous answer.
-            self._answers.pop(msg_id, None)
+            self.outbox.answered(msg_id)
         if message.raw.channel is request.channel:
             request.replied = True
             request.inbox.put(message)
@@ -302,17 +256,11 @@ class KernelSession:
         request = self._requests.pop(msg_id, None)
         if request is None:
             return
-        self._arrived(msg_id)
-        self._answers.pop(msg_id, None)
+        self.outbox.received(msg_id)
+        self.outbox.answered(msg_id)
         request.inbox.end(error)
         if error is None and request.then is not None:
             request.then()
-
-    def _arrived(self, msg_id: str) -> None:
-        if msg_id in self._in_flight:
-            self._in_flight.discard(msg_id)
-            if self._unsent:
-                self.on_unsent()
 
 
 def _is_before(seq: Position, after: Position | None) -> bool:

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -27,7 +28,7 @@ from relay.auth.audit import AuditNote
 from relay.auth.tickets import TicketSigner
 from relay.config import EdgeConfig
 from relay.config.jupyterhub import base_url
-from relay.connections import HeadLimits, Timeouts, server
+from relay.connections import HeadLimits, HttpServer, Timeouts, server
 from relay.edge import reload
 from relay.edge.authn import authenticators
 from relay.edge.authn.authenticators import Authenticators
@@ -142,8 +143,6 @@ async def _run(
             watching=secrets.authentication.watch(reauthorizer.reauthorize_all),
         ),
     ):
-        channels = ChannelsHandler(config, upstream, metrics, secrets.authentication.follow)
-        forwarder = Forwarder(config, upstream, metrics)
         parts = Dependencies(
             addresses=ClientAddresses(config.proxies),
             rate_limits=RateLimits(parent),
@@ -151,55 +150,80 @@ async def _run(
             reauthorizer=reauthorizer,
             audit=AuditTrail(config.audit, partial(_write_audit, parent)),
             upstream=upstream,
-            forwarder=forwarder,
-            channels=channels,
+            forwarder=Forwarder(config, upstream, metrics),
+            channels=ChannelsHandler(config, upstream, metrics, secrets.authentication.follow),
             metrics=metrics,
         )
         app = Pipeline(msgspec.structs.replace(config, base_url=secrets.base_url), parts)
         loop.add_signal_handler(signal.SIGHUP, _change_policy, app, path)
         head, patience = _bounds(config)
-        servers = [
-            server(app.handle_https, head, patience),
-            server(app.handle_wss, head, patience),
-        ]
-        proxies = Networks(config.proxies.proxy_protocol)
+        servers = {
+            "https": server(app.handle_https, head, patience),
+            "wss": server(app.handle_wss, head, patience),
+        }
         acceptors = [
-            Acceptor(
-                sockets[name],
-                http,
-                parent=parent,
-                tls=secrets.tls,
-                certificates=secrets.certificates,
-                proxies=proxies,
-                settings=config.connections,
-            )
-            for name, http in zip(("https", "wss"), servers, strict=True)
+            _acceptor(config, secrets, parent, sockets[name], http)
+            for name, http in servers.items()
         ]
-        async with asyncio.TaskGroup() as accepting:
-            tasks = [
-                accepting.create_task(acceptor.run(), name="accept connections")
-                for acceptor in acceptors
-            ]
-            processes.notify("READY=1")
-            log.info("ready")
-            await stopped.wait()
-            if parent.gone:
-                # Nobody can be let in without the parent, and nobody else would end this process.
-                log.error("parent_died")
-                sys.exit(1)
-            log.info("stopping", drain=config.drain)
-            app.edge_routes.ready = False
-            for task in tasks:
-                task.cancel()
+        await _accept(acceptors, stopped, parent, app, config.drain)
         for listener in sockets.values():
             listener.close()
-        # Not all at once: they come back together.
-        await asyncio.sleep(random.uniform(0, min(0.5, config.drain / 4)))  # noqa: S311
-        channels.drain()
-        forwarder.drain()
-        for http in servers:
-            http.pre_shutdown()
-        await asyncio.gather(*(http.shutdown(config.drain) for http in servers))
+        await _drain(parts, list(servers.values()), config.drain)
+
+
+def _acceptor(
+    config: EdgeConfig,
+    secrets: Secrets,
+    parent: ParentClient,
+    listener: socket.socket,
+    http: HttpServer,
+) -> Acceptor:
+    return Acceptor(
+        listener,
+        http,
+        parent=parent,
+        tls=secrets.tls,
+        certificates=secrets.certificates,
+        proxies=Networks(config.proxies.proxy_protocol),
+        settings=config.connections,
+    )
+
+
+async def _accept(
+    acceptors: list[Acceptor],
+    stopped: asyncio.Event,
+    parent: ParentClient,
+    app: Pipeline,
+    drain: float,
+) -> None:
+    """Accept connections until the worker is to stop; without the parent the process exits."""
+    async with asyncio.TaskGroup() as accepting:
+        tasks = [
+            accepting.create_task(acceptor.run(), name="accept connections")
+            for acceptor in acceptors
+        ]
+        processes.notify("READY=1")
+        log.info("ready")
+        await stopped.wait()
+        if parent.gone:
+            # Nobody can be let in without the parent, and nobody else would end this process.
+            log.error("parent_died")
+            sys.exit(1)
+        log.info("stopping", drain=drain)
+        app.edge_routes.ready = False
+        for task in tasks:
+            task.cancel()
+
+
+async def _drain(parts: Dependencies, servers: list[HttpServer], seconds: float) -> None:
+    """End what is open, within ``seconds``."""
+    # Not all at once: they come back together.
+    await asyncio.sleep(random.uniform(0, min(0.5, seconds / 4)))  # noqa: S311
+    parts.channels.drain()
+    parts.forwarder.drain()
+    for http in servers:
+        http.pre_shutdown()
+    await asyncio.gather(*(http.shutdown(seconds) for http in servers))
 
 
 def _bounds(config: EdgeConfig) -> tuple[HeadLimits, Timeouts]:

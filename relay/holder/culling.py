@@ -9,7 +9,7 @@ from typing import NamedTuple
 import structlog
 
 from relay import limits
-from relay.bridge.records import Phase
+from relay.bridge.control import Phase
 from relay.config import CullSettings
 from relay.holder.broker.broker import Broker
 from relay.holder.lifecycle import Lifecycle

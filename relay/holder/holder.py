@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from relay.bridge.records import Status
+from relay.bridge.control import Status
 from relay.bridge.session_table import SessionLimits
 from relay.config.holder import HolderConfig
 from relay.errors import KernelError

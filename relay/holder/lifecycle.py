@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from relay import limits
-from relay.bridge.records import Failure, Phase
+from relay.bridge.control import Failure, Phase
 from relay.config import KernelSettings
 from relay.errors import KernelError, StartFailed
 from relay.holder.backends.base import KernelBackend

@@ -14,22 +14,15 @@ import msgspec
 from relay.agent.holder_process import HolderFiles, clean_up
 from relay.agent.holders.create import StartRequest
 from relay.agent.launchers.local import LocalLauncher, RuntimeInfo
-from relay.bridge.records import (
-    Call,
-    Failure,
-    Phase,
-    RecordKind,
-    Result,
-    Status,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.control import Call, Failure, Phase, Result, Status
+from relay.bridge.records import RecordKind, read_struct, struct_record
 from relay.config import AgentConfig, CullSettings, ListenSettings
 from relay.config.holder import HolderConfig
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder
 from relay.model import Principal
 from relay.streams import read_record
+from tests.waiting import until
 
 ADA, BOB = Principal("token", "ada"), Principal("token", "bob")
 RECORD = KernelRecord(holder_pid=1, holder_started=1, epoch="e", state="ready", provisioner={})
@@ -216,6 +209,12 @@ class Node:
         await self.launcher.submit(kernel_folder, holder_config(str(owner)))
         return kernel_folder
 
+    async def wait_serving(self, kernel_id: str) -> None:
+        """Wait until a kernel's holder serves its socket and the launcher knows of it."""
+        record = self.folder(kernel_id).record
+        expected = self.launcher._signals.is_expected
+        await until(lambda: record.exists() and not expected(kernel_id))
+
 
 @asynccontextmanager
 async def running_node(state: Path) -> AsyncIterator[Node]:
@@ -225,10 +224,3 @@ async def running_node(state: Path) -> AsyncIterator[Node]:
         yield node
         for holder in node.runner.holders:
             holder.die()
-
-
-async def eventually(found: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(10):
-        while not found():  # noqa: ASYNC110 - what a test waits for tells nobody
-            await asyncio.sleep(0.001)

@@ -27,7 +27,7 @@ from relay.agent.holder_process import (
 )
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, KernelRecord, process_started
-from tests.agent.launching import eventually
+from tests.waiting import until
 
 TELL = """
 import json, os, sys
@@ -147,7 +147,7 @@ async def test_a_child_is_collected_and_then_told_of() -> None:
     ends: list[int | None] = []
     process = subprocess.Popen(["false"])  # noqa: ASYNC220 - the kind that holders are
     reap(process, lambda: ends.append(process.returncode))
-    await eventually(lambda: bool(ends))
+    await until(lambda: bool(ends))
     assert ends == [1]
 
 
@@ -177,7 +177,8 @@ def test_what_is_left_of_a_kernel(
     if alive:
         assert sleeper.wait(5) == -signal.SIGKILL
     else:
-        assert sleeper.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            sleeper.wait(0.2)
 
 
 def test_a_folder_without_anything_is_removed(kernel_folder: KernelFolder) -> None:

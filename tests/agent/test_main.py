@@ -26,6 +26,7 @@ from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
 from relay.config import AgentConfig, AgentTls, LaunchAs, ListenSettings
 from relay.processes import StartError
 from tests.agent.launching import ADA, running_node
+from tests.waiting import until
 
 KERNEL_ID = "0a0a0a0a-0000-4000-8000-000000000001"
 KEYS = pki.new_ticket_keys()
@@ -63,6 +64,11 @@ def ticket(*actions: Action, kernel: str | None = None) -> str:
     return TicketSigner(KEYS.private).sign(wanted, time.time(), 60.0)
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @asynccontextmanager
 async def running_agent(
     settings: AgentConfig, launcher: Launcher, scraped: socket.socket | None = None
@@ -73,12 +79,7 @@ async def running_agent(
     async with asyncio.TaskGroup() as tasks:
         agent = tasks.create_task(main._run(settings, launcher, verifier, None, scraped))
         async with aiohttp.ClientSession(base) as client:
-            while True:
-                try:
-                    async with client.get("/healthz"):
-                        break
-                except aiohttp.ClientConnectionError:
-                    await asyncio.sleep(0.005)
+            await until(lambda: listens(settings.listen.port))
             yield client
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(agent, 10)

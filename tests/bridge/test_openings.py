@@ -5,9 +5,7 @@ import json
 import pytest
 
 from relay.bridge import openings
-from relay.bridge.openings import AGENT, HOLDER, read_opening, refusal_record, refused
-from relay.bridge.records import (
-    HEADER,
+from relay.bridge.control import (
     Attach,
     Attached,
     Call,
@@ -16,12 +14,10 @@ from relay.bridge.records import (
     Position,
     Read,
     Reading,
-    RecordError,
-    RecordKind,
     Status,
-    read_struct,
-    struct_record,
 )
+from relay.bridge.openings import AGENT, HOLDER, read_opening, refusal_record, refused
+from relay.bridge.records import HEADER, RecordError, RecordKind, read_struct, struct_record
 from relay.bridge.versions import Format, Opening
 from relay.errors import OtherVersion
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,29 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.bridge.control import (
+    Attach,
+)
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
     HEADER,
-    Attach,
-    Attached,
-    Call,
-    Close,
-    Detach,
-    Disconnect,
     Entry,
-    Failure,
-    Gap,
-    HolderFigures,
-    Phase,
-    Position,
-    Read,
-    Reading,
     RecordError,
     RecordKind,
     RecordReader,
     RecordTooLarge,
-    Result,
-    Status,
     check_header,
     entries_record,
     frames_record,
@@ -43,70 +30,14 @@ from relay.bridge.records import (
     read_frames,
     read_message,
     read_number,
-    read_struct,
     read_submit,
     record,
-    struct_record,
     submit_record,
 )
 
 LIMIT = 1 << 20
 HUGE = [2**31, 2**32 - 1]
 HUGE_64 = [*HUGE, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
-
-POSITION = Position("0f" * 16, 2**53, 3)
-STRUCTS: list[tuple[RecordKind, msgspec.Struct]] = [
-    (RecordKind.ATTACH, Attach(link="ab" * 16, principal="token:ada")),
-    (
-        RecordKind.ATTACH,
-        Attach(
-            link="ab" * 16,
-            principal="token:ada",
-            session_id="s\0\u00e9\U0001f600",
-            subprotocol="v1",
-            position=POSITION,
-            request_id="r",
-        ),
-    ),
-    (RecordKind.ATTACHED, Attached(position=POSITION, acknowledged=2**63)),
-    (RecordKind.CLOSE, Close(1011, 'why "so"')),
-    (RecordKind.DETACH, Detach(disconnect=Disconnect.CLEAN, seq=4, fragment=1)),
-    (RecordKind.CALL, Call(id=7, op="interrupt", request_id="r")),
-    (RecordKind.RESULT, Result(id=7)),
-    (RecordKind.RESULT, Result(id=7, failure=Failure("no", "Kernel error", 504))),
-    (
-        RecordKind.STATUS,
-        Status(
-            phase=Phase.FAILED,
-            name="python3",
-            owner="token:ada",
-            execution_state="busy",
-            last_activity=1.5,
-            connections=2,
-            failure=Failure("no"),
-        ),
-    ),
-    (
-        RecordKind.STATUS,
-        Status(
-            phase=Phase.READY,
-            name="python3",
-            owner="token:ada",
-            execution_state="idle",
-            last_activity=1.5,
-            connections=0,
-            figures=HolderFigures(
-                journal_bytes=2**40, journal_problem="full", limit_hits={"a.b": 3}
-            ),
-        ),
-    ),
-    (
-        RecordKind.READ,
-        Read(after=2**60, limit=None, follow=True, message_bytes=2**30, request_id="r"),
-    ),
-    (RecordKind.READING, Reading(epoch="a1b2c3d4e5f6", last_seq=7)),
-    (RecordKind.GAP, Gap(messages=3, seq=9, setting=None)),
-]
 
 numbers = st.integers(0, 2**64 - 1)
 channels = st.sampled_from(Channel)
@@ -133,12 +64,6 @@ def payload_of(data: bytes, kind: RecordKind) -> bytes:
 
 
 # Every kind, there and back
-
-
-@pytest.mark.parametrize(("kind", "struct_"), STRUCTS)
-def test_a_struct_comes_back(kind: RecordKind, struct_: msgspec.Struct) -> None:
-    payload = payload_of(struct_record(kind, struct_), kind)
-    assert read_struct(payload, type(struct_)) == struct_
 
 
 @given(numbers, st.sampled_from([RecordKind.ACK, RecordKind.PROVED]))
@@ -212,19 +137,11 @@ def test_what_is_cut_out_of_a_record_is_not_copied() -> None:
     assert all(isinstance(part, memoryview) and part.obj is payload for part in entry.parts)
 
 
-def test_fields_that_a_newer_version_adds_are_ignored() -> None:
-    assert read_struct(b'{"seq": 4, "why": [1]}', Detach) == Detach(seq=4)
-
-
 # Cut short, or not what they say
 
 
 def entries_of(payload: bytes) -> list[Entry]:
     return list(read_entries(payload))
-
-
-def reader_of(struct_type: type[msgspec.Struct]) -> Callable[[bytes], msgspec.Struct]:
-    return partial(read_struct, struct_type=struct_type)
 
 
 MESSAGE = Message(Channel.SHELL, b"header", b"{}", b"{}", b"content", (b"", b"buffer"))
@@ -238,7 +155,6 @@ ENTRIES = entries_record([ENTRY])[HEADER.size :]
     [
         (read_number, struct.pack("<Q", 1)),
         (read_submit, SUBMIT),
-        *((reader_of(type(item)), msgspec.json.encode(item)) for _, item in STRUCTS),
     ],
 )
 def test_every_truncation_is_noticed(read: Callable[[bytes], Any], payload: bytes) -> None:
@@ -271,17 +187,6 @@ def test_every_truncation_of_entries_is_noticed() -> None:
     assert entries_of(twice) == [ENTRY, ENTRY]
     with pytest.raises(RecordError):
         entries_of(twice + b"\x01")
-
-
-@pytest.mark.parametrize("payload", [b"", b"null", b"[]", b"{}", b'"a"', b"\xff", b"[" * 10**6])
-def test_what_is_no_struct_is_refused(payload: bytes) -> None:
-    with pytest.raises(RecordError):
-        read_struct(payload, Attach)
-
-
-def test_deep_nesting_in_a_field_nobody_knows_is_refused() -> None:
-    with pytest.raises(RecordError):
-        read_struct(b'{"clean": true, "x": ' + b"[" * 10**6, Detach)
 
 
 def submit(count: int, lengths: list[int], body: bytes = b"", channel: int = 0) -> bytes:
@@ -438,19 +343,3 @@ def test_an_unknown_kind_is_refused(kind: int) -> None:
     assert not isinstance(caught.value, RecordTooLarge)
     with pytest.raises(RecordError):
         RecordReader(LIMIT).feed(HEADER.pack(0, kind))
-
-
-def test_a_holder_of_an_older_version_leaves_its_figures_out() -> None:
-    told = (
-        b'{"phase":"ready","name":"ir","owner":"token:ada","execution_state":"idle",'
-        b'"last_activity":1.0,"connections":0}'
-    )
-    assert read_struct(told, Status).figures is None
-
-
-def test_a_call_for_an_unknown_operation_is_refused() -> None:
-    payload = b'{"version": 1, "id": 1, "op": "explode"}'
-    with pytest.raises(RecordError, match="not a Call record"):
-        read_struct(payload, Call)
-    known = payload.replace(b"explode", b"restart")
-    assert read_struct(known, Call).op == "restart"

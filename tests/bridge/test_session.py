@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from relay.bridge.control import Attach, Disconnect, Position
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -30,7 +31,6 @@ from relay.bridge.events import (
     StartReading,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.session import REPLACED, ClientSessions, SessionsSnapshot
 from relay.bridge.session_table import BROADCAST, SessionLimits, session_key
 from tests.playbook import Playbook

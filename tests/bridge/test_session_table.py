@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.bridge.records import Attach
+from relay.bridge.control import Attach
 from relay.bridge.session_table import (
     _REPLACED_LINKS,
     _UNNAMED_AWAY,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from relay.bridge.control import Attach
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -31,7 +32,6 @@ from relay.bridge.events import (
     SendDeferred,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach
 from relay.bridge.session import ClientSessions, SessionsSnapshot
 from relay.bridge.session_table import BROADCAST, SessionLimits, session_key
 from relay.bridge.submissions import KernelPresence

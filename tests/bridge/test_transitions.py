@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from relay.bridge.control import Attach, Disconnect
 from relay.bridge.events import ClientAttached, ClientDetached, Event, StartReading
-from relay.bridge.records import Attach, Disconnect
 from relay.bridge.session import ClientSessions
 from relay.bridge.session_table import SessionLimits
 from relay.bridge.transitions import TRANSITIONS, SessionState, SessionTrigger, Step

@@ -13,8 +13,8 @@ import json
 from collections import Counter, deque
 from typing import Any
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel, Message, parse_header, synthetic
-from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
 from relay.client.delivery_tracker import parse_position
 from relay.client.errors import ConnectionLost

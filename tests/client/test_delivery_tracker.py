@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.bridge.records import Position
+from relay.bridge.control import Position
 from relay.client.delivery_tracker import DeliveryTracker, parse_position
 from relay.errors import BadRequest
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel, Header, Message
-from relay.bridge.records import Position
 from relay.client.delivery_tracker import DeliveryTracker
 from relay.client.inbox import Inbox
 from relay.client.kernel_message import KernelMessage

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel, Message
-from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode, encode
 from relay.client import kernel_message
 from relay.errors import MalformedMessage

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel, Message, parse_header
-from relay.bridge.records import Position
 from relay.bridge.ws_codec import Subprotocol, decode
 from relay.client.errors import KernelGone, KernelRestarted
 from relay.client.inbox import Inbox
@@ -29,7 +29,7 @@ class Script:
     def sent(self) -> list[str]:
         """Hand the kernel what is unsent; the msg_ids."""
         ids = []
-        while (payload := self.talk.next_unsent()) is not None:
+        while (payload := self.talk.outbox.next_unsent()) is not None:
             ids.append(msg_id(payload))
             self.kernel.submit(payload)
         return ids
@@ -71,14 +71,14 @@ async def test_what_may_not_have_arrived_is_sent_again_in_its_order() -> None:
     ids = [script.execute(code)[0] for code in ("hold", "print 2", "print 3")]
     assert script.sent() == ids
     assert script.sent() == []
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == ids
     script.hear()
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == ids[1:]
     script.kernel.release()
     script.hear()
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == []
 
 
@@ -88,7 +88,7 @@ async def test_a_request_of_which_something_came_is_not_repeated() -> None:
     _, inbox = script.execute()
     script.sent()
     script.hear(1)  # busy
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == []
     script.hear()
     assert await types(inbox) == ["stream", "execute_reply"]
@@ -101,7 +101,7 @@ async def test_no_more_is_in_flight_than_the_relay_would_know_again() -> None:
     assert script.sent() == ids[:3]
     script.hear()
     assert script.sent() == ids[3:4]
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == ids[1:4]
     script.kernel.release()
     script.hear()
@@ -134,7 +134,7 @@ async def test_a_cell_that_asks_again_has_had_its_answer() -> None:
     script.talk.answer(question, "Ada")
     script.kernel.publish("input_request", {}, script.kernel.running, Channel.STDIN)
     script.hear()
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == []
 
 
@@ -201,13 +201,13 @@ async def test_answers_are_repeated_until_the_cell_is_over_with_one_id_per_quest
     assert question is not None
     script.talk.answer(question, "Ada")
     reply = f"{question.header.msg_id}-reply"
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == [reply]
     script.talk.answer(question, "Bob")
     assert script.sent() == [reply]
     assert script.kernel.answers == ["Ada"]
     script.hear()
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert script.sent() == []
     script.talk.answer(question, "late")
     assert script.sent() == []
@@ -336,7 +336,7 @@ async def test_a_server_that_does_not_number_is_told_from_a_relay() -> None:
 async def test_whoever_sends_and_whoever_reads_is_told() -> None:
     script = Script()
     told: list[str] = []
-    script.talk.on_unsent = lambda: told.append("unsent")
+    script.talk.outbox.on_unsent = lambda: told.append("unsent")
     script.talk.on_room = lambda: told.append("room")
     _, inbox = script.execute()
     script.sent()
@@ -345,5 +345,5 @@ async def test_whoever_sends_and_whoever_reads_is_told() -> None:
     await types(inbox)
     assert told == ["unsent", "room", "room"]
     script.talk.listen()
-    script.talk.reconnected()
+    script.talk.outbox.reconnected()
     assert told[3:] == ["unsent", "unsent"]

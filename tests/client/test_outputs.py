@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from relay.bridge.control import Position
 from relay.bridge.messages import Channel, Header, Message
-from relay.bridge.records import Position
 from relay.client.kernel_message import KernelMessage
 from relay.client.outputs import (
     ClearOutput,

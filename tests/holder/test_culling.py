@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relay import limits
-from relay.bridge.records import Phase
+from relay.bridge.control import Phase
 from relay.config import CullSettings
 from relay.holder.culling import Usage, cull, is_idle
 from tests.virtualtime import virtual

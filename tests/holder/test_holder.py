@@ -10,20 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.bridge.control import Attach, Attached, Call, Phase, Result, Status
 from relay.bridge.messages import Channel, Message
-from relay.bridge.records import (
-    Attach,
-    Attached,
-    Call,
-    Phase,
-    RecordKind,
-    Result,
-    Status,
-    read_entries,
-    read_struct,
-    struct_record,
-    submit_record,
-)
+from relay.bridge.records import RecordKind, read_entries, read_struct, struct_record, submit_record
 from relay.config import CullSettings, JournalSettings, KernelSettings, SessionSettings
 from relay.config.holder import HolderConfig
 from relay.config.values import LogSettings

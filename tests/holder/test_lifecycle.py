@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from relay.bridge.records import Failure, Phase
+from relay.bridge.control import Failure, Phase
 from relay.bridge.session_table import SessionLimits
 from relay.config import KernelSettings
 from relay.errors import KernelError, StartFailed

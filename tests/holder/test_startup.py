@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from relay import limits
+from relay.bridge.control import Phase
 from relay.bridge.messages import Channel
-from relay.bridge.records import Phase
 from tests.holder.test_lifecycle import Bench
 from tests.virtualtime import elapse, virtual
 

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
+from relay.bridge.control import Attached, Position
 from relay.bridge.records import (
-    Attached,
-    Position,
     RecordKind,
     frames_record,
     number_record,

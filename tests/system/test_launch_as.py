@@ -15,7 +15,8 @@ import psutil
 import pytest
 import trustme
 
-from relay.bridge.records import Call, RecordKind, struct_record
+from relay.bridge.control import Call
+from relay.bridge.records import RecordKind, struct_record
 from relay.config import KernelSettings
 from relay.kernel_folders import KernelRecord, process_started
 from tests.system.channels import Channels

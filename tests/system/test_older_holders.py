@@ -32,16 +32,12 @@ from relay.agent.holders.stop_all import end_kernels
 from relay.agent.launchers.local import LocalLauncher
 from relay.agent.launchers.own_user import OwnUserRunner
 from relay.auth.ownership import Grant
+from relay.bridge.control import Attach, Detach, Disconnect, GrantChange, Phase, Position
+from relay.bridge.control import Attached as AttachedRecord
 from relay.bridge.events import ClientAttached, StartReading
 from relay.bridge.messages import Channel
 from relay.bridge.records import (
     HEADER,
-    Attach,
-    Detach,
-    Disconnect,
-    GrantChange,
-    Phase,
-    Position,
     RecordKind,
     message_record,
     number_record,
@@ -50,7 +46,6 @@ from relay.bridge.records import (
     read_struct,
     struct_record,
 )
-from relay.bridge.records import Attached as AttachedRecord
 from relay.bridge.session_table import SessionLimits
 from relay.bridge.versions import FOLDER, JOURNAL
 from relay.client import kernel_message
@@ -237,6 +232,7 @@ def execute_request() -> bytes:
     )
 
 
+@pytest.mark.guarantee
 async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> None:
     near, far = socket.socketpair()
     edge = Edge(*await asyncio.open_unix_connection(sock=far))

@@ -21,14 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from relay import pki
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import MAX_TICKET, Ticket, TicketSigner
-from relay.bridge.records import (
-    HEADER,
-    Attach,
-    Attached,
-    RecordKind,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.control import Attach, Attached
+from relay.bridge.records import HEADER, RecordKind, read_struct, struct_record
 from relay.config import ClusterSettings, EdgeConfig, ListenSettings, TlsSettings, load
 from relay.model import Principal
 from relay.routing import routes

@@ -33,5 +33,6 @@ def test_a_sleep_is_noticed_unless_its_time_is_virtual(
 
 
 def test_real_programs_may_be_waited_for(tmp_path: Path) -> None:
-    plant(tmp_path, dict.fromkeys(["tests/system/a.py", "tests/chaos/a.py"], "time.sleep(1)"))
+    files = [f"tests/{folder}/a.py" for folder in ("system", "chaos", "fixtures")]
+    plant(tmp_path, dict.fromkeys(files, "time.sleep(1)"))
     assert keys(sleeps.check, tmp_path) == []

@@ -19,13 +19,11 @@ from aiohttp import web
 
 from relay import limits
 from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
+from relay.bridge.control import Gap, Read, Reading
 from relay.bridge.messages import Buffer
 from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
 from relay.bridge.records import (
     Entry,
-    Gap,
-    Read,
-    Reading,
     RecordError,
     RecordKind,
     read_entries,

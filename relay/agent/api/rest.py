@@ -23,7 +23,7 @@ from relay.agent.holders.client import HolderClient
 from relay.auth.ownership import REVEALING, Grant, parse_grantee
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket
-from relay.bridge.records import GrantChange
+from relay.bridge.control import GrantChange
 from relay.config import AgentConfig, KernelSettings
 from relay.errors import BadRequest
 from relay.http import json_response, read_body

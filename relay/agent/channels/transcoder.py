@@ -19,14 +19,12 @@ from relay import limits
 from relay.agent.channels.gateway_mode import fitting
 from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint, connect
 from relay.bridge import ws_codec
+from relay.bridge.control import Attach, Attached, Close
 from relay.bridge.messages import Message
 from relay.bridge.notices import left_out, with_seq
 from relay.bridge.openings import AGENT, EDGE, HOLDER, read_opening, refusal_record
 from relay.bridge.records import (
     BUSY,
-    Attach,
-    Attached,
-    Close,
     RecordError,
     RecordKind,
     RecordTooLarge,

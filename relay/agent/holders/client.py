@@ -9,20 +9,9 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from relay.bridge.control import Call, Failure, GrantChange, Operation, Phase, Result, Status
 from relay.bridge.openings import AGENT, HOLDER, read_opening, refused
-from relay.bridge.records import (
-    Call,
-    Failure,
-    GrantChange,
-    Operation,
-    Phase,
-    RecordError,
-    RecordKind,
-    Result,
-    Status,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.records import RecordError, RecordKind, read_struct, struct_record
 from relay.errors import (
     AgentTimeout,
     AgentUnavailable,
@@ -47,7 +36,7 @@ _MAX_RECORD: Final = 1024 * 1024
 
 
 class AdmittedPrincipal(NamedTuple):
-    """Who reads a kernel's messages, and what they may: fields of `bridge.records.Attach`."""
+    """Who reads a kernel's messages, and what they may: fields of `bridge.control.Attach`."""
 
     principal: str
     views_only: bool = False

@@ -22,7 +22,7 @@ from relay.agent.holders.single_flight import SingleFlight
 from relay.agent.holders.stats import HolderStats
 from relay.agent.launchers.base import Launcher
 from relay.auth.ownership import KernelOwnership, no_such_kernel
-from relay.bridge.records import Phase
+from relay.bridge.control import Phase
 from relay.config import AgentConfig
 from relay.errors import AgentUnavailable, Conflict, DiskFull, RelayError, StartFailed
 from relay.kernel_folders import KernelFolder, kernels_folder

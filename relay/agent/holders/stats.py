@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from relay.agent.holders.client import HolderClient
-from relay.bridge.records import HolderFigures
+from relay.bridge.control import HolderFigures
 from relay.metrics import AgentFigures
 
 _COUNTS: Final = ("messages", "unsaved", "gaps", "gap_messages")

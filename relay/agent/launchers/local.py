@@ -23,7 +23,8 @@ from relay.agent.launchers.start_signals import StartSignals
 from relay.config.holder import HolderConfig
 from relay.errors import AgentUnavailable, OtherVersion
 from relay.files import NotRegularFile, write_shared
-from relay.kernel_folders import KernelFolder, find_folders, remove, socket_name
+from relay.kernel_folders import KernelFolder, find_folders, remove
+from relay.runtime_dir import socket_name
 
 log = structlog.get_logger(__name__)
 

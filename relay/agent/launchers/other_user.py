@@ -21,8 +21,9 @@ from relay.agent.privsep.protocol import HelperRequest, HelperResponse, close, r
 from relay.config import AgentConfig
 from relay.errors import AgentUnavailable, Conflict, Forbidden
 from relay.files import TRAVERSABLE, private_folder
-from relay.kernel_folders import KernelFolder, kernels_folder, shared_runtime_folder
+from relay.kernel_folders import KernelFolder, kernels_folder
 from relay.model import Principal
+from relay.runtime_dir import shared_runtime_folder
 
 _TIMEOUT: Final = 30.0
 """Seconds that the privileged helper may take for one request."""

@@ -10,7 +10,8 @@ from relay.agent.launchers.local import RuntimeInfo
 from relay.agent.privsep.cleanup import clean_up_as_owner
 from relay.config.values import RELAY_PREFIXES
 from relay.files import private_folder
-from relay.kernel_folders import KernelFolder, kernels_folder, runtime_folder, sweep
+from relay.kernel_folders import KernelFolder, kernels_folder, sweep
+from relay.runtime_dir import runtime_folder
 
 
 class OwnUserRunner:

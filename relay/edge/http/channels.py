@@ -19,7 +19,7 @@ from websockets.typing import Subprotocol
 
 from relay import limits
 from relay.auth.credentials import TOKEN_PROTOCOL, without_token
-from relay.bridge.records import Attach, Position
+from relay.bridge.control import Attach, Position
 from relay.bridge.ws_codec import choose
 from relay.config import EdgeConfig
 from relay.edge.authn.revalidation import AuthorizedStream

@@ -21,7 +21,7 @@ from yarl import URL
 
 from relay.auth.policy import NO_CLUSTER
 from relay.auth.tickets import Ticket, TicketSigner
-from relay.bridge.records import Attach
+from relay.bridge.control import Attach
 from relay.config import EdgeConfig
 from relay.edge.caller import Caller
 from relay.edge.upstream.call import CallTimeouts, UpstreamCall

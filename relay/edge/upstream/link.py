@@ -10,11 +10,9 @@ import aiohttp
 import structlog
 
 from relay import limits
+from relay.bridge.control import Attach, Attached, Close
 from relay.bridge.openings import AGENT, EDGE, read_opening
 from relay.bridge.records import (
-    Attach,
-    Attached,
-    Close,
     RecordError,
     RecordKind,
     RecordReader,

@@ -17,8 +17,8 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import CLOSE, CONT, PONG, TEXT, CloseCode, Frame
 from websockets.protocol import OPEN, Protocol, Side
 
+from relay.bridge.control import Disconnect
 from relay.bridge.messages import Buffer
-from relay.bridge.records import Disconnect
 from relay.config import EdgeLimits
 from relay.edge.websocket.state import TRANSITIONS, State, Trigger
 

@@ -16,11 +16,9 @@ import structlog
 from websockets.frames import Opcode
 
 from relay import limits
+from relay.bridge.control import Close, Detach, Position
 from relay.bridge.records import (
     BUSY,
-    Close,
-    Detach,
-    Position,
     RecordKind,
     number_record,
     read_frames,

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from relay import limits
+from relay.bridge.control import HolderFigures
 from relay.bridge.events import (
     Acknowledge,
     Action,
@@ -37,7 +38,6 @@ from relay.bridge.events import (
     StartReading,
 )
 from relay.bridge.messages import Buffer, Channel, Header, Message, parse_header
-from relay.bridge.records import HolderFigures
 from relay.bridge.requests import MAIN
 from relay.bridge.session import ClientSessions
 from relay.errors import MalformedMessage
@@ -62,7 +62,7 @@ _VIEW_ONLY: Final = "RelayViewOnly"
 class Broker:
     """Passes messages between one kernel and its clients.
 
-    ``on_change`` is called when something that `bridge.records.Status` shows has changed.
+    ``on_change`` is called when something that `bridge.control.Status` shows has changed.
     """
 
     def __init__(

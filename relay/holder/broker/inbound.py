@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from relay.auth.ownership import Grant
+from relay.bridge.control import Attach, Detach
 from relay.bridge.events import (
     Action,
     ClientAttached,
@@ -20,7 +21,6 @@ from relay.bridge.events import (
     MessageSubmitted,
 )
 from relay.bridge.messages import Channel, Message, parse_header
-from relay.bridge.records import Attach, Detach
 from relay.bridge.requests import short_header
 from relay.errors import MalformedMessage
 from relay.holder.backends.base import KernelChannel

@@ -9,14 +9,11 @@ import msgspec
 import structlog
 
 from relay import limits
+from relay.bridge.control import Attach, Attached, Close, Detach
 from relay.bridge.events import StartReading
 from relay.bridge.messages import Channel, Message
 from relay.bridge.notices import left_out
 from relay.bridge.records import (
-    Attach,
-    Attached,
-    Close,
-    Detach,
     Entry,
     RecordError,
     RecordKind,

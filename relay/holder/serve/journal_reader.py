@@ -10,19 +10,11 @@ from typing import Final
 
 import structlog
 
+from relay.bridge.control import Close, Gap, Read, Reading
 from relay.bridge.events import StartReading
 from relay.bridge.messages import Channel
 from relay.bridge.openings import AGENT, HOLDER, read_opening
-from relay.bridge.records import (
-    Close,
-    Entry,
-    Gap,
-    Read,
-    Reading,
-    RecordKind,
-    entries_record,
-    struct_record,
-)
+from relay.bridge.records import Entry, RecordKind, entries_record, struct_record
 from relay.holder.broker.broker import Broker
 from relay.holder.journal import store
 

@@ -15,18 +15,9 @@ from typing import Final
 import structlog
 
 from relay.auth.ownership import Grant
+from relay.bridge.control import Attach, Call, Failure, GrantChange, Result, Status
 from relay.bridge.openings import AGENT, HOLDER, read_opening, refusal_record
-from relay.bridge.records import (
-    Attach,
-    Call,
-    Failure,
-    GrantChange,
-    RecordError,
-    RecordKind,
-    Result,
-    Status,
-    struct_record,
-)
+from relay.bridge.records import RecordError, RecordKind, struct_record
 from relay.errors import BadRequest, Forbidden, OtherVersion, RelayError
 from relay.holder.broker.broker import Broker
 from relay.holder.serve.client import ChannelLimits, ClientReader

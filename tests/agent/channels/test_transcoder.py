@@ -14,17 +14,12 @@ import pytest
 from relay.agent.channels.transcoder import Transcoder
 from relay.agent.holders.client import AdmittedPrincipal, HolderEndpoint
 from relay.bridge import ws_codec
+from relay.bridge.control import Attach, Attached, Close, Detach, Disconnect, Position
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
     BUSY,
     HEADER,
-    Attach,
-    Attached,
-    Close,
-    Detach,
-    Disconnect,
     Entry,
-    Position,
     RecordKind,
     entries_record,
     message_record,

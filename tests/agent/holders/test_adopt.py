@@ -19,6 +19,7 @@ from relay.config import CullSettings, JournalSettings, KernelSettings, LogSetti
 from relay.config.holder import HolderConfig
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, KernelRecord, process_started
+from tests.waiting import eventually
 
 SETTINGS = KernelSettings(holder_restart_limit=2, holder_restart_window=60.0)
 
@@ -96,14 +97,10 @@ async def replace(kernel_folder: KernelFolder) -> str:
     return await adopt(launcher_of(kernel_folder), kernel_folder)
 
 
-def is_cleaned_up(kernel_folder: KernelFolder, kernel: int) -> bool:
-    sockets = list(kernel_folder.path.parent.glob("0123456789ab*"))
-    if kernel_folder.path.exists():
-        return False
-    deadline = time.monotonic() + 10
-    while process_started(kernel) is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return process_started(kernel) is None and not sockets
+def check_cleaned_up(kernel_folder: KernelFolder, kernel: int) -> None:
+    assert not kernel_folder.path.exists()
+    assert not list(kernel_folder.path.parent.glob("0123456789ab*"))
+    eventually(lambda: process_started(kernel) is None)
 
 
 async def test_a_kernel_that_was_up_gets_another_holder(
@@ -125,7 +122,7 @@ async def test_others_are_ended(
     note(kernel_folder, kernel, **more)
     assert await replace(kernel_folder) == ""
     assert started == []
-    assert is_cleaned_up(kernel_folder, kernel)
+    check_cleaned_up(kernel_folder, kernel)
 
 
 @pytest.mark.parametrize("broken", ["request", "record"])
@@ -148,7 +145,7 @@ async def test_a_holder_that_keeps_dying_is_given_up(
         "The kernel was ended: its holder died 3 times within 60 s (kernels.holder_restart_limit)."
     )
     assert started == [kernel_folder, kernel_folder]
-    assert is_cleaned_up(kernel_folder, kernel)
+    check_cleaned_up(kernel_folder, kernel)
 
 
 async def test_deaths_long_ago_do_not_count(
@@ -192,7 +189,7 @@ async def test_a_kernel_of_an_owner_who_cannot_own_its_folder_is_ended(
     monkeypatch.setattr(OwnUserRunner, "owner_matches", lambda *_: False)
     assert await replace(kernel_folder) == ""
     assert started == []
-    assert is_cleaned_up(kernel_folder, kernel)
+    check_cleaned_up(kernel_folder, kernel)
 
 
 async def test_a_folder_that_is_gone_is_no_kernel(kernel_folder: KernelFolder) -> None:

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from relay.agent.holders.client import HolderClient, HolderEndpoint, connect
-from relay.bridge.records import Close, Phase, RecordKind, Status, struct_record
+from relay.bridge.control import Close, Phase, Status
+from relay.bridge.records import RecordKind, struct_record
 from relay.errors import OtherVersion
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder
 from relay.streams import peer_uid
-from tests.agent.launching import eventually
+from tests.waiting import until
 
 STATUS = Status(
     phase=Phase.READY,
@@ -80,7 +81,7 @@ async def test_another_users_process_gets_not_a_byte(holder: Holder, tmp_path: P
     address = HolderEndpoint(tmp_path / "s", os.geteuid() + 1)
     with pytest.raises(PermissionError):
         await connect(address, 1024)
-    await eventually(lambda: holder.connected == 1 and holder.writer.is_closing())
+    await until(lambda: holder.connected == 1 and holder.writer.is_closing())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")

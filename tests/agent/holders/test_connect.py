@@ -28,10 +28,10 @@ from tests.agent.launching import (
     FakeHolder,
     Node,
     agent_config,
-    eventually,
     running_node,
     start_request,
 )
+from tests.waiting import until
 
 
 class Agent:
@@ -148,7 +148,7 @@ async def test_a_kernel_is_reached_as_soon_as_its_holder_serves(agent: Agent) ->
     agent.node.runner.manner = lambda _: None
     async with asyncio.TaskGroup() as tasks:
         creating = tasks.create_task(agent.create("k"))
-        await eventually(lambda: bool(agent.node.runner.holders))
+        await until(lambda: bool(agent.node.runner.holders))
         # Another agent looks now and then, and nobody starts a second holder.
         finding = tasks.create_task(Agent(agent.node).find("k"))
         await asyncio.sleep(0)
@@ -279,7 +279,7 @@ class StatusLauncher:
 
 async def test_a_kernel_that_waits_elsewhere_is_waited_for(agent: Agent) -> None:
     await agent.node.submit("k")
-    await eventually(agent.node.folder("k").record.exists)
+    await agent.node.wait_serving("k")
     pending = HolderStatus(HolderState.STARTING, "Resources")
     next_up = HolderStatus(HolderState.STARTING, "Priority")
     running = HolderStatus(HolderState.RUNNING)

@@ -14,7 +14,7 @@ from relay.agent.holders import create
 from relay.agent.holders.create import KernelCreator
 from relay.config import KernelSettings
 from relay.config.holder import HolderConfig
-from relay.errors import AgentUnavailable, Forbidden, TooMany
+from relay.errors import AgentUnavailable, TooMany
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder
 from relay.model import Principal
@@ -25,7 +25,6 @@ from tests.agent.launching import (
     FakeRunner,
     Node,
     agent_config,
-    eventually,
     running_node,
     start_request,
 )
@@ -123,29 +122,6 @@ async def test_one_more_than_there_is_room_for(node: Node, runner: FakeRunner) -
         await agent.create("k4", BOB, quota=2)
     assert runner.started == ["k1", "k2", "k3"]
     assert not node.folder("k4").path.exists()
-
-
-async def test_what_has_ended_or_is_not_its_owners_takes_no_room(
-    agent: Agent, runner: FakeRunner
-) -> None:
-    for name in ("k1", "k2", "k3"):
-        await agent.create(name)
-    await eventually(agent.node.folder("k2").record.exists)
-    ending = msgspec.structs.replace(RECORD, state="ending")
-    write_atomic(agent.node.folder("k2").record, msgspec.json.encode(ending))
-    runner.mismatched.add("k3")
-    with pytest.raises(TooMany):
-        await agent.create("k4", quota=1)
-    await agent.create("k4", quota=1, ended=frozenset({"k1"}))
-    assert runner.started[-1] == "k4"
-
-
-async def test_on_one_uid_there_is_one_user(agent: Agent, runner: FakeRunner) -> None:
-    await agent.create("k1")
-    with pytest.raises(Forbidden, match="shared_uid"):
-        await agent.create("k2", BOB)
-    await Agent(agent.node, shared_uid=True).create("k2", BOB)
-    assert runner.started == ["k1", "k2"]
 
 
 async def test_of_a_start_that_fails_nothing_is_left(agent: Agent, runner: FakeRunner) -> None:

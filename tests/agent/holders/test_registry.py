@@ -14,7 +14,7 @@ import pytest
 from relay.agent.holders import registry
 from relay.agent.holders.registry import HolderRegistry
 from relay.auth.ownership import Grant, KernelOwnership
-from relay.bridge.records import Failure, HolderFigures, Phase
+from relay.bridge.control import Failure, HolderFigures, Phase
 from relay.errors import (
     AgentUnavailable,
     Conflict,
@@ -35,10 +35,10 @@ from tests.agent.launching import (
     FakeRunner,
     Node,
     agent_config,
-    eventually,
     running_node,
     start_request,
 )
+from tests.waiting import until
 
 
 def kernel_id(number: int) -> str:
@@ -145,7 +145,7 @@ async def test_a_start_is_waited_for_to_its_end(agent: Agent) -> None:
     agent.runner.status = msgspec.structs.replace(agent.runner.status, phase=Phase.STARTING)
     async with asyncio.TaskGroup() as tasks:
         starting = tasks.create_task(agent.start(K1))
-        await eventually(lambda: K1 in agent.holders._clients)
+        await until(lambda: K1 in agent.holders._clients)
         assert await agent.listed() == []
         assert not starting.done()
         agent.runner.holders[0].tell(phase=Phase.READY)
@@ -171,7 +171,7 @@ async def test_a_start_that_fails_says_why(
     agent.runner.status = msgspec.structs.replace(agent.runner.status, phase=Phase.STARTING)
 
     async def fail() -> None:
-        await eventually(lambda: K1 in agent.holders._clients)
+        await until(lambda: K1 in agent.holders._clients)
         agent.runner.holders[0].tell(**end)
 
     async with asyncio.TaskGroup() as tasks:
@@ -206,7 +206,7 @@ async def test_a_holder_that_dies_is_replaced_at_once(agent: Agent) -> None:
     holder = await agent.start(K1)
     before = await agent.holders.get(K1)
     holder.die()
-    await eventually(lambda: len(agent.runner.holders) == 2)
+    await until(lambda: len(agent.runner.holders) == 2)
     # Whoever asks meanwhile waits for the new one.
     client = await agent.holders.get(K1)
     assert client is not before
@@ -217,7 +217,7 @@ async def test_a_holder_that_dies_is_replaced_at_once(agent: Agent) -> None:
 async def test_a_kernel_that_ends_by_itself_is_not_replaced(agent: Agent) -> None:
     holder = await agent.start(K1)
     holder.tell(phase=Phase.GONE)
-    await eventually(lambda: K1 not in agent.holders._clients)
+    await until(lambda: K1 not in agent.holders._clients)
     holder.die()
     with pytest.raises(NotFound):
         await agent.holders.get(K1)
@@ -229,7 +229,7 @@ async def test_why_a_kernel_was_given_up_is_told_to_whose_it_was(agent: Agent) -
     holder = await agent.start(K1)
     agent.runner.manner = lambda holder: holder.die()
     holder.die()
-    await eventually(lambda: agent.runner.cleaned == [K1])
+    await until(lambda: agent.runner.cleaned == [K1])
     with pytest.raises(NotFound, match=r"kernels\.holder_restart_limit"):
         await agent.holders.get(K1)
     kernel = agent.holders.ownership(K1)
@@ -269,6 +269,12 @@ async def test_whose_a_kernel_is_the_folder_and_the_holder_say(agent: Agent) -> 
     assert agent.holders.ownership(K1) is None
 
 
+async def test_what_cannot_be_its_owners_is_in_nobodys_list(agent: Agent) -> None:
+    await agent.start(K1)
+    agent.runner.mismatched.add(K1)
+    assert await agent.listed() == []
+
+
 @pytest.mark.parametrize("name", ["", "..", "../../etc", "a/b", "k"])
 async def test_what_is_no_id_is_no_path(agent: Agent, name: str) -> None:
     assert agent.holders.ownership(name) is None
@@ -297,7 +303,7 @@ async def test_calls_end_with_the_connection(agent: Agent) -> None:
 async def test_a_closed_agent_leaves_kernels_alone(agent: Agent) -> None:
     await agent.start(K1)
     agent.holders.close()
-    await eventually(lambda: K1 not in agent.holders._clients)
+    await until(lambda: K1 not in agent.holders._clients)
     assert agent.holders.stats.holder_deaths == 0
     assert agent.runner.started == [K1]
     assert agent.node.folder(K1).is_locked()
@@ -307,7 +313,7 @@ async def test_what_holders_count_outlives_them(agent: Agent) -> None:
     holder = await agent.start(K1)
     holder.tell(figures=HolderFigures(messages=5))
     client = await agent.holders.get(K1)
-    await eventually(lambda: client.status.figures is not None)
+    await until(lambda: client.status.figures is not None)
     await agent.holders.stop(K1, "r")
     assert agent.holders.stats.figures(agent.holders.ready, Counter()).messages == 5
 
@@ -385,7 +391,7 @@ async def test_a_holder_that_speaks_another_version_costs_its_owner_only(agent: 
     await agent.start(K1, BOB)
     agent.runner.status = msgspec.structs.replace(agent.runner.status, version=2)
     kernel_folder = await agent.node.submit(K2)
-    await eventually(kernel_folder.record.exists)
+    await agent.node.wait_serving(K2)
     found = contents(kernel_folder)
     for attempt in (agent.holders.get(K2), agent.listed(ADA)):
         with pytest.raises(AgentUnavailable, match="kernel's holder has version 2 of"):

@@ -11,7 +11,7 @@ import pytest
 
 from relay.agent.holders.starts_lock import StartsLock
 from relay.errors import AgentUnavailable
-from tests.agent.launching import eventually
+from tests.waiting import until
 
 
 class OtherAgent:
@@ -78,7 +78,7 @@ async def test_it_comes_when_the_other_lets_go(path: Path, other: OtherAgent) ->
 
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(start())
-        await eventually(lambda: lock._waiting is not None)
+        await until(lambda: lock._waiting is not None)
         assert not waiting.done()
         other.unlock()
     assert other.lock()
@@ -99,7 +99,7 @@ async def test_who_gives_up_leaves_it_to_others(path: Path, other: OtherAgent, a
         async with asyncio.TaskGroup() as tasks:
             held = lock.held(10)
             entering = tasks.create_task(held.__aenter__())
-            await eventually(lambda: lock._wanted)
+            await until(lambda: lock._wanted)
             assert lock._waiting is waiting
             other.unlock()
             await entering
@@ -107,7 +107,7 @@ async def test_who_gives_up_leaves_it_to_others(path: Path, other: OtherAgent, a
             await held.__aexit__(None, None, None)
     else:
         other.unlock()
-    await eventually(lambda: lock._waiting is None)
+    await until(lambda: lock._waiting is None)
     assert other.lock()
 
 
@@ -118,7 +118,7 @@ async def test_a_start_that_is_cancelled_as_the_lock_comes_lets_go(
     assert other.lock()
     async with asyncio.TaskGroup() as tasks:
         entering = tasks.create_task(lock.held(10).__aenter__())
-        await eventually(lambda: lock._wanted)
+        await until(lambda: lock._wanted)
         waiting = lock._waiting
         assert waiting is not None
         # In the turn in which the thread hands it over, before the start goes on.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from relay.agent.holders.stats import HolderStats, failing
-from relay.bridge.records import HolderFigures
+from relay.bridge.control import HolderFigures
 
 
 def client(kernel_id: str, figures: HolderFigures | None, connections: int = 0) -> Any:

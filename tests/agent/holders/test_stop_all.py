@@ -13,10 +13,10 @@ import pytest
 
 from relay.agent.holders.stop_all import end_kernels
 from relay.agent.privsep import cleanup
-from relay.bridge.records import Failure
+from relay.bridge.control import Failure
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, KernelRecord, kernels_folder, process_started
-from tests.agent.launching import BOB, Node, eventually, running_node
+from tests.agent.launching import BOB, Node, running_node
 
 OTHER = 54003
 
@@ -54,7 +54,8 @@ def note(kernel_folder: KernelFolder, **fields: Any) -> None:
 async def test_holders_are_asked_to_end_their_kernels(node: Node) -> None:
     await node.submit("k1")
     await node.submit("k2", BOB)
-    await eventually(lambda: all(node.folder(name).record.exists() for name in ("k1", "k2")))
+    for name in ("k1", "k2"):
+        await node.wait_serving(name)
     assert await end_kernels(node.state, 5) == 2
     assert [[call.op for call in holder.calls] for holder in node.runner.holders] == [
         ["status", "shutdown"],
@@ -115,7 +116,7 @@ async def test_what_another_version_has_left_is_not_ended(
 async def test_a_holder_that_refuses_or_does_not_answer_is_not_waited_for(node: Node) -> None:
     await node.submit("k1")
     (holder,) = node.runner.holders
-    await eventually(holder.kernel_folder.record.exists)
+    await node.wait_serving("k1")
     holder.failure = Failure("it does not end")
     assert await end_kernels(node.state, 5) == 0
     holder.perform = lambda *_: None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from relay.agent.launchers.base import HolderState, HolderStatus
 from relay.errors import AgentUnavailable
 from relay.files import write_atomic
 from relay.kernel_folders import KernelFolder, process_started
-from tests.agent.launching import RECORD, FakeHolder, Node, eventually, holder_config, running_node
+from tests.agent.launching import RECORD, FakeHolder, Node, holder_config, running_node
+from tests.waiting import until
 
 RUNNING = HolderStatus(HolderState.RUNNING)
 
@@ -66,7 +68,7 @@ async def test_a_kernels_states(node: Node) -> None:
     (holder,) = node.runner.holders
     assert await state(node, kernel_folder) is HolderState.STARTING
     await holder.serve()
-    await eventually(lambda: not node.launcher._signals.is_expected("k"))
+    await until(lambda: not node.launcher._signals.is_expected("k"))
     assert await state(node, kernel_folder) is HolderState.RUNNING
     holder.die()
     assert await state(node, kernel_folder) is HolderState.LOST
@@ -78,7 +80,7 @@ async def test_what_cannot_be_looked_at_is_unknown(node: Node, tmp_path: Path) -
     lock = kernel_folder.path / "lock"
     lock.unlink()
     lock.symlink_to(tmp_path)
-    await eventually(lambda: not node.launcher._signals.is_expected("k"))
+    await until(lambda: not node.launcher._signals.is_expected("k"))
     found = await node.launcher.watch(kernel_folder)
     assert found.state is HolderState.UNKNOWN
     assert "lock" in found.reason
@@ -107,7 +109,7 @@ async def test_what_has_changed_already_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(local, "_LOOK", 60.0)
     kernel_folder = await node.submit("k")
-    await eventually(kernel_folder.record.exists)
+    await node.wait_serving("k")
     node.runner.holders[0].die()
     found = await asyncio.wait_for(node.launcher.watch(kernel_folder, RUNNING), 5)
     assert found.state is HolderState.LOST
@@ -117,7 +119,7 @@ async def test_a_holder_of_another_agent_is_looked_at_now_and_then(node: Node) -
     await node.submit("k")
     other = local.LocalLauncher(node.state, "alpha", node.runner)
     kernel_folder = node.folder("k")
-    await eventually(kernel_folder.record.exists)
+    await node.wait_serving("k")
     began = time.monotonic()
     # It may have begun to serve by now: nothing tells of that.
     assert await other.watch(kernel_folder, RUNNING) == RUNNING
@@ -129,7 +131,7 @@ async def test_the_end_of_a_holder_of_another_agent_is_noticed_at_once(
 ) -> None:
     monkeypatch.setattr(local, "_LOOK", 60.0)
     kernel_folder = await node.submit("k")
-    await eventually(kernel_folder.record.exists)
+    await node.wait_serving("k")
     note(kernel_folder, process)
     other = local.LocalLauncher(node.state, "alpha", node.runner)
     async with asyncio.TaskGroup() as tasks:
@@ -144,7 +146,7 @@ async def test_nothing_is_started_twice(node: Node) -> None:
     for _ in range(2):
         await node.submit("k")
     assert node.runner.started == ["k"]
-    await eventually(node.folder("k").record.exists)
+    await node.wait_serving("k")
     node.runner.holders[0].die()
     # It has had a holder: what becomes of it is for whoever claims it.
     await node.submit("k")
@@ -163,7 +165,7 @@ async def test_a_kernel_is_claimed_by_one_and_only_without_a_holder(node: Node) 
     kernel_folder = await node.submit("k")
     async with node.launcher.claim(kernel_folder) as claim:
         assert claim is None
-    await eventually(kernel_folder.record.exists)
+    await node.wait_serving("k")
     node.runner.holders[0].die()
     async with node.launcher.claim(kernel_folder) as first:
         assert first is not None
@@ -198,7 +200,7 @@ async def test_a_kernel_is_cancelled_with_its_holder(
 
 async def test_a_kernel_whose_holder_is_another_by_now_is_not_cancelled(node: Node) -> None:
     kernel_folder = await node.submit("k")
-    await eventually(kernel_folder.record.exists)
+    await node.wait_serving("k")
     with pytest.raises(AgentUnavailable):
         await node.launcher.cancel(kernel_folder)
     assert kernel_folder.exists()
@@ -237,5 +239,7 @@ def test_a_lock_that_is_looked_at_is_not_taken(tmp_path: Path) -> None:
     assert lock is not None
     assert kernel_folder.is_locked()
     os.close(lock)
-    assert not kernel_folder.is_locked()
+    with (tmp_path / "lock").open() as other_look:
+        fcntl.flock(other_look, fcntl.LOCK_SH)
+        assert not kernel_folder.is_locked()
     assert not KernelFolder(tmp_path / "no such").is_locked()

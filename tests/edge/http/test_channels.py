@@ -16,7 +16,8 @@ from websockets.frames import Opcode
 
 from relay.auth.credentials import PresentedCredentials
 from relay.auth.policy import Action, Rights
-from relay.bridge.records import Attach, Close, Position, RecordKind, frames_record, struct_record
+from relay.bridge.control import Attach, Close, Position
+from relay.bridge.records import RecordKind, frames_record, struct_record
 from relay.config import (
     AuthenticationSettings,
     EdgeConfig,

@@ -10,7 +10,8 @@ import pytest
 from relay import pki
 from relay.auth.policy import Action, Rights
 from relay.auth.tickets import Ticket, TicketSigner, TicketVerifier
-from relay.bridge.records import Attach, Close, RecordKind, struct_record
+from relay.bridge.control import Attach, Close
+from relay.bridge.records import RecordKind, struct_record
 from relay.edge.caller import Caller
 from relay.edge.upstream import client
 from relay.edge.upstream.client import UpstreamClient

@@ -15,7 +15,7 @@ from relay.edge.upstream.cluster import RETRY_PAUSE, Cluster
 from relay.errors import AgentError, AgentTimeout, AgentUnavailable, NotFound
 from relay.metrics import EdgeMetrics
 from relay.routing.table import Retry
-from tests.virtualtime import virtual
+from tests.virtualtime import elapse, virtual
 
 ONE, TWO = "http://one:1", "http://two:2"
 HOLD = CallTimeouts(None, retry_for=10.0, retry_for_once_sent=10.0)
@@ -43,7 +43,7 @@ class Agents:
 
     async def attempt(self, url: str) -> str:
         self.asked.append(url)
-        await asyncio.sleep(0.01)
+        await elapse(0.01)
         failure = self.failing.get(url)
         if failure is not None:
             raise failure()

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
+from relay.bridge.control import Attach, Attached, Close, Position
 from relay.bridge.records import (
     HEADER,
-    Attach,
-    Attached,
-    Close,
-    Position,
     RecordKind,
     number_record,
     read_struct,

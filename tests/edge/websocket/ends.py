@@ -8,9 +8,8 @@ import struct
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 
+from relay.bridge.control import Detach, Position
 from relay.bridge.records import (
-    Detach,
-    Position,
     RecordKind,
     frames_record,
     number_record,

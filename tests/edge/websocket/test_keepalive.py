@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from relay.bridge.records import Position
+from relay.bridge.control import Position
 from relay.config import WebSocketSettings
 from relay.edge.websocket.keepalive import KeepAlive
 from tests.edge.websocket.ends import (

@@ -7,15 +7,8 @@ import pytest
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 
-from relay.bridge.records import (
-    BUSY,
-    Close,
-    Disconnect,
-    Position,
-    RecordKind,
-    record,
-    struct_record,
-)
+from relay.bridge.control import Close, Disconnect, Position
+from relay.bridge.records import BUSY, RecordKind, record, struct_record
 from tests.edge.websocket.ends import (
     PONG_TIMEOUT,
     START,

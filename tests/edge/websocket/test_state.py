@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from websockets.frames import Close as CloseFrame
 from websockets.frames import Opcode
 
-from relay.bridge.records import Disconnect
+from relay.bridge.control import Disconnect
 from relay.edge.websocket.client_frames import ClientFrames
 from relay.edge.websocket.state import TRANSITIONS, State, Trigger
 from tests.edge.websocket.ends import CLOSE, UNKNOWN, frames_of, receive

@@ -10,9 +10,9 @@ from typing import Any, Final
 import pytest
 
 from relay.auth.ownership import Grant
+from relay.bridge.control import Attach
 from relay.bridge.events import StartReading
 from relay.bridge.messages import Channel, Message
-from relay.bridge.records import Attach
 from relay.bridge.requests import KernelRequest
 from relay.bridge.session_table import SessionLimits
 from relay.errors import Forbidden, MalformedMessage

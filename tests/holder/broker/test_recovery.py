@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from relay.bridge.control import Attach
 from relay.bridge.events import ClientAttached, KernelLaunched, MessageSubmitted, StartReading
 from relay.bridge.messages import Channel, Message, parse_header
-from relay.bridge.records import Attach
 from relay.bridge.requests import KernelRequest, short_header
 from relay.bridge.session_table import SessionLimits
 from relay.holder.broker.broker import Broker

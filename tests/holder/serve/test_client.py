@@ -12,15 +12,10 @@ from typing import Any
 
 import pytest
 
+from relay.bridge.control import Attach, Attached, Close, Detach, Disconnect, Position
 from relay.bridge.messages import Channel, Message
 from relay.bridge.records import (
-    Attach,
-    Attached,
-    Close,
-    Detach,
-    Disconnect,
     Entry,
-    Position,
     RecordError,
     RecordKind,
     number_record,

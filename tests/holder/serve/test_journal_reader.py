@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 
+from relay.bridge.control import Close, Gap, Read, Reading
 from relay.bridge.messages import Channel
-from relay.bridge.records import (
-    Close,
-    Gap,
-    Read,
-    Reading,
-    RecordError,
-    RecordKind,
-    read_entries,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.records import RecordError, RecordKind, read_entries, read_struct, struct_record
 from relay.holder.journal.store import Journal, JournalEntry
 from relay.holder.serve.journal_reader import JournalReader
 from relay.streams import read_record

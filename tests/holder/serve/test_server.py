@@ -10,20 +10,9 @@ from typing import Any
 import pytest
 
 from relay.auth.ownership import Grant
+from relay.bridge.control import Attach, Call, Close, GrantChange, Phase, Read, Result, Status
 from relay.bridge.openings import AGENT, HOLDER, refused
-from relay.bridge.records import (
-    Attach,
-    Call,
-    Close,
-    GrantChange,
-    Phase,
-    Read,
-    RecordKind,
-    Result,
-    Status,
-    read_struct,
-    struct_record,
-)
+from relay.bridge.records import RecordKind, read_struct, struct_record
 from relay.bridge.versions import Opening
 from relay.errors import KernelError
 from relay.holder.serve.client import ChannelLimits

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from relay import files
+from relay.bridge.control import Attach, Disconnect, Position
 from relay.bridge.events import (
     Append,
     ClientAttached,
@@ -18,7 +19,6 @@ from relay.bridge.events import (
     StartReading,
 )
 from relay.bridge.messages import Channel
-from relay.bridge.records import Attach, Disconnect, Position
 from relay.bridge.session_table import SessionLimits
 from relay.bridge.submissions import KernelPresence
 from relay.holder.sessions import store as module
