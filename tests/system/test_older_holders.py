@@ -269,7 +269,7 @@ async def test_a_client_runs_a_cell_through_a_holder_of_0_1(tmp_path: Path) -> N
     assert (submitted.number, submitted.channel) == (1, 0)
     assert json.loads(submitted.parts[0])["msg_id"] == "m1"
     assert json.loads(submitted.parts[3])["code"] == CODE
-    assert (proved, detached.seq, detached.disconnect) == (last, last, "goodbye")
+    assert (proved, detached.seq, detached.departure) == (last, last, "goodbye")
 
 
 async def test_the_past_of_a_holder_of_0_1_is_read(tmp_path: Path) -> None:
