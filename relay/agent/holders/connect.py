@@ -14,6 +14,7 @@ from relay.agent.holders.client import HolderClient
 from relay.agent.holders.create import KernelCreator, StartRequest
 from relay.agent.holders.ended import EndedKernels
 from relay.agent.launchers.base import HolderState, HolderStatus, Launcher
+from relay.agent.launchers.start_signals import SERVE_TIMEOUT
 from relay.auth.ownership import KernelOwnership
 from relay.bridge.records import RecordError
 from relay.errors import AgentUnavailable, DiskFull, OtherVersion, RelayError, StartFailed
@@ -22,8 +23,6 @@ from relay.kernel_folders import KernelFolder
 
 log = structlog.get_logger(__name__)
 
-_SERVE: Final = 15.0
-"""Seconds a holder has from its start until it serves its socket, and answers there."""
 _TRIES: Final = 3
 """Times that a first holder is started."""
 
@@ -89,7 +88,7 @@ class HolderConnector:
     async def _connect(self, kernel_folder: KernelFolder) -> HolderClient | None:
         """Connect once the holder serves; None where the kernel has no holder any more."""
         try:
-            async with asyncio.timeout(_SERVE):
+            async with asyncio.timeout(SERVE_TIMEOUT):
                 client = await self._connect_when_serving(kernel_folder)
         except TimeoutError:
             msg = "A kernel's holder does not answer."

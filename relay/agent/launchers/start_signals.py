@@ -10,12 +10,20 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Final
+
+SERVE_TIMEOUT: Final = 15.0
+"""Seconds a holder has from its start until it serves its socket, and answers there."""
 
 
 class StartSignals:
-    """The holders that this process has started and that serve no socket yet, by kernel id."""
+    """The holders that this process has started and that serve no socket yet, by kernel id.
 
-    def __init__(self) -> None:
+    A holder that its user has stopped tells nothing: after ``timeout`` seconds it is expected no more.
+    """
+
+    def __init__(self, timeout: float = SERVE_TIMEOUT) -> None:
+        self._timeout = timeout
         self._waiting: dict[str, asyncio.Event] = {}
 
     @contextlib.contextmanager
@@ -36,12 +44,14 @@ class StartSignals:
         told = self._waiting[kernel_id] = asyncio.Event()
 
         def tell() -> None:
+            late.cancel()
             loop.remove_reader(reading)
             os.close(reading)
             told.set()
             if self._waiting.get(kernel_id) is told:
                 del self._waiting[kernel_id]
 
+        late = loop.call_later(self._timeout, tell)
         loop.add_reader(reading, tell)
 
     def is_expected(self, kernel_id: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from relay.auth.policy import Action, Policy, Rights
+from relay.auth.policy import Action, Policy
 from relay.edge.authn.revalidation import AuthorizedStream
 from relay.edge.caller import Caller
 from relay.edge.http.context import (
@@ -28,29 +28,30 @@ class Authorization:
         self._max_kernels = max_kernels
 
     def admit(self, context: AddressedRequest) -> AdmittedRequest:
-        """Look up the caller's rights on the cluster. Raises `NotFound` where there are none."""
-        rights = self.policy.admit(context.identity, context.cluster)
-        return AdmittedRequest(**context.facts(), rights=rights)
+        """Check that the caller has rights on the cluster. Raises `NotFound` otherwise."""
+        self.policy.admit(context.identity, context.cluster)
+        return AdmittedRequest(**context.facts())
 
     def authorize(self, context: RoutedRequest) -> AuthorizedRequest:
-        """Check that the caller may use the route. Raises `Forbidden`."""
-        caller = self._caller(context.identity, context.rights, context.route)
+        """Check that the caller may use the route. Raises `NotFound` and `Forbidden`.
+
+        The policy of this moment counts: it may have been replaced since the caller was admitted.
+        """
+        caller = self._caller(context.identity, cluster=context.cluster, route=context.route)
         return AuthorizedRequest(**context.facts(), caller=caller)
 
     def stream(self, context: AuthorizedRequest) -> AuthorizedStream:
         """Return what stays open for a request, to be authorised again by the policy of then."""
-        authorize = partial(self._authorize_again, cluster=context.cluster, route=context.route)
+        authorize = partial(self._caller, cluster=context.cluster, route=context.route)
         log_fields = context.log_fields | {
             "request_id": context.request_id,
             "token_id": context.identity.credential,
         }
         return AuthorizedStream(context.identity, authorize, context.caller, log_fields)
 
-    def _authorize_again(self, identity: Identity, *, cluster: str, route: Route) -> Caller:
-        return self._caller(identity, self.policy.admit(identity, cluster), route)
-
-    def _caller(self, identity: Identity, rights: Rights, route: Route) -> Caller:
-        """Return the caller as agents are told of it. Raises `Forbidden`."""
+    def _caller(self, identity: Identity, *, cluster: str, route: Route) -> Caller:
+        """Return the caller as agents are told of it. Raises `NotFound` and `Forbidden`."""
+        rights = self.policy.admit(identity, cluster)
         actions = frozenset(map(Action, route.actions))
         rights.require(actions)
         relevant = actions | frozenset(map(Action, route.optional_actions)) | {Action.ADMIN}

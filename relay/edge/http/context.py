@@ -13,7 +13,6 @@ import msgspec
 from aiohttp import web
 
 from relay.auth.credentials import PresentedCredentials
-from relay.auth.policy import Rights
 from relay.edge.caller import Caller
 from relay.errors import RelayError
 from relay.model import Identity
@@ -91,8 +90,6 @@ class AddressedRequest(IdentifiedRequest, frozen=True, kw_only=True):
 
 class AdmittedRequest(AddressedRequest, frozen=True, kw_only=True):
     """A request whose caller has rights on the cluster, so may know of it."""
-
-    rights: Rights
 
     @property
     def admitted_cluster(self) -> str:

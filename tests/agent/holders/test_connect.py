@@ -163,7 +163,7 @@ async def test_a_kernel_is_reached_as_soon_as_its_holder_serves(agent: Agent) ->
 async def test_a_holder_that_never_serves_is_not_waited_for(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "_SERVE", 0.05)
+    monkeypatch.setattr(connect, "SERVE_TIMEOUT", 0.05)
     agent.node.runner.manner = lambda _: None
     for attempt in (agent.create("k"), agent.find("k")):
         with pytest.raises(AgentUnavailable, match="does not answer"):
@@ -176,7 +176,7 @@ async def test_a_holder_that_serves_and_does_not_answer_is_not_waited_for(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one does that is stopped (SIGSTOP): its socket takes connections."""
-    monkeypatch.setattr(connect, "_SERVE", 0.05)
+    monkeypatch.setattr(connect, "SERVE_TIMEOUT", 0.05)
     agent.node.runner.manner = lambda _: None
     created = agent.node.folder("k")
     await agent.node.submit("k")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.agent.launchers.start_signals import StartSignals
-from tests.virtualtime import settle
+from tests.virtualtime import elapse, settle, virtual
 
 
 async def test_a_start_is_expected_to_tell_until_it_has() -> None:
@@ -58,3 +58,18 @@ async def test_a_second_start_is_not_taken_for_the_first() -> None:
     os.close(second)
     await asyncio.wait_for(signals.wait("k"), 5)
     assert not signals.is_expected("k")
+
+
+@virtual
+async def test_a_holder_that_tells_nothing_costs_no_descriptor_for_long() -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    signals = StartSignals(timeout=15.0)
+    with signals.of_start("k") as given:
+        serving = os.dup(given)
+    await elapse(14.9)
+    assert signals.is_expected("k")
+    await elapse(0.2)
+    assert not signals.is_expected("k")
+    await signals.wait("k")
+    os.close(serving)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -60,7 +60,6 @@ def authorized(
     facts = addressed("alpha", path, asked or request(method, path)).facts()
     return AuthorizedRequest(
         **facts | changed,
-        rights=RIGHTS,
         matched=ROUTES.match(Scope.CLUSTER, method, target.segments),
         caller=CALLER,
     )

@@ -265,7 +265,6 @@ class Visit:
             credentials=PresentedCredentials("T"),
             identity=TOKEN_REQUIRED,
             cluster="alpha",
-            rights=ADA.rights,
             matched=ROUTES.match(Scope.CLUSTER, "GET", target.segments),
             caller=ADA,
         )

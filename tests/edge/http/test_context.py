@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from relay.edge.http.context import AdmittedRequest, IdentifiedRequest, ParsedRequest
-from tests.edge.http.contexts import ALICE, RIGHTS, addressed, authorized, received
+from tests.edge.http.contexts import ALICE, addressed, authorized, received
 
 KERNEL = "0a0a0a0a-0000-4000-8000-000000000000"
 
@@ -24,7 +24,7 @@ async def test_a_stage_tells_what_is_certain_and_no_more() -> None:
     # The audit log may name it, metrics and answers may not.
     assert (stranger.named_cluster, stranger.admitted_cluster) == ("beta", "")
     assert stranger.matched_route is None
-    admitted = AdmittedRequest(**stranger.facts(), rights=RIGHTS)
+    admitted = AdmittedRequest(**stranger.facts())
     assert (admitted.named_cluster, admitted.admitted_cluster) == ("beta", "beta")
     last = authorized("GET", f"/api/kernels/{KERNEL}")
     assert last.matched_route is last.matched

@@ -676,6 +676,22 @@ async def test_what_is_open_is_authorised_by_the_policy_of_now(path: str) -> Non
     assert seen == [wide, Rights({Action.VIEW: None})]
 
 
+@pytest.mark.parametrize(
+    ("left", "status"), [((), 404), ((Action.LIST,), 403), ((Action.STOP,), 299)]
+)
+async def test_a_policy_that_changes_while_a_request_is_counted_counts(
+    monkeypatch: pytest.MonkeyPatch, left: tuple[Action, ...], status: int
+) -> None:
+    desk = Desk(*EVERY)
+
+    async def count_request(*_: object) -> None:
+        rules = [Rule(authenticator="token", actions=frozenset(left))] if left else []
+        desk.app.change_policy(Policy(rules))
+
+    monkeypatch.setattr(desk.limits, "count_request", count_request)
+    assert await desk.ask("DELETE", KERNEL) == status
+
+
 async def test_the_port_for_channels_serves_nothing_else() -> None:
     desk = Desk(*EVERY)
     headers = CIMultiDict([("Host", "relay"), BEARER])
