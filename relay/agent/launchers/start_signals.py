@@ -19,7 +19,7 @@ SERVE_TIMEOUT: Final = 15.0
 class StartSignals:
     """The holders that this process has started and that serve no socket yet, by kernel id.
 
-    A holder that its user has stopped tells nothing: after ``timeout`` seconds it is expected no more.
+    A holder that its user has stopped tells nothing: it is expected for ``timeout`` seconds.
     """
 
     def __init__(self, timeout: float = SERVE_TIMEOUT) -> None:
