@@ -20,7 +20,14 @@ from tests.system.channels import Channels, Execution, count_lines
 from tests.system.running import RunningRelay, wait_for
 
 LINES = 2000
-PRINTING = f"import time\nfor n in range({LINES}): print('line', n, flush=True); time.sleep(0.002)"
+# In one piece: of a line that the kernel sends in two messages, the second may come again alone.
+PRINTING = f"""
+import sys, time
+for n in range({LINES}):
+    sys.stdout.write(f"line {{n}}\\n")
+    sys.stdout.flush()
+    time.sleep(0.002)
+"""
 PRINTED = [f"line {n}" for n in range(LINES)]
 
 both = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
